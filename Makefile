@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine (Python 3.11 and make):
+#   make demo    build the embedded checkpoint and write a story with it
+#   make test    every correctness test
+.PHONY: demo test lint clean
+
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+
+PROMPT ?= Once upon a time there was a little mouse who
+
+demo: models/demo-int8/SHA256SUMS
+	@echo
+	@echo "$(PROMPT) ..."
+	@$(BIN)/gpt2-edge generate "$(PROMPT)" --model models/demo-int8 --max-new-tokens 200 --temperature 0.7 --top-p 0.9 --seed 7
+
+models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/demo/*)
+	$(BIN)/python export/build.py models/demo --output models/demo-int8 --no-reference --force
+
+test: .venv/export
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/export
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# stamps: an extra is installed again when pyproject.toml changes
+.venv/export-light: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[export-light]'
+	@$(BIN)/python -c "open('$@', 'w').close()"
+
+.venv/export: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[export,dev]'
+	@$(BIN)/python -c "open('$@', 'w').close()"
+
+clean:
+	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
+
+python export/build.py                          OpenAI's gpt2, downloaded once
+python export/build.py models/demo              the checkpoint that comes with this repository
+python export/build.py random:gpt2 --no-reference
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the clone, whatever the directory
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from export import card, folder, graph, quality, reference
+from export.arguments import BuildOptions, parse
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.precision import BLOCK_SIZES, Float32, Int8, Precision
+
+EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build one model folder; raises for whatever goes wrong, with the earlier output untouched."""
+    options = parse(arguments)
+    check_before_work(options)
+    with folder.workspace(options.output) as work:
+        say(1, f"checkpoint: {options.checkpoint}")
+        checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer)
+        check_block_size(checkpoint, options.block_size)
+
+        say(2, f"reference: {options.reference_text}")
+        make_reference(checkpoint, options, work / "reference")
+
+        say(3, f"model: the fused graph, {options.precision_text}")
+        make_model(checkpoint, options, work / "model")
+
+        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint).name}")
+        measured = verify(checkpoint, options, work)
+
+        say(5, f"publication: {options.output}")
+        describe(checkpoint, options, measured, work / "model")
+        if options.keep_reference:
+            folder.publish(work / "reference", options.keep_reference, work)
+        folder.publish(work / "model", options.output, work)
+    print(f"built {options.output}")
+
+
+def check_before_work(options: BuildOptions) -> None:
+    """Raise for what would only fail after the work: a place that is taken, a missing optimum."""
+    folder.check_output(options.output, force=options.force)
+    if options.keep_reference and options.keep_reference.exists():
+        raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
+    if options.needs_reference and not options.no_reference:
+        reference.check_installed()
+
+
+def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
+    """optimum's own export, or with --no-reference this project's fused graph in fp32."""
+    if not options.needs_reference:
+        return
+    if options.no_reference:
+        target.mkdir()
+        graph.build(checkpoint.config, checkpoint.tensors, Float32(), target, progress=layer_progress)
+    else:
+        reference.export_reference(checkpoint.folder, target)
+    folder.write_tokenizer_and_config(checkpoint, target)
+
+
+def make_model(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
+    """The graph that ships, at its precision."""
+    target.mkdir()
+    precision: Precision = Int8(options.block_size) if options.block_size else Float32()
+    graph.build(checkpoint.config, checkpoint.tensors, precision, target, progress=layer_progress)
+    folder.write_tokenizer_and_config(checkpoint, target)
+
+
+def verify(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> quality.Quality | None:
+    """Measure the loss against the reference; raises ValueError for a model that loses too much."""
+    if options.verify == "none":
+        return None
+    text = evaluation_text(checkpoint)
+    measured = quality.measure_quality(work / "model", work / "reference", options.reference_text, text, work)
+    print(card.quality_text(checkpoint, measured))
+    if not checkpoint.is_random:
+        measured.check(options.max_loss)
+    return measured
+
+
+def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Quality | None, target: Path) -> None:
+    """quality.json, the card and the checksums."""
+    report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
+    report |= {"precision": options.precision, "block_size": options.block_size}
+    folder.write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
+    card.write_card(target, checkpoint, options.precision, options.block_size, measured, options.command)
+    folder.write_checksums(target)
+
+
+def evaluation_text(checkpoint: Checkpoint) -> Path:
+    """The checkpoint's own evaluation.txt, where it has one; else plain exposition for models of general English."""
+    own = checkpoint.folder / EVALUATION_TEXT.name
+    return own if own.is_file() else EVALUATION_TEXT
+
+
+def check_block_size(checkpoint: Checkpoint, block_size: int | None) -> None:
+    """Raise ValueError unless blocks divide the rows of every product."""
+    widths = sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
+    if block_size and any(width % block_size for width in widths):
+        fitting = [str(size) for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
+        cure = f"--block-size {' or '.join(fitting)} does" if fitting else "none does: use --precision fp32"
+        raise ValueError(f"blocks of {block_size} do not divide the widths {widths}; {cure}")
+
+
+def layer_progress(layers: Any) -> Any:
+    """A progress bar over the layers."""
+    return tqdm(layers, desc="      layers", unit="layer")
+
+
+def say(step: int, what: str) -> None:
+    """Announce a step."""
+    print(f"[{step}/5] {what}", flush=True)
+
+
+def run() -> int:
+    """`main` for a terminal: errors as one line. 0 done, 1 failed, 130 interrupted; wrong usage exits with 2."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was changed", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def explain(error: BaseException) -> str:
+    """The message, with the cure for the commonest failure of a big write."""
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
+        free = shutil.disk_usage(Path.cwd()).free / 1e9
+        return f"the disk is full ({error}); {free:.1f} GB are free here now. The output is as it was"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,137 @@
+"""What a GPT-2 `config.json` says, checked: the part of transformers' `GPT2Config` that shapes the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+ACTIVATIONS = (
+    "gelu_new",
+    "gelu_fast",
+    "gelu_pytorch_tanh",
+    "gelu",
+    "quick_gelu",
+    "relu",
+    "silu",
+    "swish",
+    "tanh",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Field names and defaults are transformers' `GPT2Config`.
+
+    `bos_token_id` and `eos_token_id` may lie outside the vocabulary, as they do in fine-tunes that kept
+    GPT-2's defaults with a smaller vocabulary: such a model has no beginning or end of text.
+
+    Raises ValueError, naming the key, for a value that is impossible or that the graph cannot express.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            _check_count(key, getattr(self, key))
+        if self.n_inner is not None:
+            _check_count("n_inner", self.n_inner)
+        for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key} is {getattr(self, key)!r}; true or false is expected")
+        for key in ("bos_token_id", "eos_token_id"):
+            if not isinstance(getattr(self, key), int | None):
+                raise ValueError(f"{key} is {getattr(self, key)!r}; one token id or null is expected")
+        if not isinstance(self.layer_norm_epsilon, float) or not 0 < self.layer_norm_epsilon < 1:
+            raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; a number between 0 and 1 is expected")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function is {self.activation_function!r}; the graph has {', '.join(ACTIVATIONS)}"
+            )
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.head_dim % 8:
+            raise ValueError(
+                f"the head size n_embd / n_head is {self.head_dim}; "
+                "onnxruntime's GroupQueryAttention takes multiples of 8 only, so this checkpoint cannot be exported"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.n_inner or 4 * self.n_embd
+
+    def attention_scale(self, layer: int) -> float:
+        """Factor on query times key in this layer, as `GPT2Attention` has it."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor a checkpoint of this shape holds, by its own name without the `transformer.` prefix."""
+        width, inner = self.n_embd, self.inner_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "wte.weight": (self.vocab_size, width),
+            "wpe.weight": (self.n_positions, width),
+            "ln_f.weight": (width,),
+            "ln_f.bias": (width,),
+        }
+        products = {  # Conv1D keeps [n_in, n_out]
+            "attn.c_attn": (width, 3 * width),
+            "attn.c_proj": (width, width),
+            "mlp.c_fc": (width, inner),
+            "mlp.c_proj": (inner, width),
+        }
+        for layer in range(self.n_layer):
+            for norm in ("ln_1", "ln_2"):
+                shapes |= {f"h.{layer}.{norm}.weight": (width,), f"h.{layer}.{norm}.bias": (width,)}
+            for name, shape in products.items():
+                shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[1:]}
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, width)
+        return shapes
+
+
+def read(path: Path) -> tuple[Config, dict[str, Any]]:
+    """The checked configuration in a `config.json`, and the whole JSON object as it stands.
+
+    Raises FileNotFoundError, or ValueError for a file that is not JSON, not GPT-2's, or has an impossible value.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; a checkpoint folder has one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+        kind = raw.get("model_type", "missing") if isinstance(raw, dict) else "missing"
+        raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {kind!r}, 'gpt2' is needed")
+    if raw.get("add_cross_attention"):
+        raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
+    known = {field.name for field in dataclasses.fields(Config)}
+    try:
+        return Config(**{key: value for key, value in raw.items() if key in known}), raw
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_count(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} is {value!r}; a whole number of at least 1 is expected")

@@ -1,0 +1,152 @@
+"""GPT-2 as one fused ONNX graph for onnxruntime's CPU kernels, with the ecosystem's own input and output names.
+
+    input_ids       [batch_size, sequence_length]
+    attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 first
+    position_ids    [batch_size, sequence_length]
+    num_logits_to_keep [1]   default 0: logits of every position; 1: of the last only
+    past_key_values.{i}.{key,value}  [batch_size, n_head, past_sequence_length, head_dim]
+ -> logits          [batch_size, kept_length, n_vocab]
+    present.{i}.{key,value}          [batch_size, n_head, total_sequence_length, head_dim]
+
+`GroupQueryAttention` writes new keys and values in place when past and present are the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from export.config import Config
+from export.onnx_file import MICROSOFT, OnnxFile, ValueInfo
+from export.precision import Floats, Precision
+
+FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+class Weights(Protocol):
+    """A checkpoint's tensors by name."""
+
+    def __getitem__(self, name: str) -> Floats:
+        """The tensor, fp32."""
+
+
+_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {  # operator, domain, attributes
+    "gelu_new": ("FastGelu", MICROSOFT, {}),
+    "gelu_fast": ("FastGelu", MICROSOFT, {}),
+    "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}),
+    "gelu": ("Gelu", MICROSOFT, {}),
+    "quick_gelu": ("QuickGelu", MICROSOFT, {"alpha": 1.702}),
+    "relu": ("Relu", "", {}),
+    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
+    "swish": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
+    "tanh": ("Tanh", "", {}),
+}
+
+
+def build(
+    config: Config,
+    tensors: Weights,
+    precision: Precision,
+    folder: Path,
+    progress: Progress = iter,
+) -> None:
+    """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers."""
+    with OnnxFile(folder) as file:
+        _GraphBuilder(config, tensors, precision, file).write(progress)
+
+
+class _GraphBuilder:
+    """One walk through the network, from ids to logits. x is the normed input, residual the sum that flows by."""
+
+    def __init__(self, config: Config, tensors: Weights, precision: Precision, file: OnnxFile) -> None:
+        self.config, self.tensors, self.precision, self.file = config, tensors, precision, file
+        self.inputs: list[ValueInfo] = [
+            ("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+            ("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
+            ("position_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+            ("num_logits_to_keep", TensorProto.INT64, [1]),
+        ]
+        self.outputs: list[ValueInfo] = [
+            ("logits", TensorProto.FLOAT, ["batch_size", "kept_length", config.vocab_size])
+        ]
+
+    def write(self, progress: Progress) -> None:
+        self.lengths()
+        x, residual = self.embeddings()
+        for layer in progress(range(self.config.n_layer)):
+            x, residual = self.layer(layer, x, residual)
+        self.logits(x)
+        self.file.save(self.inputs, self.outputs, FORMAT)
+
+    def lengths(self) -> None:
+        """From the mask, what GroupQueryAttention wants: seqlens_k [batch] and total_sequence_length, a scalar."""
+        node, one = self.file.node, self.file.constant("one", np.array([1], np.int64))
+        node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
+        # left padding would be silently wrong, so a row that begins with 0 reads past the end of `one` and fails
+        node("ArgMax", ["attention_mask"], ["first_token"], axis=1, keepdims=0)
+        node("Gather", [one, "first_token"], ["attention_mask_must_be_padded_on_the_right"])
+        node("Sub", ["n_tokens", "attention_mask_must_be_padded_on_the_right"], ["last_index"])
+        node("Cast", ["last_index"], ["seqlens_k"], to=TensorProto.INT32)
+        node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
+        node("Squeeze", ["mask_length"], ["total"])
+        node("Cast", ["total"], ["total_sequence_length"], to=TensorProto.INT32)
+
+    def embeddings(self) -> tuple[str, str]:
+        self.precision.store(self.file, "wte", self.tensors["wte.weight"])
+        tokens = self.precision.embed(self.file, "wte", "tokens")
+        wpe = self.file.constant("wpe", self.tensors["wpe.weight"])
+        positions = self.file.node("Gather", [wpe, "position_ids"], ["positions"])
+        return self.norm(tokens, positions, "h.0.ln_1")
+
+    def layer(self, i: int, x: str, residual: str) -> tuple[str, str]:
+        attended = self.attention(i, self.linear(x, f"h.{i}.attn.c_attn"))
+        x, residual = self.norm(residual, self.linear(attended, f"h.{i}.attn.c_proj"), f"h.{i}.ln_2")
+        hidden = self.linear(x, f"h.{i}.mlp.c_fc")
+        operator, domain, attributes = _ACTIVATIONS[self.config.activation_function]
+        hidden = self.file.node(operator, [hidden], [f"h.{i}.mlp.act"], domain, **attributes)
+        following = f"h.{i + 1}.ln_1" if i + 1 < self.config.n_layer else "ln_f"
+        return self.norm(residual, self.linear(hidden, f"h.{i}.mlp.c_proj"), following)
+
+    def attention(self, i: int, qkv: str) -> str:
+        """Query, key and value packed side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
+        n_head, head_dim = self.config.n_head, self.config.head_dim
+        past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
+        present = [f"present.{i}.{part}" for part in ("key", "value")]
+        for names, declared, length in (
+            (past, self.inputs, "past_sequence_length"),
+            (present, self.outputs, "total_sequence_length"),
+        ):
+            declared += [(name, TensorProto.FLOAT, ["batch_size", n_head, length, head_dim]) for name in names]
+        inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
+        heads = {"num_heads": n_head, "kv_num_heads": n_head, "scale": self.config.attention_scale(i)}
+        return self.file.node("GroupQueryAttention", inputs, [f"h.{i}.attn", *present], MICROSOFT, **heads)
+
+    def linear(self, x: str, name: str) -> str:
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        return self.precision.linear(self.file, x, name, weight, bias, f"{name}.out")
+
+    def norm(self, x: str, skip: str, name: str) -> tuple[str, str]:
+        """LayerNorm(x + skip), and the sum itself for the next residual."""
+        gamma, beta = (
+            self.file.constant(f"{name}.{part}", self.tensors[f"{name}.{part}"]) for part in ("weight", "bias")
+        )
+        outputs = [f"{name}.out", "", "", f"{name}.sum"]
+        epsilon = self.config.layer_norm_epsilon
+        self.file.node("SkipLayerNormalization", [x, skip, gamma, beta], outputs, MICROSOFT, epsilon=epsilon)
+        return outputs[0], outputs[3]
+
+    def logits(self, x: str) -> None:
+        """Logits of the last num_logits_to_keep positions; an input with a default, so others need not know it."""
+        self.file.constant("num_logits_to_keep", np.zeros(1, np.int64))
+        first = self.file.node("Neg", ["num_logits_to_keep"], ["first_kept"])
+        end = self.file.constant("end", np.array([2**62], np.int64))
+        kept = self.file.node("Slice", [x, first, end, "one"], ["kept_states"])
+        if not self.config.tie_word_embeddings:
+            self.precision.store(self.file, "lm_head", self.tensors["lm_head.weight"])
+        output_layer = "wte" if self.config.tie_word_embeddings else "lm_head"
+        self.precision.logits(self.file, kept, output_layer, "logits")

@@ -1,0 +1,85 @@
+"""How weight matrices become nodes: as they are (fp32), or in blocks of int8."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.onnx_file import MICROSOFT, OnnxFile
+from export.quantization import quantize
+
+Floats = NDArray[np.float32]
+BLOCK_SIZES = (32, 64, 128, 256)
+DEFAULT_BLOCK_SIZE = 64  # divides every OpenAI width, and rows do not depend on their neighbours
+
+
+class Precision(Protocol):
+    """What the graph asks of a precision. A stored matrix can serve the embedding and the output layer both."""
+
+    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+        """Store a [n_vocab, n_embd] matrix for `embed` and `logits`."""
+
+    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+        """input_ids [batch, sequence] -> rows of the stored matrix [batch, sequence, n_embd]."""
+
+    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+        """[batch, kept, n_embd] times the stored matrix transposed -> [batch, kept, n_vocab]."""
+
+    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
+        """Conv1D: [..., n_in] times weight [n_in, n_out] plus bias [n_out] -> [..., n_out]."""
+
+
+class Float32:
+    """Weights unchanged."""
+
+    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+        file.constant(name, matrix)
+
+    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+        return file.node("Gather", [name, "input_ids"], [out])
+
+    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+        return file.node("FusedMatMul", [x, name], [out], MICROSOFT, transB=1)
+
+    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
+        product = file.node("MatMul", [x, file.constant(f"{name}.weight", weight)], [f"{out}.product"])
+        return file.node("Add", [product, file.constant(f"{name}.bias", bias)], [out])
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """Weights in blocks of 8-bit integers, one scale each; activations are rounded the same way as a product runs.
+
+    The operators are onnxruntime's `MatMulNBits` and `GatherBlockQuantized`. `accuracy_level=4` asks for the
+    int8 kernels: the default level computes in fp32 and is some fifty times slower.
+    """
+
+    block_size: int
+
+    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+        quantized, scales = quantize(matrix, self.block_size)
+        file.constant(f"{name}.q", quantized)
+        file.constant(f"{name}.scale", scales)
+        # the same bytes once more as plain rows: a lookup maps the few it needs, a product repacks all of them
+        file.same_bytes(f"{name}.rows", f"{name}.q", list(matrix.shape))
+
+    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+        inputs = [f"{name}.rows", "input_ids", f"{name}.scale"]
+        where = {"block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1}
+        return file.node("GatherBlockQuantized", inputs, [out], MICROSOFT, bits=8, **where)
+
+    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+        return self._product(file, [x, f"{name}.q", f"{name}.scale"], file.shape(f"{name}.rows"), out)
+
+    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
+        quantized, scales = quantize(weight.T, self.block_size)  # MatMulNBits wants [n_out, n_in]
+        stored = [file.constant(f"{name}.q", quantized), file.constant(f"{name}.scale", scales)]
+        inputs = [x, *stored, "", "", file.constant(f"{name}.bias", bias)]
+        return self._product(file, inputs, list(weight.T.shape), out)
+
+    def _product(self, file: OnnxFile, inputs: list[str], shape: list[int], out: str) -> str:
+        sizes = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": self.block_size}
+        return file.node("MatMulNBits", inputs, [out], MICROSOFT, accuracy_level=4, **sizes)

@@ -1,0 +1,106 @@
+"""Quality of a new model against its reference, both run by the runtime that ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from runtime.model import Model
+from runtime.scoring import log_probabilities
+from runtime.text import encode
+
+MAX_LOSS = {"fp32": 0.01, "int8": 0.5}  # per cent of perplexity
+PROTOCOL = "windows and stride of n_positions, nothing prepended, every token predicted once but the first"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """What verification measured: `quality.json` under the same names."""
+
+    reference: str
+    text: str
+    text_sha256: str
+    protocol: str
+    n_tokens: int
+    reference_perplexity: float
+    perplexity: float
+    loss_percent: float  # of perplexity, relative
+    top1_agreement: float  # share of positions where both find the same token likeliest
+    mean_kl: float  # D(reference || model), natural logarithm, mean over positions
+
+    def check(self, max_loss: float) -> None:
+        """Raise ValueError if the loss passes `max_loss` per cent."""
+        if not self.loss_percent <= max_loss:  # NaN does not pass either
+            raise ValueError(
+                f"the model loses {self.loss_percent:.3f} % of perplexity, more than {max_loss} %: not published. "
+                "A smaller --block-size loses less; --max-loss PERCENT allows more"
+            )
+
+
+def measure_quality(model: Path, reference: Path, reference_name: str, text: Path, work: Path) -> Quality:
+    """Run reference, then model, over the text: one of them in memory at a time.
+
+    The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile.
+    """
+    content = text.read_text(encoding="utf-8")
+    with Model(model) as opened:
+        ids, n_vocab = encode(opened, content), opened.config.vocab_size
+    kept = work / "reference.logprobs"
+    nll = _run_reference(reference, ids, kept)
+    expected = np.memmap(kept, np.float32, "r", shape=(len(ids) - 1, n_vocab))
+    model_nll, agree, kl = _compare(model, ids, expected)
+    n = len(ids) - 1
+    perplexities = math.exp(nll / n), math.exp(model_nll / n)
+    return Quality(
+        reference=reference_name,
+        text=text.name,
+        text_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        protocol=PROTOCOL,
+        n_tokens=n,
+        reference_perplexity=perplexities[0],
+        perplexity=perplexities[1],
+        loss_percent=100 * (perplexities[1] / perplexities[0] - 1),
+        top1_agreement=agree / n,
+        mean_kl=kl / n,
+    )
+
+
+def _run_reference(folder: Path, ids: list[int], kept: Path) -> float:
+    """Keep the log-probabilities in a file; returns the summed negative log-likelihood."""
+    nll = 0.0
+    with Model(folder, prepack=False) as model, kept.open("wb") as file:
+        for targets, logprobs in _passes(model, ids, "reference"):
+            nll -= _of_targets(logprobs, targets)
+            file.write(np.ascontiguousarray(logprobs).data)
+    return nll
+
+
+def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tuple[float, int, float]:
+    """Summed negative log-likelihood, number of equal likeliest tokens, summed KL divergence."""
+    nll, agree, kl, done = 0.0, 0, 0.0, 0
+    with Model(folder) as model:
+        for targets, logprobs in _passes(model, ids, "model"):
+            reference = expected[done : done + len(targets)]
+            done += len(targets)
+            nll -= _of_targets(logprobs, targets)
+            agree += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
+            kl += float((np.exp(reference) * (reference - logprobs)).sum(dtype=np.float64))
+    return nll, agree, kl
+
+
+def _of_targets(logprobs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    return float(logprobs[np.arange(len(targets)), targets].sum(dtype=np.float64))
+
+
+def _passes(model: Model, ids: list[int], name: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    with tqdm(total=len(ids) - 1, desc=f"      {name}", unit="token") as bar:
+        for targets, logprobs in log_probabilities(model, ids):
+            yield targets, logprobs
+            bar.update(len(targets))

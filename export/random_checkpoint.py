@@ -1,0 +1,103 @@
+"""`random:SIZE`: a checkpoint of an OpenAI size with seeded noise for weights, to size a device without a download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from export.config import Config
+
+SIZES = {
+    "distilgpt2": Config(n_layer=6),
+    "gpt2": Config(),
+    "gpt2-medium": Config(n_layer=24, n_embd=1024, n_head=16),
+    "gpt2-large": Config(n_layer=36, n_embd=1280, n_head=20),
+    "gpt2-xl": Config(n_layer=48, n_embd=1600, n_head=25),
+}
+DEMO_TOKENIZER = Path(__file__).resolve().parents[1] / "models" / "demo" / "tokenizer.json"
+SHARD_BYTES = 1_000_000_000
+END = "<|endoftext|>"
+
+
+def write(size: str, folder: Path, tokenizer: Path | None = None) -> None:
+    """Write a Hugging Face checkpoint folder of that size: the same weights every time, on every machine.
+
+    `tokenizer`: a folder with a tokenizer.json to use; by default a stand-in grown from the demo's.
+    Raises ValueError for an unknown size, FileNotFoundError for a missing tokenizer.
+    """
+    if size not in SIZES:
+        raise ValueError(f"random:{size} is not known; the sizes are {', '.join(f'random:{s}' for s in SIZES)}")
+    source = tokenizer / "tokenizer.json" if tokenizer else DEMO_TOKENIZER
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is missing; --tokenizer FOLDER names a folder with a tokenizer.json")
+    folder.mkdir(parents=True)
+    config = SIZES[size]
+    _write_json(folder / "config.json", _config_json(config))
+    if tokenizer:
+        shutil.copyfile(source, folder / "tokenizer.json")
+    else:
+        _write_json(folder / "tokenizer.json", stand_in_tokenizer(source, config.vocab_size))
+    _write_shards(config, folder, size)
+
+
+def stand_in_tokenizer(source: Path, vocab_size: int) -> dict[str, Any]:
+    """A byte-level BPE tokenizer grown to `vocab_size`: filler tokens that no text encodes to, the end token last."""
+    tokenizer: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    words = sorted((w for w in tokenizer["model"]["vocab"] if w != END), key=tokenizer["model"]["vocab"].__getitem__)
+    words += [f"Ġ[{index}]" for index in range(len(words), vocab_size - 1)]  # Ġ is a space in the byte alphabet
+    tokenizer["model"]["vocab"] = {word: index for index, word in enumerate([*words, END])}
+    for token in tokenizer["added_tokens"]:
+        token["id"] = vocab_size - 1
+    return tokenizer
+
+
+def _config_json(config: Config) -> dict[str, Any]:
+    sizes = {key: getattr(config, key) for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **ends}
+
+
+def _write_shards(config: Config, folder: Path, size: str) -> None:
+    """Shards of about 1 GB under an index, as transformers writes them: no more than one is ever in memory."""
+    shard: dict[str, NDArray[np.float32]] = {}
+    index: dict[str, str] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(index.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    n_tensors = len(config.tensor_shapes())
+    for name, tensor in tqdm(_tensors(config), total=n_tensors, desc=f"random {size}", unit="tensor"):
+        shard[f"transformer.{name}"] = tensor
+        if sum(t.nbytes for t in shard.values()) >= SHARD_BYTES:
+            flush()
+    flush()
+    if len(set(index.values())) == 1:
+        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+    else:
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+
+
+def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """GPT-2's own initialization: deviation 0.02, less for the products that add to the residual."""
+    generator = np.random.Generator(np.random.Philox(key=0))
+    for name, shape in config.tensor_shapes().items():
+        if len(shape) == 1:
+            yield name, np.full(shape, float(name.endswith("weight")), np.float32)
+        else:
+            deviation = 0.02 * ((2 * config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1)
+            yield name, generator.standard_normal(shape, np.float32) * np.float32(deviation)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""Models that many tests use, each made once a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export import build
+from runtime.model import Model
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the hub makes its own
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "models" / "demo"
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # texts and vectors that are not committed
+
+
+def shared_data(name: str) -> Path:
+    """A folder of test data that is not part of the repository; skips the test where it is missing."""
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{name}: this test's data is not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's models are."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def demo_int8_folder(built: Path) -> Path:
+    """The default build of the demo, optimum's reference kept beside it in `demo-reference`."""
+    target = built / "demo-int8"
+    build.main([str(DEMO), "--output", str(target), "--keep-reference", str(built / "demo-reference")])
+    return target
+
+
+@pytest.fixture(scope="session")
+def demo_reference_folder(demo_int8_folder: Path) -> Path:
+    """optimum's plain fp32 export of the demo."""
+    return demo_int8_folder.parent / "demo-reference"
+
+
+@pytest.fixture(scope="session")
+def demo_fp32_folder(built: Path) -> Path:
+    """The fused graph of the demo in fp32."""
+    target = built / "demo-fp32"
+    build.main([str(DEMO), "--output", str(target), "--precision", "fp32", "--no-reference"])
+    return target
+
+
+@pytest.fixture(scope="session")
+def demo_int8(demo_int8_folder: Path) -> Iterator[Model]:
+    with Model(demo_int8_folder) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_fp32(demo_fp32_folder: Path) -> Iterator[Model]:
+    with Model(demo_fp32_folder) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_reference(demo_reference_folder: Path) -> Iterator[Model]:
+    with Model(demo_reference_folder) as model:
+        yield model
