@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint bench-quick clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -22,6 +22,12 @@ models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/de
 
 test: .venv/export
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/export
+	$(BIN)/python -m pytest -m slow
+
+bench-quick: .venv/export
+	$(BIN)/python -m tests.benchmarks.quick
 
 lint: .venv/export
 	$(BIN)/ruff format --check .
