@@ -1,8 +1,9 @@
 """GPT-2 on a CPU: int8 ONNX models decoded with onnxruntime, tokenizers and numpy alone."""
 
-from runtime.api import generate, load, score_text, stream
+from runtime.api import complete, generate, load, score_text, stream, stream_many
+from runtime.completion import Completion
 from runtime.model import Model
 from runtime.scoring import Score
 
-__all__ = ["Model", "Score", "generate", "load", "score_text", "stream"]
+__all__ = ["Completion", "Model", "Score", "complete", "generate", "load", "score_text", "stream", "stream_many"]
 __version__ = "0.1.0"

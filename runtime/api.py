@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from runtime import generation, scoring
+from runtime.completion import Completion
 from runtime.default_model import check_path, find, resolve
 from runtime.model import Model
-from runtime.options import Options
+from runtime.options import Options, OptionsDict, check_count, make_options, takes_options
+from runtime.row import Place, Row
 from runtime.scoring import Score
 from runtime.text import encode_prompt
 
@@ -27,66 +30,97 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     return Model(Path(find() if path is None else check_path(path)), threads=threads)
 
 
-def stream(
-    prompt: str,
-    *,
-    model: ModelOrPath = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop: str | Sequence[str] = (),
-    seed: int | None = None,
-) -> Iterator[str]:
-    """The continuation of a prompt, in pieces as they are decoded; no piece ends inside a character.
-
-    The options are `generate`'s, and the pieces join to what it returns. Wrong options raise here, not at the
-    first piece. Closing the iterator ends the work.
-    """
-    options = Options(max_new_tokens, temperature, top_k, top_p, stop, seed)
-    opened = resolve(model)
-    ids = encode_prompt(opened, prompt)
-    generation.check_length(len(ids), options.max_new_tokens, opened.config.n_positions)
-    return generation.generate_pieces(opened, ids, options)
-
-
-def generate(
-    prompt: str,
-    *,
-    model: ModelOrPath = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop: str | Sequence[str] = (),
-    seed: int | None = None,
-) -> str:
+@takes_options
+def generate(prompt: str, *, model: ModelOrPath = None, **options: Unpack[OptionsDict]) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
-    prompt: any text, `<|endoftext|>` in it included (it is plain text); empty starts from the beginning of a text.
+    prompt: any text; an empty one starts from the beginning of a text.
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
-    max_new_tokens: at most this many tokens; fewer when the model ends the text.
-    temperature: 0.0 is greedy: the likeliest token every time. Above 0 samples; 1.0 is the model's own distribution.
-    top_k: sample from the k likeliest tokens; 0 is off.
-    top_p: sample from the likeliest tokens that together reach this probability; 1.0 is off.
-    stop: a string or several; the text ends before the first that appears.
-    seed: of the sampling, 0 to 2**64 - 1: same seed, same text. None draws a new one.
-    Raises ValueError or TypeError for a wrong option, and ValueError when prompt and max_new_tokens together pass
-    the model's n_positions; FileNotFoundError where no model is found.
+    Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
+    n_positions, unless `overflow` says otherwise; FileNotFoundError where no model is found.
     """
-    return "".join(
-        stream(
-            prompt,
-            model=model,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop=stop,
-            seed=seed,
-        )
-    )
+    return "".join(stream(prompt, model=model, **options))
+
+
+@takes_options
+def stream(prompt: str, *, model: ModelOrPath = None, **options: Unpack[OptionsDict]) -> Iterator[str]:
+    """The continuation of a prompt, in pieces as they are decoded; no piece ends inside a character.
+
+    Takes and raises what `generate` does, and the pieces join to what it returns. What is wrong with the options
+    raises here, not at the first piece. Closing the iterator ends the work.
+    """
+    opened = resolve(model)
+    rows = [_make_row(opened, prompt, make_options(options), Place())]
+    return (piece for _, piece in generation.generate_pieces(opened, rows) if piece)
+
+
+@takes_options
+def stream_many(
+    prompts: Sequence[str],
+    *,
+    model: ModelOrPath = None,
+    batch_size: int = generation.BATCH_SIZE,
+    **options: Unpack[OptionsDict],
+) -> Iterator[tuple[int, str]]:
+    """The continuations of several prompts, decoded together: (index of the prompt, piece of its continuation).
+
+    Takes what `generate` does; each prompt's pieces join to what `generate` returns for it.
+    batch_size: how many decode at a time; the others wait.
+    """
+    opened = resolve(model)
+    checked = make_options(options)
+    check_count("batch_size", batch_size)
+    rows = [_make_row(opened, prompt, checked, Place(index)) for index, prompt in enumerate(_as_list(prompts))]
+    return (event for event in generation.generate_pieces(opened, rows, batch_size) if event[1])
+
+
+@takes_options
+def complete(
+    prompts: str | Sequence[str],
+    *,
+    model: ModelOrPath = None,
+    n: int = 1,
+    logprobs: int = 0,
+    batch_size: int = generation.BATCH_SIZE,
+    **options: Unpack[OptionsDict],
+) -> list[Completion]:
+    """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
+
+    Takes what `generate` does, and:
+    n: samples for each prompt; more than one needs a temperature above 0.
+    logprobs: how many alternatives to record for each token.
+    batch_size: how many rows decode at a time; the others wait.
+    """
+    opened = resolve(model)
+    checked = make_options(options)
+    check_count("n", n)
+    check_count("batch_size", batch_size)
+    check_count("logprobs", logprobs, least=0)
+    if n > 1 and checked.temperature == 0:
+        raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature")
+    if logprobs > opened.config.vocab_size:
+        raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
+    rows = [
+        _make_row(opened, prompt, checked, Place(index, sample), n_top=logprobs)
+        for index, prompt in enumerate(_as_list(prompts))
+        for sample in range(n)
+    ]
+    for _ in generation.generate_pieces(opened, rows, batch_size):
+        pass
+    return [row.completion() for row in rows]
+
+
+def _make_row(model: Model, prompt: str, options: Options, place: Place, n_top: int | None = None) -> Row:
+    ids = encode_prompt(model, prompt, special_tokens=options.special_tokens)
+    return Row(model, ids, options, place, n_top)
+
+
+def _as_list(prompts: str | Sequence[str]) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("there are no prompts; give at least one")
+    return texts
 
 
 def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score:

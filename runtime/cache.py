@@ -1,9 +1,9 @@
-"""The key-value cache of one row, and the pass through the model that extends it."""
+"""The key-value cache, and the passes through the model that extend it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
@@ -17,15 +17,27 @@ _CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens seen so far, in every layer."""
+    """Keys and values of the tokens seen so far, in every layer, for one or several rows."""
 
-    length: int  # tokens held
+    lengths: list[int]  # tokens held, a row each
 
-    def extend(self, ids: Sequence[int], *, keep: int = 1) -> Logits:
-        """Run the model over `ids`, which follow what the cache holds, and hold them too.
+    def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
+        """Run the model over `ids`, which follow what the row holds, and hold them too: prefill.
 
-        Returns the logits [keep, n_vocab] after the last `keep` of them, valid until the next call.
+        Returns the logits [keep, n_vocab] after the last `keep` of them.
         """
+
+    def step(self, ids: Sequence[int]) -> Logits:
+        """One id more for each of the first len(ids) rows, in one pass: decoding.
+
+        Returns the logits [len(ids), n_vocab], valid until the next step.
+        """
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make the target row hold what the source row holds."""
+
+    def clear_row(self, row: int) -> None:
+        """Forget what the row holds."""
 
 
 def tensor_names(config: Config) -> list[str]:
@@ -37,88 +49,136 @@ class InPlaceCache:
     """One buffer a layer, past and present at once: `GroupQueryAttention` writes the new keys and values into it.
 
     The mask is as long as the buffer, with ones for the tokens held, so every tensor of a decoding step is made
-    once. `run_with_ortvaluevector` is the call that takes an overridable initializer (num_logits_to_keep) and
-    writes into given outputs. The OrtValues share the arrays' memory and do not keep it alive: the arrays are
-    kept here.
+    once. The operator takes several tokens on top of a past for one row only, so rows are prefilled one by one,
+    each into its own part of the buffers. `run_with_ortvaluevector` is the call that takes an overridable
+    initializer (num_logits_to_keep) and writes into given outputs.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, config: Config, capacity: int) -> None:
-        """Allocate for `capacity` tokens."""
-        self.length, self._session, self._options = 0, session, RunOptions()
-        shape = (config.n_layer, 2, 1, config.n_head, capacity, config.head_dim)  # 2: keys and values
-        self._buffers = np.zeros(shape, np.float32)
-        self._mask = np.zeros((1, capacity), np.int64)
-        self._n_vocab = config.vocab_size
-        names = tensor_names(config)
-        self._past = [name.format("past_key_values") for name in names]
-        self._present = [name.format("present") for name in names]
-        self._values = [_share(part) for layer in self._buffers for part in layer]
-        self._one = np.ones(1, np.int64), np.empty((1, 1), np.int64), np.empty((1, 1), np.int64)
-        self._one_logits: Logits = np.empty((1, 1, config.vocab_size), np.float32)
-        self._one_vectors = self._vectors(*self._one, self._one_logits)
+    def __init__(self, session: onnxruntime.InferenceSession, config: Config, capacity: int, rows: int = 1) -> None:
+        """Allocate for `capacity` tokens in each of `rows`."""
+        self._session, self._options, self._n_vocab = session, RunOptions(), config.vocab_size
+        self.lengths = [0] * rows
+        # 2: keys and values
+        self._buffers = np.zeros((config.n_layer, 2, rows, config.n_head, capacity, config.head_dim), np.float32)
+        self._mask = np.zeros((rows, capacity), np.int64)
+        past, present = (
+            [name.format(kind) for name in tensor_names(config)] for kind in ("past_key_values", "present")
+        )
+        self._feed_names = ["num_logits_to_keep", "input_ids", "position_ids", "attention_mask", *past]
+        self._fetch_names = ["logits", *present]
+        self._devices = [_CPU] * len(self._fetch_names)
+        self._steps: dict[int, _Pass] = {}  # by number of rows
 
-    def extend(self, ids: Sequence[int], *, keep: int = 1) -> Logits:
+    def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
         """See `Cache.extend`. Raises ValueError when the capacity is passed: a pass beyond it would corrupt memory."""
-        end = self.length + len(ids)
+        begin, end = self.lengths[row], self.lengths[row] + len(ids)
+        self._check_room(end)
+        self._mask[row, :end] = 1
+        one = self._pass(slice(row, row + 1), len(ids), keep)
+        one.ids[0], one.positions[0] = ids, np.arange(begin, end)
+        self._run(one)
+        self.lengths[row] = end
+        logits: Logits = one.logits[0]
+        return logits
+
+    def step(self, ids: Sequence[int]) -> Logits:
+        """See `Cache.step`. Raises ValueError when the capacity is passed."""
+        n = len(ids)
+        self._check_room(max(self.lengths[:n]) + 1)
+        if n not in self._steps:
+            self._steps[n] = self._pass(slice(0, n), 1, 1)
+        step = self._steps[n]
+        for row, id_ in enumerate(ids):
+            step.ids[row, 0], step.positions[row, 0] = id_, self.lengths[row]
+            self._mask[row, self.lengths[row]] = 1
+            self.lengths[row] += 1
+        self._run(step)
+        logits: Logits = step.logits[:, 0]
+        return logits
+
+    def copy_row(self, source: int, target: int) -> None:
+        """See `Cache.copy_row`."""
+        n = self.lengths[target] = self.lengths[source]
+        self._buffers[:, :, target, :, :n] = self._buffers[:, :, source, :, :n]
+        self._mask[target] = self._mask[source]
+
+    def clear_row(self, row: int) -> None:
+        """Forget what the row holds."""
+        self.lengths[row] = 0
+        self._mask[row] = 0
+
+    def _check_room(self, end: int) -> None:
         if end > self._mask.shape[1]:
-            raise ValueError(
-                f"{self.length} tokens and {len(ids)} more pass the cache's capacity of {self._mask.shape[1]}"
-            )
-        self._mask[0, :end] = 1
-        if len(ids) == 1:
-            _, id_, position = self._one
-            id_[0, 0], position[0, 0] = ids[0], self.length
-            logits = self._one_logits
-            self._run(*self._one_vectors)
-        else:
-            arrays = np.array([keep]), np.array([ids], np.int64), np.arange(self.length, end)[None]
-            logits = np.empty((1, keep, self._n_vocab), np.float32)
-            self._run(*self._vectors(*arrays, logits))
-        self.length = end
-        row: Logits = logits[0]
-        return row
+            raise ValueError(f"{end} tokens pass the cache's capacity of {self._mask.shape[1]}")
 
-    def _vectors(
-        self, keep: NDArray[np.int64], ids: NDArray[np.int64], positions: NDArray[np.int64], logits: Logits
-    ) -> tuple[OrtValueVector, OrtValueVector]:
+    def _pass(self, rows: slice, n_ids: int, keep: int) -> _Pass:
+        """The tensors of a pass of `n_ids` over some rows, on the buffers' own memory."""
+        n_rows = rows.stop - rows.start
+        ids, positions = np.empty((n_rows, n_ids), np.int64), np.empty((n_rows, n_ids), np.int64)
+        kept, logits = np.array([keep]), np.empty((n_rows, keep, self._n_vocab), np.float32)
+        values = [_share(part[rows]) for layer in self._buffers for part in layer]
         feeds, fetches = OrtValueVector(), OrtValueVector()
-        for value in (*map(_share, (keep, ids, positions, self._mask)), *self._values):
+        for value in (*map(_share, (kept, ids, positions, self._mask[rows])), *values):
             feeds.push_back(value)
-        for value in (_share(logits), *self._values):
+        for value in (_share(logits), *values):
             fetches.push_back(value)
-        return feeds, fetches
+        return _Pass(ids, positions, kept, logits, feeds, fetches)
 
-    def _run(self, feeds: OrtValueVector, fetches: OrtValueVector) -> None:
-        names = ["num_logits_to_keep", "input_ids", "position_ids", "attention_mask", *self._past]
-        outputs = ["logits", *self._present]
-        self._session.run_with_ortvaluevector(self._options, names, feeds, outputs, fetches, [_CPU] * len(outputs))
+    def _run(self, one: _Pass) -> None:
+        self._session.run_with_ortvaluevector(
+            self._options, self._feed_names, one.feeds, self._fetch_names, one.fetches, self._devices
+        )
+
+
+class _Pass(NamedTuple):
+    """Inputs and outputs of a pass: the OrtValues share the arrays' memory and do not keep it alive."""
+
+    ids: NDArray[np.int64]  # [n_rows, n_ids]
+    positions: NDArray[np.int64]
+    keep: NDArray[np.int64]
+    logits: Logits  # [n_rows, keep, n_vocab]
+    feeds: OrtValueVector
+    fetches: OrtValueVector
 
 
 class GrowingCache:
-    """For a plain optimum export, whose graph returns past and new keys and values in new tensors at every step."""
+    """For a plain optimum export, whose graph returns past and new keys and values in new tensors: one row."""
 
     def __init__(self, session: onnxruntime.InferenceSession, config: Config) -> None:
-        self.length, self._session = 0, session
+        self._session, names = session, tensor_names(config)
         empty = np.empty((1, config.n_head, 0, config.head_dim), np.float32)
-        self._outputs = ["logits", *(name.format("present") for name in tensor_names(config))]
-        self._past = {
-            name.format("past_key_values"): onnxruntime.OrtValue.ortvalue_from_numpy(empty)
-            for name in tensor_names(config)
+        self._empty = {
+            name.format("past_key_values"): onnxruntime.OrtValue.ortvalue_from_numpy(empty) for name in names
         }
+        self._fetch_names = ["logits", *(name.format("present") for name in names)]
         self._takes_positions = any(value.name == "position_ids" for value in session.get_inputs())
+        self.clear_row(0)
 
-    def extend(self, ids: Sequence[int], *, keep: int = 1) -> Logits:
-        """See `Cache.extend`."""
-        end = self.length + len(ids)
+    def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
+        """See `Cache.extend`; the only row is 0."""
+        begin, end = self.lengths[row], self.lengths[row] + len(ids)
         arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
         if self._takes_positions:
-            arrays["position_ids"] = np.arange(self.length, end)[None]
+            arrays["position_ids"] = np.arange(begin, end)[None]
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        logits, *present = self._session.run_with_ort_values(self._outputs, feeds | self._past)
+        logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
         self._past = dict(zip(self._past, present, strict=True))
-        self.length = end
+        self.lengths[row] = end
         # a copy: the array of an OrtValue does not keep it alive
         return np.array(logits.numpy()[0, len(ids) - keep :])
+
+    def step(self, ids: Sequence[int]) -> Logits:
+        """See `Cache.step`."""
+        return self.extend(ids)
+
+    def clear_row(self, row: int) -> None:
+        """See `Cache.clear_row`."""
+        self.lengths, self._past = [0], self._empty
+
+    def copy_row(self, source: int, target: int) -> None:
+        """There is one row."""
+        if source != target:
+            raise ValueError(f"a plain ONNX export decodes one row at a time; there is no row {target}")
 
 
 def _share(array: NDArray[np.int64] | Logits) -> OrtValue:

@@ -1,56 +1,100 @@
-"""Prefill and decode loops: ids -> ids -> pieces of text."""
+"""Prefill and decode loops: rows join a batch, take steps together, and leave it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 from runtime.cache import Cache, Logits
 from runtime.model import Model
-from runtime.options import Options
-from runtime.sampling import Sampler, make_sampler
-from runtime.text import cut_at_stop, decode_pieces
+from runtime.row import Row
+from runtime.window import slide
 
 PREFILL_STEP = 256  # positions in one pass: bounds the memory of long prompts
+BATCH_SIZE = 16  # rows that decode together
+
+Pieces = Iterator[tuple[int, str]]  # which row, what text
 
 
-def prefill(cache: Cache, ids: Sequence[int]) -> Logits:
-    """Fill the cache with the prompt; returns the logits [n_vocab] after its last token.
+def prefill(
+    cache: Cache, ids: Sequence[int], row: int = 0, interrupted: Callable[[], object] = lambda: None
+) -> Logits | None:
+    """Fill an empty row of the cache; returns the logits [n_vocab] after its last id, None when interrupted.
 
-    Passes end on multiples of PREFILL_STEP, wherever they begin, since int8 logits depend a little on the cuts.
+    Passes end on multiples of PREFILL_STEP, since int8 logits depend a little on the cuts. `interrupted` is asked
+    before each.
     """
     logits: Logits | None = None
-    while ids:
-        n = PREFILL_STEP - cache.length % PREFILL_STEP
-        logits, ids = cache.extend(ids[:n])[-1], ids[n:]
-    if logits is None:
-        raise ValueError("there is nothing to predict from: the prompt has no ids")
+    cache.clear_row(row)
+    for begin in range(0, len(ids), PREFILL_STEP):
+        if interrupted():
+            return None
+        logits = cache.extend(ids[begin : begin + PREFILL_STEP], row=row)[-1]
     return logits
 
 
-def generate_ids(model: Model, prompt_ids: Sequence[int], sampler: Sampler, max_new_tokens: int) -> Iterator[int]:
-    """Ids that continue the prompt, up to the end-of-text token, which is left out, or max_new_tokens."""
-    cache = model.new_cache(len(prompt_ids) + max_new_tokens)
-    logits = prefill(cache, prompt_ids)
-    for step in range(max_new_tokens):
-        id_ = sampler(logits, step)
-        if id_ in model.config.eos_token_ids:
-            return
-        yield id_
-        if step + 1 < max_new_tokens:
-            logits = cache.extend([id_])[-1]
+def generate_pieces(model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> Pieces:
+    """Decode all rows, at most `batch_size` at a time; text as it becomes certain, with the index of its row.
+
+    Every row decodes as if alone, whatever its neighbours. A row's pieces may be empty.
+    """
+    n_slots = min(batch_size, len(rows))
+    cache = model.new_cache(max(row.capacity for row in rows), n_slots)
+    waiting, active = deque(enumerate(rows)), list[tuple[int, Row]]()
+    while waiting or active:
+        yield from _join(cache, waiting, active, n_slots)
+        yield from _interrupt(active)
+        _leave(cache, active)
+        if active:
+            yield from _step(model, cache, active)
+            _leave(cache, active)
 
 
-def generate_pieces(model: Model, prompt_ids: Sequence[int], options: Options) -> Iterator[str]:
-    """The continuation as text, piece by piece, up to a stop string."""
-    ids = generate_ids(model, prompt_ids, make_sampler(options), options.max_new_tokens)
-    return cut_at_stop(decode_pieces(model.tokenizer, ids, prompt_ids), options.stops)
+def _join(cache: Cache, waiting: deque[tuple[int, Row]], active: list[tuple[int, Row]], n_slots: int) -> Pieces:
+    """Prefill waiting rows into free slots; a prompt that was just prefilled is copied."""
+    done: tuple[int, list[int], Logits] | None = None  # slot, prompt, logits after it
+    while waiting and len(active) < n_slots:
+        index, row = waiting.popleft()
+        slot, start = len(active), time.perf_counter()
+        if done is not None and done[1] == row.window:
+            cache.copy_row(done[0], slot)
+        else:
+            logits = prefill(cache, row.window, slot, lambda row=row: row.interruption)  # type: ignore[misc]
+            done = None if logits is None else (slot, row.window, logits.copy())
+        row.prefill_seconds = time.perf_counter() - start
+        active.append((index, row))
+        if done is not None:
+            yield index, row.accept(done[2])
 
 
-def check_length(n_prompt: int, max_new_tokens: int, n_positions: int) -> None:
-    """Raise ValueError unless prompt and continuation fit into the model's context."""
-    if n_prompt + max_new_tokens <= n_positions:
-        return
-    room = n_positions - n_prompt
-    cure = f"max_new_tokens can be at most {room}" if room > 0 else f"the prompt must be under {n_positions} tokens"
-    asked = f"a prompt of {n_prompt} tokens and max_new_tokens {max_new_tokens}"
-    raise ValueError(f"{asked} pass the model's {n_positions} positions; {cure}")
+def _interrupt(active: list[tuple[int, Row]]) -> Pieces:
+    """End the rows that were cancelled or are late."""
+    for index, row in active:
+        if row.finish_reason is None and (reason := row.interruption):
+            yield index, row.end(reason)
+
+
+def _step(model: Model, cache: Cache, active: list[tuple[int, Row]]) -> Pieces:
+    """One pass for every active row; a row that has filled the context slides first."""
+    start = time.perf_counter()
+    for slot, (_, row) in enumerate(active):
+        if cache.lengths[slot] == model.config.n_positions:
+            row.n_slides += 1
+            prefill(cache, slide(row.ids, row.n_pinned, model.config.n_positions)[:-1], slot)
+    logits = cache.step([row.ids[-1] for _, row in active])
+    seconds = time.perf_counter() - start
+    for slot, (index, row) in enumerate(active):
+        row.decode_seconds += seconds
+        yield index, row.accept(logits[slot])
+
+
+def _leave(cache: Cache, active: list[tuple[int, Row]]) -> None:
+    """Take finished rows out; the last row moves into the slot that falls free."""
+    for slot in reversed(range(len(active))):
+        if active[slot][1].finish_reason is not None:
+            last = len(active) - 1
+            if slot != last:
+                cache.copy_row(last, slot)
+                active[slot] = active[last]
+            active.pop()

@@ -44,10 +44,15 @@ class Model:
             raise ValueError(f"the model {self.folder} is closed; load it again")
         return self._session
 
-    def new_cache(self, capacity: int) -> Cache:
-        """An empty key-value cache for a row of up to `capacity` tokens (at most n_positions make sense)."""
+    def new_cache(self, capacity: int, rows: int = 1) -> Cache:
+        """An empty key-value cache: `rows` of up to `capacity` tokens each, of which n_positions can be used.
+
+        Raises ValueError for several rows on a plain export, which decodes one at a time.
+        """
         if self.is_fused:
-            return InPlaceCache(self.session, self.config, capacity)
+            return InPlaceCache(self.session, self.config, capacity, rows)
+        if rows > 1:
+            raise ValueError(f"{self.folder} is a plain ONNX export and decodes one row at a time, not {rows}")
         return GrowingCache(self.session, self.config)
 
     @property

@@ -1,41 +1,85 @@
-"""The options of generation, checked."""
+"""The options of generation: names, defaults, meanings and limits, each said once."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
 
 MAX_SEED = 2**64 - 1
+Overflow = Literal["error", "stop", "truncate_left", "slide"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclasses.dataclass(frozen=True)
+def _option(default: Any, about: str, *, least: float | None = None, most: float | None = None) -> Any:
+    """A field with its meaning, for documentation and the command line, and the range of its value."""
+    return dataclasses.field(default=default, metadata={"about": about, "least": least, "most": most})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `runtime.generate` for the meanings. Raises ValueError or TypeError for a value that is not allowed."""
+    """What may be asked of a generation. Raises TypeError or ValueError, naming option, value and what is allowed."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: str | Sequence[str] = ()
-    seed: int | None = None
+    max_new_tokens: int = _option(64, "at most this many tokens", least=1)
+    min_new_tokens: int = _option(0, "no end of text before this many tokens", least=0)
+    temperature: float = _option(0.0, "0 is greedy; above 0 samples, 1 from the model's own distribution", least=0)
+    top_k: int = _option(0, "sample from the k likeliest tokens; 0 is off", least=0)
+    top_p: float = _option(1.0, "sample from the likeliest tokens that reach this probability; 1 is off", most=1)
+    min_p: float = _option(0.0, "drop tokens below this share of the likeliest one's probability", least=0, most=1)
+    typical_p: float = _option(1.0, "sample from the most typical tokens that reach this probability; 1 is off", most=1)
+    repetition_penalty: float = _option(1.0, "divide the logits of ids seen so far, prompt included; 1 is off")
+    presence_penalty: float = _option(0.0, "subtract from the logit of an id generated before", least=-math.inf)
+    frequency_penalty: float = _option(0.0, "subtract for each time an id was generated before", least=-math.inf)
+    no_repeat_ngram_size: int = _option(0, "never repeat so many ids in a row; 0 is off", least=0)
+    logit_bias: Mapping[int, float] | None = _option(None, "added to the logits of these ids")
+    suppress_ids: Sequence[int] = _option((), "ids never generated")
+    stop: str | Sequence[str] = _option((), "end before this text, or the first of several")
+    stop_ids: Sequence[int] = _option((), "end at one of these ids, as at the end of text")
+    seed: int | None = _option(None, "of the sampling: same seed, same text; None draws one", least=0, most=MAX_SEED)
+    overflow: Overflow = _option("error", "beyond the model's context: error, stop, truncate_left or slide")
+    pinned_tokens: int = _option(0, "with overflow slide, this much of the prompt's beginning stays in view", least=0)
+    special_tokens: bool = _option(False, "<|endoftext|> and its like in a prompt are tokens, not text")
+    token_healing: bool = _option(False, "let the last token of the prompt grow: for prompts that end inside a word")
+    deadline: float | None = _option(None, "seconds after which to end")
+    cancel: Callable[[], bool] | None = _option(None, "asked before every pass; true ends")
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, 1)
-        _check_int("top_k", self.top_k, 0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
-        _check_number("temperature", self.temperature)
-        _check_number("top_p", self.top_p)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; above 0 and at most 1 (1.0 is off)")
-        if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError(
-                f"top_k={self.top_k} and top_p={self.top_p} choose what to sample from, but temperature 0 does not "
-                "sample; set temperature (1.0 is the model's own distribution) or leave them off"
-            )
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        self._check_texts_and_ids()
+        self._check_conflicts()
+
+    def _check_texts_and_ids(self) -> None:
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise ValueError(f"stop is {self.stop!r}; a string or several, none of them empty")
+        for name in ("stop_ids", "suppress_ids"):
+            ids = getattr(self, name)
+            if isinstance(ids, str) or not all(isinstance(id_, numbers.Integral) for id_ in ids):
+                raise TypeError(f"{name} is {ids!r}; several token ids are expected")
+        bias = self.logit_bias or {}
+        if not isinstance(bias, Mapping):
+            raise TypeError(f"logit_bias is {bias!r}; a mapping from token ids to numbers is expected")
+        for id_, value in bias.items():
+            if not isinstance(id_, numbers.Integral) or not isinstance(value, numbers.Real) or math.isnan(value):
+                raise TypeError(f"logit_bias has {id_!r}: {value!r}; a token id and a number are expected")
+        if self.overflow not in ("error", "stop", "truncate_left", "slide"):
+            raise ValueError(f"overflow is {self.overflow!r}; error, stop, truncate_left or slide")
+
+    def _check_conflicts(self) -> None:
+        filters = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
+        given = [f"{name}={getattr(self, name)}" for name, off in filters.items() if getattr(self, name) != off]
+        if given and self.temperature == 0:
+            raise ValueError(
+                f"{', '.join(given)} chooses what to sample from, but temperature 0 does not sample; "
+                "set temperature (1.0 is the model's own distribution) or leave it off"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if self.pinned_tokens and self.overflow != "slide":
+            raise ValueError(f"pinned_tokens goes with overflow='slide', not {self.overflow!r}")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -43,16 +87,82 @@ class Options:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def _check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+class OptionsDict(TypedDict, total=False):
+    """`Options` for type checkers: what `**options` may hold."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    logit_bias: Mapping[int, float] | None
+    suppress_ids: Sequence[int]
+    stop: str | Sequence[str]
+    stop_ids: Sequence[int]
+    seed: int | None
+    overflow: Overflow
+    pinned_tokens: int
+    special_tokens: bool
+    token_healing: bool
+    deadline: float | None
+    cancel: Callable[[], bool] | None
+
+
+def takes_options(function: Function) -> Function:
+    """Write every option out in the signature and the documentation of a function that takes `**options`."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = dataclasses.fields(Options)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
+    signature = inspect.signature(function).replace(parameters=[*own, *options])
+    function.__signature__ = signature  # type: ignore[attr-defined]  # inspect and help() read it
+    meanings = "\n".join(f"    {f.name}: {f.metadata['about']}." for f in fields)
+    function.__doc__ = f"{function.__doc__ or ''}\n    Options:\n{meanings}\n"
+    return function
+
+
+def make_options(given: Mapping[str, Any]) -> Options:
+    """Options from keywords. Raises TypeError naming an unknown one and all there are."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} is not an option; there are {', '.join(names)}")
+    return Options(**given)
+
+
+def _check(field: dataclasses.Field[Any], value: object) -> None:
+    """Type and range of a number; other kinds are checked by name."""
+    name, least, most = field.name, field.metadata["least"], field.metadata["most"]
+    if value is None and field.default is None:
+        return
+    if str(field.type) in ("int", "int | None"):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} is {value!r}; a whole number is expected")
+        _check_range(name, int(value), least, most)
+    elif str(field.type) in ("float", "float | None"):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} is {value!r}; a number is expected")
+        _check_range(name, float(value), least, most)
+    elif str(field.type) == "bool" and not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; True or False is expected")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless the value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is {value!r}; a whole number is expected")
-    if value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {value}; it must be {limit}")
+    _check_range(name, int(value), least, None)
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; a number is expected")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value}; a finite number of at least 0 is expected")
+def _check_range(name: str, value: float, least: float | None, most: float | None) -> None:
+    """A bound of None below means above 0."""
+    too_small = value <= 0 if least is None else value < least
+    if not math.isfinite(value) or too_small or (most is not None and value > most):
+        low = "above 0" if least is None else f"at least {least}" if math.isfinite(least) else "finite"
+        raise ValueError(f"{name} is {value}; it must be {low}{'' if most is None else f' and at most {most}'}")

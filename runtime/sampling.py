@@ -1,4 +1,4 @@
-"""Logits -> token: pure numpy. Order and edge cases are those of transformers' logits processors."""
+"""Logits -> token: pure numpy. Order and edge cases are those of transformers' logits warpers."""
 
 from __future__ import annotations
 
@@ -11,62 +11,97 @@ from numpy.typing import NDArray
 from runtime.options import MAX_SEED, Options
 
 Logits = NDArray[np.float32]
+Scores = NDArray[np.float64]
 Sampler = Callable[[Logits, int], int]  # logits [n_vocab], step -> token id
 
 
-def make_sampler(options: Options) -> Sampler:
-    """The sampler these options describe: greedy at temperature 0, else temperature, top_k, top_p, then a draw.
+def draw_seed() -> int:
+    """A fresh seed."""
+    return secrets.randbelow(MAX_SEED + 1)
 
-    The draw depends on seed and step alone, whatever was drawn before. A seed of None is drawn afresh.
+
+def make_sampler(options: Options, seed: int, sample_index: int = 0) -> Sampler:
+    """Greedy at temperature 0, else temperature, top_k, top_p, min_p, typical_p, and a draw.
+
+    The draw depends on seed, sample index and step alone, whatever was drawn before.
     """
     if options.temperature == 0:
         return lambda logits, _step: int(logits.argmax())
-    seed = secrets.randbelow(MAX_SEED) if options.seed is None else options.seed
 
     def sample(logits: Logits, step: int) -> int:
-        scaled = (logits.astype(np.float64) - logits.max()) / options.temperature
-        return draw(softmax(keep_top_p(keep_top_k(scaled, options.top_k), options.top_p)), uniform(seed, step))
+        scores = (logits.astype(np.float64) - logits.max()) / options.temperature
+        scores = keep_top_p(keep_top_k(scores, options.top_k), options.top_p)
+        scores = keep_typical_p(keep_min_p(scores, options.min_p), options.typical_p)
+        return draw(softmax(scores), uniform(seed, step, sample_index))
 
     return sample
 
 
-def keep_top_k(logits: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+def keep_top_k(scores: Scores, k: int) -> Scores:
     """All but the k largest become -inf; those equal to the k-th stay, as in transformers. 0 is off."""
-    if not 0 < k < len(logits):
-        return logits
-    least = np.partition(logits, -k)[-k]
-    return np.where(logits < least, -np.inf, logits)
+    if not 0 < k < len(scores):
+        return scores
+    least = np.partition(scores, -k)[-k]
+    return np.where(scores < least, -np.inf, scores)
 
 
-def keep_top_p(logits: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+def keep_top_p(scores: Scores, p: float) -> Scores:
     """All but the smallest set of likeliest tokens whose probability reaches p become -inf. 1.0 is off.
 
     Holtzman et al., The Curious Case of Neural Text Degeneration, 2020.
     """
     if p == 1:
-        return logits
-    candidates = np.flatnonzero(logits > -np.inf)
-    order = candidates[np.argsort(-logits[candidates], kind="stable")]
-    before = np.cumsum(softmax(logits[order]))
-    n_kept = 1 + int(np.count_nonzero(before[:-1] < p))
-    kept = np.full_like(logits, -np.inf)
-    kept[order[:n_kept]] = logits[order[:n_kept]]
+        return scores
+    candidates = np.flatnonzero(scores > -np.inf)
+    order = candidates[np.argsort(-scores[candidates], kind="stable")]
+    return _keep_until(scores, order, softmax(scores[order]), p)
+
+
+def keep_min_p(scores: Scores, p: float) -> Scores:
+    """Tokens less likely than p times the likeliest become -inf. 0.0 is off. Nguyen et al., Min-p Sampling, 2024."""
+    if p == 0:
+        return scores
+    probabilities = softmax(scores)
+    return np.where(probabilities < p * probabilities.max(), -np.inf, scores)
+
+
+def keep_typical_p(scores: Scores, p: float) -> Scores:
+    """Keep the tokens whose surprise is nearest the entropy until their probability reaches p. 1.0 is off.
+
+    Meister et al., Locally Typical Sampling, 2022.
+    """
+    if p == 1:
+        return scores
+    candidates = np.flatnonzero(scores > -np.inf)
+    probabilities = softmax(scores[candidates])
+    with np.errstate(divide="ignore"):
+        surprise = -np.log(probabilities)
+    entropy = float(np.sum(np.where(probabilities > 0, probabilities * surprise, 0)))
+    order = np.argsort(np.abs(surprise - entropy), kind="stable")
+    return _keep_until(scores, candidates[order], probabilities[order], p)
+
+
+def _keep_until(scores: Scores, order: NDArray[np.int64], probabilities: Scores, p: float) -> Scores:
+    """Keep the first of `order` whose probabilities reach p together, one at least."""
+    n_kept = 1 + int(np.count_nonzero(np.cumsum(probabilities)[:-1] < p))
+    kept = np.full_like(scores, -np.inf)
+    kept[order[:n_kept]] = scores[order[:n_kept]]
     return kept
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(scores: Scores) -> Scores:
     """Probabilities; -inf becomes 0."""
-    weights = np.exp(logits - logits.max())
+    weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum())
 
 
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) for this seed and step: Philox, a counter-based generator (Salmon et al., 2011)."""
-    bits = np.random.Philox(key=seed, counter=[0, 0, 0, step]).random_raw()
+def uniform(seed: int, step: int, sample_index: int = 0) -> float:
+    """A number in [0, 1) of its own for each argument: Philox, a counter-based generator (Salmon et al., 2011)."""
+    bits = np.random.Philox(key=seed, counter=[0, 0, sample_index, step]).random_raw()
     return (int(bits) >> 11) * 2.0**-53
 
 
-def draw(probabilities: NDArray[np.float64], u: float) -> int:
+def draw(probabilities: Scores, u: float) -> int:
     """The token whose part of [0, 1) holds u, the vocabulary laid end to end in order of id."""
     cumulative = np.cumsum(probabilities)
     at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
@@ -12,23 +13,37 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no character de
 CONTEXT_IDS = 4  # enough for a decoder that looks at its neighbours
 
 
-def encode(model: Model, text: str) -> list[int]:
-    """Ids of a text; special tokens written in it are text. Raises TypeError or ValueError for what is no text."""
+def encode(model: Model, text: str, *, special_tokens: bool = False) -> list[int]:
+    """Ids of a text. `<|endoftext|>` and its like written in it are text unless `special_tokens` makes them tokens.
+
+    Raises TypeError or ValueError for what is no text.
+    """
     if not isinstance(text, str):
         raise TypeError(f"a text is a str, not {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate at character {error.start}: it is not valid Unicode"
-        ) from None
-    ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False).ids
+        raise ValueError(f"the text has a lone surrogate at character {error.start}: it is not valid Unicode") from None
+    if special_tokens:
+        return [id_ for part in _split_at_tokens(model.tokenizer, text) for id_ in part]
+    return _encode_plain(model.tokenizer, text)
+
+
+def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
 
 
-def encode_prompt(model: Model, prompt: str) -> list[int]:
+def _split_at_tokens(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
+    special = {t.content: id_ for id_, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    longest_first = sorted(special, key=len, reverse=True)
+    for part in re.split(f"({'|'.join(map(re.escape, longest_first))})" if special else "$^", text):
+        yield [special[part]] if part in special else _encode_plain(tokenizer, part)
+
+
+def encode_prompt(model: Model, prompt: str, *, special_tokens: bool = False) -> list[int]:
     """Ids of a prompt; an empty one begins with bos_token_id, as the model's training texts do."""
-    ids = encode(model, prompt)
+    ids = encode(model, prompt, special_tokens=special_tokens)
     if ids:
         return ids
     bos = model.config.bos_token_id
@@ -37,42 +52,65 @@ def encode_prompt(model: Model, prompt: str) -> list[int]:
     return [bos]
 
 
-def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int], context: Sequence[int] = ()) -> Iterator[str]:
+class PieceDecoder:
     """Text of ids as they come. No piece ends inside a character: what is unfinished waits for its other bytes.
 
-    `context`: the ids before the first, for decoders that put a space between words. Joined, the pieces are what
-    the tokenizer makes of all ids at once, bytes that are no character at the end included.
+    Joined, the pieces and what `flush` returns are what the tokenizer makes of all ids at once.
     """
-    window = list(context[-CONTEXT_IDS:])
-    shown = text = tokenizer.decode(window)
-    for id_ in ids:
-        window.append(id_)
-        text = tokenizer.decode(window)
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        """`context`: the ids before the first, for decoders that put a space between words."""
+        self._tokenizer = tokenizer
+        self._settle(context)
+
+    def push(self, id_: int) -> str:
+        """The text that this id completes, "" while a character is unfinished."""
+        self._ids.append(id_)
+        text = self._tokenizer.decode(self._ids)
         if text.endswith(REPLACEMENT):
-            continue
-        if len(text) > len(shown):
-            yield text[len(shown) :]
-        window = window[-CONTEXT_IDS:]
-        shown = text = tokenizer.decode(window)
-    if len(text) > len(shown):
-        yield text[len(shown) :]
+            return ""
+        piece = text[len(self._shown) :]
+        self._settle(self._ids)
+        return piece
+
+    def flush(self) -> str:
+        """What is left: bytes that never became a character, as the tokenizer shows them."""
+        piece = self._tokenizer.decode(self._ids)[len(self._shown) :]
+        self._settle(self._ids)
+        return piece
+
+    def _settle(self, ids: Sequence[int]) -> None:
+        self._ids = list(ids[-CONTEXT_IDS:])
+        self._shown: str = self._tokenizer.decode(self._ids)
 
 
-def cut_at_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+class StopFilter:
     """The text before the first stop string to be complete. What may begin a stop string is held back."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        matches = [(held.find(stop) + len(stop), held.find(stop)) for stop in stops if stop in held]
-        if matches:
-            held = held[: min(matches)[1]]
-            break
-        safe = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
-        if safe:
-            yield held[:safe]
-            held = held[safe:]
-    if held:
-        yield held
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """The text that is certain now; once `stopped`, the last of it."""
+        if not self._stops or self.stopped:
+            return "" if self.stopped else piece
+        self._held += piece
+        found = [
+            (self._held.find(stop) + len(stop), self._held.find(stop)) for stop in self._stops if stop in self._held
+        ]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)[1]]
+        n_safe = len(self._held) - max(_overlap(self._held, stop) for stop in self._stops)
+        safe, self._held = self._held[:n_safe], self._held[n_safe:]
+        return safe
+
+    def flush(self) -> str:
+        """What was held back for a stop string that did not come."""
+        held, self._held = self._held, ""
+        return "" if self.stopped else held
 
 
 def _overlap(text: str, stop: str) -> int:

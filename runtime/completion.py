@@ -1,0 +1,42 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One continuation of one prompt, and how it came about.
+
+    Log-probabilities are natural logarithms under the model's own distribution, before temperature, penalties and
+    filters.
+    """
+
+    prompt_index: int
+    sample_index: int  # among the continuations of this prompt
+    text: str  # without the prompt, and up to a stop string
+    ids: list[int]  # every id generated; those of a stop string too, the end of text not
+    finish_reason: FinishReason
+    logprobs: list[float]  # one for each of ids
+    top_logprobs: list[dict[int, float]]  # likeliest first, as many as asked for; empty when none were
+    seed: int | None  # None where nothing was drawn
+    n_prompt_tokens: int
+    n_truncated: int  # tokens of the prompt left out by overflow "truncate_left" or "slide"
+    n_slides: int  # how often overflow "slide" moved the window
+    prefill_seconds: float
+    decode_seconds: float  # of the passes this row took part in
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the continuation: the sum over its ids."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many ids were generated."""
+        return len(self.ids)

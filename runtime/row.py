@@ -1,0 +1,139 @@
+"""One continuation under way: from logits to ids to text, until something ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.completion import Completion, FinishReason
+from runtime.healing import heal
+from runtime.model import Model
+from runtime.options import Options
+from runtime.penalties import make_penalties
+from runtime.sampling import draw_seed, make_sampler
+from runtime.text import PieceDecoder, StopFilter
+from runtime.window import fit_prompt
+
+Logits = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which continuation a row is."""
+
+    prompt_index: int = 0
+    sample_index: int = 0
+
+
+class Row:
+    """The state of one continuation. `accept` takes the logits after its last id; `finish_reason` ends it."""
+
+    def __init__(
+        self, model: Model, prompt_ids: Sequence[int], options: Options, place: Place, n_top: int | None = None
+    ) -> None:
+        """`n_top`: record log-probabilities, with so many alternatives; None records none.
+
+        Raises ValueError where the prompt does not fit, and for ids outside the vocabulary.
+        """
+        config = model.config
+        self.place, self._options, self._n_top = place, options, n_top
+        self._eos_ids, self._stop_ids = config.eos_token_ids, frozenset(options.stop_ids)
+        self.healing = heal(model.tokenizer, prompt_ids) if options.token_healing else None
+        given = prompt_ids[:-1] if self.healing else prompt_ids
+        self.window = fit_prompt(given, options, config.n_positions)  # what the cache holds or is to be filled with
+        self.ids = list(given) if options.overflow == "slide" else list(self.window)
+        self._n_prompt, self._n_dropped = len(self.ids), len(given) - len(self.window)
+        self._seed = options.seed if options.seed is not None or options.temperature == 0 else draw_seed()
+        self._sample = make_sampler(options, self._seed or 0, place.sample_index)
+        self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size)
+        self._decoder, self._filter = PieceDecoder(model.tokenizer, self.ids), StopFilter(options.stops)
+        self._n_hidden = len(self.healing.text) if self.healing else 0
+        room = config.n_positions - len(self.window)
+        self._n_max = min(options.max_new_tokens, room) if options.overflow == "stop" else options.max_new_tokens
+        self.capacity = min(len(self.window) + options.max_new_tokens, config.n_positions)
+        self._pieces: list[str] = []
+        self._logprobs: list[float] = []
+        self._top: list[dict[int, float]] = []
+        self.finish_reason: FinishReason | None = None
+        self.n_pinned = options.pinned_tokens
+        self.n_slides, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
+        self._deadline = None if options.deadline is None else time.monotonic() + options.deadline
+
+    def accept(self, logits: Logits) -> str:
+        """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
+        step = len(self.ids) - self._n_prompt
+        allowed = self._penalize(logits, self.ids, self._n_prompt) if self._penalize else logits
+        if self.healing and step == 0:
+            allowed = self.healing.restrict(allowed)
+        if allowed.max() == -np.inf:
+            raise ValueError("suppress_ids, logit_bias or no_repeat_ngram_size leave no token to generate")
+        id_ = self._sample(allowed, step)
+        if id_ in self._eos_ids or id_ in self._stop_ids:
+            return self.end("eos" if id_ in self._eos_ids else "stop")
+        self._record(logits, id_)
+        self.ids.append(id_)
+        piece = self._show(self._decoder.push(id_))
+        if self._filter.stopped:
+            self.finish_reason = "stop"
+        elif step + 1 == self._n_max:
+            piece += self.end("length" if self._n_max == self._options.max_new_tokens else "context")
+        return piece
+
+    @property
+    def interruption(self) -> FinishReason | None:
+        """Why the row should end before its next pass: its cancel callback, or its deadline."""
+        if self._options.cancel is not None and self._options.cancel():
+            return "cancelled"
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return "deadline" if late else None
+
+    def end(self, reason: FinishReason) -> str:
+        """End here; returns the text that was held back."""
+        self.finish_reason = reason
+        piece = self._show(self._decoder.flush()) + self._keep(self._filter.flush())
+        if self._filter.stopped:
+            self.finish_reason = "stop"
+        return piece
+
+    def completion(self) -> Completion:
+        """What came of it. Raises ValueError while the row is under way."""
+        if self.finish_reason is None:
+            raise ValueError("this continuation is not finished")
+        return Completion(
+            prompt_index=self.place.prompt_index,
+            sample_index=self.place.sample_index,
+            text="".join(self._pieces),
+            ids=self.ids[self._n_prompt :],
+            finish_reason=self.finish_reason,
+            logprobs=self._logprobs,
+            top_logprobs=self._top,
+            seed=self._seed,
+            n_prompt_tokens=self._n_prompt,
+            n_truncated=self._n_dropped,
+            n_slides=self.n_slides,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+        )
+
+    def _show(self, piece: str) -> str:
+        hidden, self._n_hidden = piece[: self._n_hidden], max(0, self._n_hidden - len(piece))
+        return self._keep(self._filter.push(piece[len(hidden) :]))
+
+    def _keep(self, piece: str) -> str:
+        self._pieces.append(piece)
+        return piece
+
+    def _record(self, logits: Logits, id_: int) -> None:
+        if self._n_top is None:
+            return
+        shifted = logits - logits.max()
+        log_total = np.log(np.exp(shifted).sum())
+        self._logprobs.append(float(shifted[id_] - log_total))
+        if self._n_top:
+            likeliest = np.argpartition(-shifted, self._n_top - 1)[: self._n_top]
+            ordered = likeliest[np.argsort(-shifted[likeliest], kind="stable")]
+            self._top.append({int(i): float(shifted[i] - log_total) for i in ordered})

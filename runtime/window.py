@@ -1,0 +1,35 @@
+"""Prompts and the model's n_positions: what fits, and what happens to what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.options import Options
+
+
+def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[int]:
+    """The part of the prompt to prefill, by `options.overflow`.
+
+    Raises ValueError, with the numbers and what would fit, where the option does not allow what would be needed.
+    """
+    n, n_new = len(ids), options.max_new_tokens
+    if options.pinned_tokens > n_positions // 2:
+        raise ValueError(f"pinned_tokens {options.pinned_tokens} is above half of the model's {n_positions} positions")
+    if n + n_new <= n_positions or (options.overflow == "stop" and n < n_positions):
+        return list(ids)
+    if options.overflow == "truncate_left" and n_new < n_positions:
+        return list(ids[n + n_new - n_positions :])
+    if options.overflow == "slide":
+        return list(ids) if n < n_positions else slide(ids, options.pinned_tokens, n_positions)
+    room = n_positions - n
+    cure = f"max_new_tokens can be at most {room}" if room > 0 else f"the prompt must be under {n_positions} tokens"
+    if options.overflow == "truncate_left":
+        cure = f"max_new_tokens must be under {n_positions} for any prompt"
+    asked = f"a prompt of {n} tokens and max_new_tokens {n_new}"
+    raise ValueError(f"{asked} pass the model's {n_positions} positions; {cure}")
+
+
+def slide(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:
+    """The pinned beginning and the latest ids, half of the remaining positions left free for more."""
+    n_latest = (n_positions - n_pinned) // 2
+    return [*ids[:n_pinned], *ids[len(ids) - n_latest :]]
