@@ -146,13 +146,12 @@ class GrowingCache:
 
     def __init__(self, session: onnxruntime.InferenceSession, config: Config) -> None:
         self._session, names = session, tensor_names(config)
-        empty = np.empty((1, config.n_head, 0, config.head_dim), np.float32)
-        self._empty = {
-            name.format("past_key_values"): onnxruntime.OrtValue.ortvalue_from_numpy(empty) for name in names
-        }
+        empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty((1, config.n_head, 0, config.head_dim), np.float32))
+        self._empty = {name.format("past_key_values"): empty for name in names}
+        self._past: dict[str, onnxruntime.OrtValue] = self._empty
+        self.lengths = [0]
         self._fetch_names = ["logits", *(name.format("present") for name in names)]
         self._takes_positions = any(value.name == "position_ids" for value in session.get_inputs())
-        self.clear_row(0)
 
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
         """See `Cache.extend`; the only row is 0."""
@@ -173,7 +172,7 @@ class GrowingCache:
 
     def clear_row(self, row: int) -> None:
         """See `Cache.clear_row`."""
-        self.lengths, self._past = [0], self._empty
+        self.lengths[row], self._past = 0, self._empty
 
     def copy_row(self, source: int, target: int) -> None:
         """There is one row."""

@@ -66,7 +66,7 @@ class PieceDecoder:
     def push(self, id_: int) -> str:
         """The text that this id completes, "" while a character is unfinished."""
         self._ids.append(id_)
-        text = self._tokenizer.decode(self._ids)
+        text: str = self._tokenizer.decode(self._ids)
         if text.endswith(REPLACEMENT):
             return ""
         piece = text[len(self._shown) :]
@@ -75,7 +75,8 @@ class PieceDecoder:
 
     def flush(self) -> str:
         """What is left: bytes that never became a character, as the tokenizer shows them."""
-        piece = self._tokenizer.decode(self._ids)[len(self._shown) :]
+        text: str = self._tokenizer.decode(self._ids)
+        piece = text[len(self._shown) :]
         self._settle(self._ids)
         return piece
 

@@ -1,5 +1,6 @@
 """What train.py reads and measures: the corpus, its tokens, checkpoint folders, and held-out perplexity."""
 
+import copy
 import json
 import math
 import tempfile
@@ -47,10 +48,13 @@ def new_tokenizer(texts: list[str], vocab: int, context: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[END], show_progress=False, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=vocab, special_tokens=[END], show_progress=False, initial_alphabet=alphabet),
+    )
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, model_max_length=context)
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, model_max_length=context
+    )
 
 
 def load_checkpoint(folder: Path) -> tuple[Any, Any]:
@@ -66,9 +70,7 @@ def save(out: Path, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
     """Write the checkpoint beside OUT's files and rename them, so that none is ever half written."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as folder:
-        state = {key: value.detach().to("cpu", torch.float16) for key, value in model.state_dict().items()}
-        model.config.dtype = torch.float16
-        model.save_pretrained(folder, state_dict=state)
+        copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (Path(folder) / "train.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in sorted(Path(folder).iterdir()):
@@ -93,7 +95,7 @@ def batches(data: Tokens, size: int, context: int, seed: int) -> Iterator[torch.
     while True:
         starts = rng.permutation(np.arange(rng.integers(context), len(data) - context + 1, context))
         for at in range(0, len(starts) - size + 1, size):
-            rows = [data[start:start + context] for start in starts[at:at + size]]
+            rows = [data[start : start + context] for start in starts[at : at + size]]
             yield torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -102,7 +104,7 @@ def held_out_windows(tokenizer: Any, text: str, context: int) -> list[torch.Tens
     ids = torch.tensor(tokenizer.backend_tokenizer.encode(text.strip()).ids)
     if len(ids) < 2:
         raise UserError("a held-out book is empty")
-    return [ids[at:at + context] for at in range(0, len(ids) - 1, context - 1)]
+    return [ids[at : at + context] for at in range(0, len(ids) - 1, context - 1)]
 
 
 @torch.no_grad()
@@ -131,6 +133,10 @@ def measure(folder: Path, books: Texts, device: str = "cpu") -> dict[str, Any]:
 
 def figures(nats: float, tokens: float, size: float) -> dict[str, float]:
     """What a summed negative log-likelihood over tokens that came of size bytes amounts to."""
-    return {"tokens": tokens, "bytes": size, "nll": round(nats / tokens, 4),
-            "perplexity": round(math.exp(nats / tokens), 2),
-            "bits_per_byte": round(nats / size / math.log(2), 4)}
+    return {
+        "tokens": tokens,
+        "bytes": size,
+        "nll": round(nats / tokens, 4),
+        "perplexity": round(math.exp(nats / tokens), 2),
+        "bits_per_byte": round(nats / size / math.log(2), 4),
+    }

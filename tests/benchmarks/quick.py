@@ -37,7 +37,8 @@ def main() -> None:
     given = parser.parse_args()
     ours, dynamic = make_models()
     contenders = {"gpt2-edge int8": edge(ours, given.threads), "optimum int8": optimum(dynamic, given.threads)}
-    print(f"GPT-2 124M, random weights, {N_NEW} tokens after {N_PROMPT}, {given.threads} threads, {given.rounds} rounds\n")
+    print(f"GPT-2 124M, random weights, {N_NEW} tokens after {N_PROMPT}")
+    print(f"{given.threads} threads, {given.rounds} rounds\n")
     print("| | decode, tok/s | spread | prefill of 512, ms | spread |\n|---|---|---|---|---|")
     decode, prefill = measure(contenders, given.rounds)
     for name in contenders:
@@ -81,7 +82,7 @@ def timed(contender: Contender, prompt: list[int], n_new: int) -> float:
 
 
 def edge(folder: Path, threads: int) -> Contender:
-    """This project's runtime."""
+    """The runtime of the project."""
     model, sampler = Model(folder, threads=threads), make_sampler(Options())
     return lambda prompt, n_new: list(generate_ids(model, prompt, sampler, n_new))
 
