@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow lint bench-quick clean
+.PHONY: demo test test-slow lint bench-quick bench-sizes clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -28,6 +28,9 @@ test-slow: .venv/export
 
 bench-quick: .venv/export
 	$(BIN)/python -m tests.benchmarks.quick
+
+bench-sizes: .venv/export
+	$(BIN)/python -m tests.benchmarks.sizes
 
 lint: .venv/export
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from export import quality
@@ -20,6 +21,7 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py models/demo                    the checkpoint that comes with the repository
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
+_RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class BuildOptions:
     """What to build, from what, and where; the names are those of the command line."""
 
     checkpoint: str
+    revision: str | None
     output: Path
     precision: str
     block_size: int | None  # None at fp32
@@ -60,32 +63,49 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
     """Parse and check; exits with code 2 for wrong usage, with the usage and the reason."""
     parser = argument_parser()
     given = parser.parse_args(arguments)
-    _check(parser, given)
+    output = given.output or Path("models") / f"{model_name(given.checkpoint)}-{given.precision}"
+    given.output = output.resolve()
+    given.keep_reference = given.keep_reference and given.keep_reference.resolve()
+    for mistake in _mistakes(given):
+        parser.error(mistake)
     if given.precision == "int8" and given.block_size is None:
         given.block_size = DEFAULT_BLOCK_SIZE
     if given.max_loss is None:
         given.max_loss = quality.MAX_LOSS[given.precision]
-    output = given.output or Path("models") / f"{model_name(given.checkpoint)}-{given.precision}"
-    given.output = output.absolute()
-    given.keep_reference = given.keep_reference and given.keep_reference.absolute()
     typed = sys.argv[1:] if arguments is None else arguments
     return BuildOptions(**vars(given), command=shlex.join(["python", "export/build.py", *typed]))
 
 
-def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    conflicts = {
-        "--block-size goes with --precision int8": given.precision == "fp32" and given.block_size is not None,
-        "--keep-reference keeps optimum's export, which --no-reference does not make": given.no_reference
-        and given.keep_reference,
-        "--max-loss bounds the verification, which --verify none leaves out": given.verify == "none"
-        and given.max_loss is not None,
-        "--max-loss is per cent and at least 0": given.max_loss is not None and not given.max_loss >= 0,
-        f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own": given.tokenizer
-        and not given.checkpoint.startswith(RANDOM),
-    }
-    for message, is_so in conflicts.items():
-        if is_so:
-            parser.error(message)
+def _mistakes(given: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the values, or with two of them together."""
+    is_random = given.checkpoint.startswith(RANDOM)
+    if is_random and given.checkpoint.removeprefix(RANDOM) not in SIZES:
+        yield f"{given.checkpoint} is not known; there are {_RANDOM_SIZES}"
+    if given.precision == "fp32" and given.block_size is not None:
+        yield "--block-size goes with --precision int8"
+    if given.keep_reference and given.no_reference:
+        yield "--keep-reference keeps optimum's export, which --no-reference does not make"
+    if given.keep_reference and _overlap(given.keep_reference, given.output):
+        yield "--keep-reference and --output name the same place, or one within the other"
+    if given.max_loss is not None:
+        yield from _mistakes_of_max_loss(given.max_loss, given.verify, is_random)
+    if given.tokenizer and not is_random:
+        yield f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own"
+    if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
+        yield f"--revision goes with a hub id, and {given.checkpoint} is none"
+
+
+def _mistakes_of_max_loss(max_loss: float, verify: str, is_random: bool) -> Iterator[str]:
+    if not max_loss >= 0:  # NaN is not either
+        yield "--max-loss is per cent and at least 0"
+    if verify == "none":
+        yield "--max-loss bounds the verification, which --verify none leaves out"
+    if is_random:
+        yield "--max-loss bounds a loss that random weights do not have"
+
+
+def _overlap(first: Path, second: Path) -> bool:
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -94,9 +114,11 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="export/build.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    sizes = ", ".join(f"{RANDOM}{size}" for size in SIZES)
-    about = f"a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); or noise: {sizes}"
+    about = (
+        f"a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); or noise: {_RANDOM_SIZES}"
+    )
     add("checkpoint", nargs="?", default="gpt2", metavar="CHECKPOINT", help=about)
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--output", type=Path, metavar="DIR", help="where the model goes (default: models/<name>-<precision>)")
     add("--precision", choices=sorted(quality.MAX_LOSS), default="int8", help="of the weights (default: int8)")
     about = f"weights that share a scale (default: {DEFAULT_BLOCK_SIZE}); at 32 and 64 no row depends on its neighbours"

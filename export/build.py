@@ -8,51 +8,77 @@ python export/build.py random:gpt2 --no-reference
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
-import shutil
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: import from the clone, whatever the directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from safetensors import SafetensorError
-from tqdm import tqdm
+INTERRUPTED = "interrupted: nothing was changed"
+MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in the clone brings all that building needs"
+try:
+    from safetensors import SafetensorError
+    from tqdm import tqdm
 
-from export import card, folder, graph, quality, reference
-from export.arguments import BuildOptions, parse
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.precision import BLOCK_SIZES, Float32, Int8, Precision
+    from export import card, folder, graph, quality, reference
+    from export.arguments import BuildOptions, parse
+    from export.checkpoint import Checkpoint, open_checkpoint
+    from export.precision import BLOCK_SIZES, Float32, Int8, Precision
+except KeyboardInterrupt:  # these take a second
+    if __name__ != "__main__":
+        raise
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or str(error.name).startswith(("export", "runtime")):
+        raise
+    sys.exit(MISSING.format(name=error.name))
 
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, *, before_publication: Callable[[], object] = lambda: None) -> None:
     """Build one model folder; raises for whatever goes wrong, with the earlier output untouched."""
     options = parse(arguments)
     check_before_work(options)
-    with folder.workspace(options.output) as work:
+    with workspaces(options) as (work, reference_work):
         say(1, f"checkpoint: {options.checkpoint}")
-        checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer)
+        checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer, revision=options.revision)
         check_block_size(checkpoint, options.block_size)
 
         say(2, f"reference: {options.reference_text}")
-        make_reference(checkpoint, options, work / "reference")
+        make_reference(checkpoint, options, reference_work / "reference")
 
         say(3, f"model: the fused graph, {options.precision_text}")
         make_model(checkpoint, options, work / "model")
 
         say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint).name}")
-        measured = verify(checkpoint, options, work)
+        measured = verify(checkpoint, options, work / "model", reference_work / "reference", work)
 
         say(5, f"publication: {options.output}")
         describe(checkpoint, options, measured, work / "model")
+        before_publication()
         if options.keep_reference:
-            folder.publish(work / "reference", options.keep_reference, work)
+            folder.publish(reference_work / "reference", options.keep_reference, reference_work)
         folder.publish(work / "model", options.output, work)
     print(f"built {options.output}")
+
+
+@contextlib.contextmanager
+def workspaces(options: BuildOptions) -> Iterator[tuple[Path, Path]]:
+    """Where the model is made, and where the reference: beside their places, so that to publish is to rename."""
+    with folder.workspace(options.output, force=options.force) as work:
+        if options.keep_reference is None:
+            yield work, work
+        else:
+            with folder.workspace(options.keep_reference) as reference_work:
+                yield work, reference_work
 
 
 def check_before_work(options: BuildOptions) -> None:
@@ -84,12 +110,14 @@ def make_model(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> N
     folder.write_tokenizer_and_config(checkpoint, target)
 
 
-def verify(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> quality.Quality | None:
+def verify(
+    checkpoint: Checkpoint, options: BuildOptions, model: Path, reference: Path, work: Path
+) -> quality.Quality | None:
     """Measure the loss against the reference; raises ValueError for a model that loses too much."""
     if options.verify == "none":
         return None
     text = evaluation_text(checkpoint)
-    measured = quality.measure_quality(work / "model", work / "reference", options.reference_text, text, work)
+    measured = quality.measure_quality(model, reference, options.reference_text, text, work)
     print(card.quality_text(checkpoint, measured))
     if not checkpoint.is_random:
         measured.check(options.max_loss)
@@ -101,7 +129,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Qu
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "block_size": options.block_size}
     folder.write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
-    card.write_card(target, checkpoint, options.precision, options.block_size, measured, options.command)
+    card.write_card(target, checkpoint, options, measured)
     folder.write_checksums(target)
 
 
@@ -133,22 +161,35 @@ def say(step: int, what: str) -> None:
 def run() -> int:
     """`main` for a terminal: errors as one line. 0 done, 1 failed, 130 interrupted; wrong usage exits with 2."""
     try:
-        main()
+        main(before_publication=ignore_interrupts)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was changed", file=sys.stderr)
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 130
+    except MemoryError:
+        print("error: not enough memory; nothing was changed", file=sys.stderr)
+        return 1
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     return 0
 
 
+def ignore_interrupts() -> None:
+    """From here on Ctrl-C comes too late: the renames take no time, and what follows only cleans up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def explain(error: BaseException) -> str:
-    """The message, with the cure for the commonest failure of a big write."""
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
-        free = shutil.disk_usage(Path.cwd()).free / 1e9
-        return f"the disk is full ({error}); {free:.1f} GB are free here now. The output is as it was"
-    return str(error)
+    """The message on one line, with the cure for what commonly goes wrong with a big write."""
+    message = " ".join(str(error).split())
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOSPC or "No space left" in message:
+        return f"the disk is full ({message}); free some space, or name an --output on another disk"
+    if code == errno.EFBIG:
+        return f"the file system does not take a file so big ({message}); name an --output on another disk"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission ({message}); name another --output, or change who may write there"
+    return message
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from export.arguments import BuildOptions
 from export.checkpoint import Checkpoint
 from export.quality import Quality
 
 _CARD = """\
 ---
-base_model: {source}
-library_name: onnxruntime
+{base_model}library_name: onnxruntime
 pipeline_tag: text-generation
 tags: [gpt2, onnx, {precision}]
 ---
 # {name}, {precision}
 
-GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from `{source}`.
+GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
 
 | | |
 |---|---|
@@ -24,7 +25,7 @@ GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from `{source}`.
 | context | {n_positions:,} tokens |
 | vocabulary | {vocab_size:,} tokens |
 | precision | {precision_text} |
-| size | {size:.1f} MB: `model.onnx` and `model.onnx_data` |
+| size | {graph_size} `model.onnx`, {data_size} `model.onnx_data` |
 
 ## Quality
 
@@ -35,7 +36,7 @@ GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from `{source}`.
 ```python
 import runtime  # pip install gpt2-edge
 
-model = runtime.load("{name_in_code}")
+model = runtime.load("{folder}")
 print(runtime.generate("Once upon a time", model=model))
 ```
 
@@ -58,28 +59,40 @@ likeliest token is the same at {top1:.2f} % of positions; the mean KL divergence
 {n_tokens:,} tokens of `{text}` ({protocol})."""
 
 
-def write_card(
-    folder: Path, checkpoint: Checkpoint, precision: str, block_size: int | None, quality: Quality | None, command: str
-) -> None:
+def write_card(folder: Path, checkpoint: Checkpoint, options: BuildOptions, quality: Quality | None) -> None:
     """Write `README.md`; `quality` None says that nothing was verified."""
     config = checkpoint.config
-    weights = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data"))
     card = _CARD.format(
         name=checkpoint.name,
-        name_in_code=f"{checkpoint.name}-{precision}",
-        source=checkpoint.source,
-        precision=precision,
-        precision_text=precision if block_size is None else f"{precision}, blocks of {block_size}, one scale each",
+        folder=options.output.name,
+        source=_source(checkpoint),
+        # only a hub id means something to other people's tools
+        base_model=f"base_model: {json.dumps(checkpoint.source)}\n" if checkpoint.commit else "",
+        precision=options.precision,
+        precision_text=options.precision_text,
         n_layer=config.n_layer,
         n_head=config.n_head,
         n_embd=config.n_embd,
         n_positions=config.n_positions,
         vocab_size=config.vocab_size,
-        size=weights / 1e6,
+        graph_size=_size(folder / "model.onnx"),
+        data_size=_size(folder / "model.onnx_data"),
         quality=quality_text(checkpoint, quality),
-        command=command,
+        command=options.command,
     )
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    if checkpoint.is_random:
+        return f"`{checkpoint.source}`: seeded noise of that size, which writes no sense"
+    return f"`{checkpoint.source}`" + (
+        f" on the Hugging Face hub, commit {checkpoint.commit}" if checkpoint.commit else ""
+    )
+
+
+def _size(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.2f} MB"
 
 
 def quality_text(checkpoint: Checkpoint, quality: Quality | None) -> str:

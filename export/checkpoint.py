@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,17 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 
 from export import config as config_file
 from export import hub, random_checkpoint
+from export import tokenizer as tokenizer_file
 from export.config import Config
+from export.weights import weight_files
 
 RANDOM = "random:"
 # stored by older versions of transformers, or for other tasks, and no part of the language model
 _UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 class Tensors:
@@ -39,10 +39,17 @@ class Tensors:
         for path in weight_files(folder):
             with _opened(path) as handle:
                 for name in handle.keys():  # noqa: SIM118  not a dict
-                    plain = name.removeprefix("transformer.")
+                    plain, part = name.removeprefix("transformer."), handle.get_slice(name)
+                    self._check_entry(plain, path, name, part.get_dtype())
                     self._files[plain] = path, name
-                    shapes[plain] = tuple(handle.get_slice(name).get_shape())
+                    shapes[plain] = tuple(part.get_shape())
         self._check(folder, shapes, tied=config.tie_word_embeddings)
+
+    def _check_entry(self, plain: str, path: Path, name: str, dtype: str) -> None:
+        if plain in self._files:
+            raise ValueError(f"{path}: {name} is stored a second time, after {' '.join(map(str, self._files[plain]))}")
+        if plain in self._shapes and dtype not in _FLOATS:
+            raise ValueError(f"{path}: {name} is {dtype}; weights must be floating point ({', '.join(_FLOATS)})")
 
     def _check(self, folder: Path, found: dict[str, tuple[int, ...]], *, tied: bool) -> None:
         for name, shape in self._shapes.items():
@@ -60,7 +67,7 @@ class Tensors:
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """The tensor as fp32, whatever it is stored as. Raises ValueError if it holds NaN or infinity."""
         path, stored = self._files[name]
-        with _opened(path) as handle:
+        with _opened(path) as handle, np.errstate(over="ignore"):  # float64 beyond fp32 becomes infinity
             array: NDArray[np.float32] = handle.get_tensor(stored).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {stored} holds NaN or infinity; the checkpoint is damaged")
@@ -82,6 +89,7 @@ class Checkpoint:
     config: Config
     raw_config: dict[str, Any]
     tensors: Tensors
+    commit: str | None = None  # of a hub repository
 
     @property
     def is_random(self) -> bool:
@@ -93,55 +101,36 @@ def model_name(source: str) -> str:
     """What the model is called: the last part of a folder or repository; `random:gpt2` is `random-gpt2`."""
     if source.startswith(RANDOM):
         return source.replace(":", "-")
-    return Path(source).resolve().name if Path(source).is_dir() else source.rstrip("/").split("/")[-1]
+    name = Path(source).name
+    return Path(source).resolve().name if name in ("", "..") else name
 
 
-def open_checkpoint(source: str, work: Path, *, tokenizer: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str, work: Path, *, tokenizer: Path | None = None, revision: str | None = None
+) -> Checkpoint:
     """Open a folder, a hub id (downloaded once, then cached) or `random:SIZE` (written under `work`).
 
-    `tokenizer`: folder whose tokenizer.json a random checkpoint takes. Raises ValueError or OSError saying what
-    is wrong with which file.
+    `tokenizer`: folder whose tokenizer.json a random checkpoint takes; `revision`: of a hub repository. Raises
+    ValueError or OSError saying what is wrong with which file.
     """
+    commit = None
     if source.startswith(RANDOM):
         folder = work / "checkpoint"
         random_checkpoint.write(source.removeprefix(RANDOM), folder, tokenizer)
+    elif Path(source).exists():
+        folder = _check_folder(Path(source))
     else:
-        folder = Path(source) if Path(source).is_dir() else hub.download(source)
+        folder = hub.download(source, revision)
+        commit = folder.name
     config, raw = config_file.read(folder / "config.json")
-    check_tokenizer(folder / "tokenizer.json", config.vocab_size)
-    return Checkpoint(model_name(source), source, folder, config, raw, Tensors(folder, config))
+    tokenizer_file.check(folder, config.vocab_size)
+    return Checkpoint(model_name(source), source, folder, config, raw, Tensors(folder, config), commit)
 
 
-def check_tokenizer(path: Path, vocab_size: int) -> None:
-    """Raise FileNotFoundError or ValueError unless this is a tokenizer whose ids lie within the vocabulary."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; transformers writes one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-        )
-    try:
-        largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=-1)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{path} is not a tokenizer: {error}") from None
-    if largest >= vocab_size:
-        raise ValueError(f"{path} has token id {largest}, but config.json has vocab_size {vocab_size}")
-
-
-def weight_files(folder: Path) -> Iterable[Path]:
-    """The safetensors files of a checkpoint: `model.safetensors`, or the shards its index names."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickle = " (pytorch_model.bin is a pickle and is not read)" if (folder / "pytorch_model.bin").exists() else ""
-        raise FileNotFoundError(f"{single} is missing{pickle}; save the model with transformers' save_pretrained")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{index} names files that are missing: {', '.join(missing)}")
-    return [folder / name for name in names]
+def _check_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; give the folder that holds the checkpoint")
+    return path
 
 
 @contextlib.contextmanager

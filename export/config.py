@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 ACTIVATIONS = (
     "gelu_new",
@@ -18,6 +18,14 @@ ACTIVATIONS = (
     "swish",
     "tanh",
 )
+
+# GPT2Config reads these too, and where both are given they win
+_OTHER_NAMES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Config:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256  # several: each ends the text
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -52,9 +60,11 @@ class Config:
         for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key} is {getattr(self, key)!r}; true or false is expected")
-        for key in ("bos_token_id", "eos_token_id"):
-            if not isinstance(getattr(self, key), int | None):
-                raise ValueError(f"{key} is {getattr(self, key)!r}; one token id or null is expected")
+        if self.bos_token_id is not None and not _is_int(self.bos_token_id):
+            raise ValueError(f"bos_token_id is {self.bos_token_id!r}; one token id or null is expected")
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        if self.eos_token_id is not None and not all(map(_is_int, ends)):
+            raise ValueError(f"eos_token_id is {self.eos_token_id!r}; a token id, a list of them or null is expected")
         if not isinstance(self.layer_norm_epsilon, float) or not 0 < self.layer_norm_epsilon < 1:
             raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; a number between 0 and 1 is expected")
         if self.activation_function not in ACTIVATIONS:
@@ -125,13 +135,18 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {kind!r}, 'gpt2' is needed")
     if raw.get("add_cross_attention"):
         raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
+    renamed = raw | {name: raw[other] for other, name in _OTHER_NAMES.items() if other in raw}
     known = {field.name for field in dataclasses.fields(Config)}
     try:
-        return Config(**{key: value for key, value in raw.items() if key in known}), raw
+        return Config(**{key: value for key, value in renamed.items() if key in known}), raw
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_count(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_int(value) or value < 1:
         raise ValueError(f"{key} is {value!r}; a whole number of at least 1 is expected")

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from export import tokenizer
 from export.checkpoint import Checkpoint
 
 CHECKSUMS = "SHA256SUMS"
@@ -22,38 +23,82 @@ CHECKSUMS = "SHA256SUMS"
 
 def check_output(output: Path, *, force: bool) -> None:
     """Raise FileExistsError unless the output can be put there: nothing is there, or `force` and a model folder."""
-    if output.is_dir() and not any(output.iterdir()):
+    if os.path.ismount(output) or output == Path.cwd():
+        raise FileExistsError(f"{output} itself cannot be replaced while it is in use: name a folder inside it")
+    above = next(folder for folder in output.parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{above} is a file: name another place than {output}")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if output.is_dir() and (output / CHECKSUMS).is_file():
-        if not force:
-            raise FileExistsError(f"{output} holds a model already; --force replaces it, --output names another place")
-    elif output.exists():
-        raise FileExistsError(f"{output} is there and is not a model folder: move it away, or name another --output")
+    listed = _listed(output)
+    if "model.onnx" not in listed:
+        raise FileExistsError(f"{output} is there and is not a model folder: move it away, or name another place")
+    if not force:
+        raise FileExistsError(f"{output} holds a model already; --force replaces it, --output names another place")
+    others = sorted(path.name for path in output.iterdir() if path.name not in listed)
+    if others:
+        raise FileExistsError(
+            f"{output} holds more than a build wrote, which --force would delete: {', '.join(others)}"
+        )
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of the files in a model folder, by its checksums; none for another kind of folder."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return set()
+    return {CHECKSUMS} | {line.split("  ", 1)[-1] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
 @contextlib.contextmanager
-def workspace(output: Path) -> Iterator[Path]:
+def workspace(output: Path, *, force: bool = False) -> Iterator[Path]:
     """An empty folder beside the output, gone afterwards, for everything a build writes.
 
     One build at a time for one output: another one under way raises BlockingIOError. What a killed build left is
-    cleared away, and a folder it was just replacing is put back.
+    cleared away, and a folder it was just replacing is put back. Raises FileExistsError as `check_output` does.
     """
     work = output.parent / f".{output.name}.building"
-    work.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in (work, *work.parents) if not folder.exists()]
     lock = FileLock(work / "lock", timeout=0)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if not _acquire(lock):
+            raise BlockingIOError(f"another build is writing {output}; wait for it, or name another --output")
+        if (work / "replaced").is_dir() and not output.exists():
+            (work / "replaced").rename(output)
+        _clear(work)
+        check_output(output, force=force)
+        yield work
+    finally:
+        _remove(work, lock, made)
+
+
+def _acquire(lock: FileLock) -> bool:
     try:
         lock.acquire()
     except Timeout:
-        raise BlockingIOError(f"another build is writing {output}; wait for it, or name another --output") from None
-    try:
-        if (work / "replaced").is_dir() and not output.exists():
-            (work / "replaced").rename(output)
-        for left in (p for p in work.iterdir() if p.name != "lock"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield work
-    finally:
-        lock.release()
-        shutil.rmtree(work, ignore_errors=True)
+        return False
+    return True
+
+
+def _clear(work: Path) -> None:
+    for left in work.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != "lock":
+            left.unlink()
+
+
+def _remove(work: Path, lock: FileLock, made: list[Path]) -> None:
+    """Clear the workspace, unless it is another build's, and remove it and the folders made for it that are empty."""
+    if work.is_dir() and _acquire(lock):
+        _clear(work)
+        with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
+            Path(lock.lock_file).unlink()
+        lock.release(force=True)
+    for folder in dict.fromkeys([work, *made]):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
@@ -62,16 +107,25 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "config.json", checkpoint.raw_config | sizes | ends)
-    shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+    tokenizer.write(checkpoint.folder, folder)
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": ends,
         "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.n_positions},
     }
     for name, value in defaults.items():
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
-        else:
-            write_json(folder / name, value)
+        own = checkpoint.folder / name
+        write_json(folder / name, read_json(own) if own.is_file() else value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError naming the file for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,7 +1,7 @@
 """GPT-2 as one fused ONNX graph for onnxruntime's CPU kernels, with the ecosystem's own input and output names.
 
     input_ids       [batch_size, sequence_length]
-    attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 first
+    attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 before 1
     position_ids    [batch_size, sequence_length]
     num_logits_to_keep [1]   default 0: logits of every position; 1: of the last only
     past_key_values.{i}.{key,value}  [batch_size, n_head, past_sequence_length, head_dim]
@@ -81,17 +81,20 @@ class _GraphBuilder:
         for layer in progress(range(self.config.n_layer)):
             x, residual = self.layer(layer, x, residual)
         self.logits(x)
-        self.file.save(self.inputs, self.outputs, FORMAT)
+        kernel = {"gpt2_edge_kernel": self.precision.kernel} if self.precision.kernel else {}
+        self.file.save(self.inputs, self.outputs, FORMAT | kernel)
 
     def lengths(self) -> None:
         """From the mask, what GroupQueryAttention wants: seqlens_k [batch] and total_sequence_length, a scalar."""
         node, one = self.file.node, self.file.constant("one", np.array([1], np.int64))
         node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
-        # left padding would be silently wrong, so a row that begins with 0 reads past the end of `one` and fails
-        node("ArgMax", ["attention_mask"], ["first_token"], axis=1, keepdims=0)
-        node("Gather", [one, "first_token"], ["attention_mask_must_be_padded_on_the_right"])
-        node("Sub", ["n_tokens", "attention_mask_must_be_padded_on_the_right"], ["last_index"])
-        node("Cast", ["last_index"], ["seqlens_k"], to=TensorProto.INT32)
+        node("Sub", ["n_tokens", one], ["last_index"])
+        # padding on the left or between would be silently wrong: such a row reads past the end of `one` and fails
+        node("ArgMax", ["attention_mask"], ["last_token"], axis=1, keepdims=0, select_last_index=1)
+        node("Sub", ["last_token", "last_index"], ["n_padded_before_last"])
+        node("Gather", [one, "n_padded_before_last"], ["attention_mask_must_be_padded_on_the_right"])
+        node("Mul", ["last_index", "attention_mask_must_be_padded_on_the_right"], ["last_index_or_failure"])
+        node("Cast", ["last_index_or_failure"], ["seqlens_k"], to=TensorProto.INT32)
         node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
         node("Squeeze", ["mask_length"], ["total"])
         node("Cast", ["total"], ["total_sequence_length"], to=TensorProto.INT32)

@@ -2,54 +2,149 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
+from requests import RequestException  # huggingface_hub raises these
+from requests.exceptions import ChunkedEncodingError
+
+from export import config as config_file
+from export import weights
 
 # what the build reads, and no more: other formats of the same weights double the download
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+CONFIG = "config.json"
+OPTIONAL = ("generation_config.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json",)
+OLDER_TOKENIZER = ("vocab.json", "merges.txt")
+OLDER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json")
+ATTEMPTS = 5  # at one file, each going on where the connection was cut
 
 
-def download(repo_id: str) -> Path:
+def download(repo_id: str, revision: str | None = None) -> Path:
     """Folder of the repository's checkpoint in the local cache, with what was missing fetched.
 
-    `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises
-    FileNotFoundError for an id the hub does not have, PermissionError for one that is gated, ConnectionError
-    when the hub cannot be reached and the cache does not hold the model.
+    `revision` is a branch, tag or commit; None is the main branch. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and
+    `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises FileNotFoundError for what the hub does not have,
+    PermissionError for what it refuses to give, ConnectionError when it is not reached and the cache does not hold
+    the model, ValueError for a repository that is no GPT-2.
     """
-    if not _HUB_ID.fullmatch(repo_id):
-        raise FileNotFoundError(f"no folder {repo_id!r} here, and it is no hub id (like gpt2 or owner/name) either")
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(FILES)))
+        return _download(repo_id, revision)
+    except HFValidationError:
+        message = f"no folder {repo_id!r} here, and it is no hub id (like gpt2 or owner/name) either"
+        raise FileNotFoundError(message) from None
     except GatedRepoError:
-        raise PermissionError(
-            f"{repo_id} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of yours"
-        ) from None
+        message = f"{repo_id} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of yours"
+        raise PermissionError(message) from None
     except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"no folder {repo_id!r} here, and the hub has no such model (a private one needs HF_TOKEN)"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(
-            f"cannot download {repo_id}: the hub is not reached and the model is not in the local cache; "
-            f"check the network, or give a checkpoint folder ({_first_line(error)})"
-        ) from None
+        message = f"no folder {repo_id!r} here, and the hub has no such model (a private one needs HF_TOKEN)"
+        raise FileNotFoundError(message) from None
+    except RevisionNotFoundError:
+        raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub") from None
+    except RequestException as error:
+        raise _refused_or_unreached(repo_id, error) from None
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """From the hub where it answers, else from the cache: `hf_hub_download` would try each file for half a minute."""
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (RequestException, ConnectionError) as error:
+        if 400 <= _status(error) < 500:
+            raise
+        return _cached(repo_id, revision, error)
+    names = {file.rfilename for file in info.siblings or []}
+
+    def fetch(name: str) -> Path:
+        return _fetch(repo_id, name, info.sha)
+
+    if CONFIG in names:
+        _fetch(repo_id, CONFIG, revision)  # by its branch: the cache notes which commit that is
+    return _collect(repo_id, names, fetch)
+
+
+def _cached(repo_id: str, revision: str | None, reason: BaseException) -> Path:
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise _unreached(repo_id, reason) from None
+    try:
+        return _collect(repo_id, {path.name for path in folder.iterdir()}, folder.joinpath)
+    except ValueError as error:
+        raise ConnectionError(f"the hub is not reached, and in the local cache {error}") from None
+
+
+def _collect(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> Path:
+    """One file after the other, the big ones last: a wrong model is refused early, and Ctrl-C is heard at once.
+
+    Raises ValueError unless `names` has what a checkpoint needs.
+    """
+    if CONFIG not in names:
+        raise ValueError(f"{repo_id} is no checkpoint of transformers: it has no {CONFIG}")
+    config = fetch(CONFIG)
+    config_file.read(config)
+    for name in (*OPTIONAL, *_tokenizer_files(repo_id, names)):
+        if name in names:
+            fetch(name)
+    for name in _weight_files(repo_id, names, fetch):
+        fetch(name)
+    return config.parent
+
+
+def _weight_files(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> list[str]:
+    if weights.SINGLE in names:
+        return [weights.SINGLE]
+    if weights.INDEX not in names:
+        cure = weights.CURE.format(name=repo_id)
+        raise ValueError(f"{repo_id} has no {weights.SINGLE}; a {weights.PICKLE} {cure}")
+    shards = weights.shard_names(fetch(weights.INDEX))
+    if not names.issuperset(shards):
+        raise ValueError(f"{repo_id} has no {min(set(shards) - names)}, which its {weights.INDEX} names")
+    return shards
+
+
+def _tokenizer_files(repo_id: str, names: set[str]) -> tuple[str, ...]:
+    if names.issuperset(TOKENIZER):
+        return TOKENIZER
+    if names.issuperset(OLDER_TOKENIZER):
+        return OLDER_TOKENIZER + OLDER_OPTIONAL
+    raise ValueError(f"{repo_id} has no {TOKENIZER[0]}, and no {' and '.join(OLDER_TOKENIZER)} either")
+
+
+def _fetch(repo_id: str, name: str, revision: str | None) -> Path:
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=revision))
+        except ChunkedEncodingError:  # cut in the middle
+            print(f"      {name}: the connection was cut; going on")
+    return Path(hf_hub_download(repo_id, name, revision=revision))
+
+
+def _refused_or_unreached(repo_id: str, error: BaseException) -> OSError:
+    answer = error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
+    if _status(answer) in (401, 403):
+        return PermissionError(f"the hub does not give {repo_id} to you: check HF_TOKEN ({_first_line(answer)})")
+    return _unreached(repo_id, answer)
+
+
+def _status(error: BaseException) -> int:
+    response = error.response if isinstance(error, RequestException) else None
+    return 0 if response is None else response.status_code
+
+
+def _unreached(repo_id: str, reason: BaseException) -> ConnectionError:
+    return ConnectionError(
+        f"no folder {repo_id!r} here, and the hub, which may have it, is not reached and the local cache does not "
+        f"hold it; check the network, or give a checkpoint folder ({_first_line(reason)})"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ DEFAULT_BLOCK_SIZE = 64  # divides every OpenAI width, and rows do not depend on
 
 class Precision(Protocol):
     """What the graph asks of a precision. A stored matrix can serve the embedding and the output layer both."""
+
+    @property
+    def kernel(self) -> str | None:
+        """Which products the graph is made of, for the runtime to compare with the processor; None for fp32."""
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         """Store a [n_vocab, n_embd] matrix for `embed` and `logits`."""
@@ -34,6 +38,8 @@ class Precision(Protocol):
 
 class Float32:
     """Weights unchanged."""
+
+    kernel = None
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         file.constant(name, matrix)
@@ -58,6 +64,7 @@ class Int8:
     """
 
     block_size: int
+    kernel: ClassVar[str] = "block"
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         quantized, scales = quantize(matrix, self.block_size)

@@ -36,8 +36,13 @@ class Quality:
     mean_kl: float  # D(reference || model), natural logarithm, mean over positions
 
     def check(self, max_loss: float) -> None:
-        """Raise ValueError if the loss passes `max_loss` per cent."""
-        if not self.loss_percent <= max_loss:  # NaN does not pass either
+        """Raise ValueError if the loss passes `max_loss` per cent, or if there is no telling."""
+        if not math.isfinite(self.loss_percent):
+            raise ValueError(
+                f"the model's perplexity is {self.perplexity}, the reference's {self.reference_perplexity}: not "
+                "published. Its weights are damaged, or too large for fp32 arithmetic"
+            )
+        if self.loss_percent > max_loss:
             raise ValueError(
                 f"the model loses {self.loss_percent:.3f} % of perplexity, more than {max_loss} %: not published. "
                 "A smaller --block-size loses less; --max-loss PERCENT allows more"
@@ -49,15 +54,22 @@ def measure_quality(model: Path, reference: Path, reference_name: str, text: Pat
 
     The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the figures
+        return _measure(model, reference, reference_name, text, work)
+
+
+def _measure(model: Path, reference: Path, reference_name: str, text: Path, work: Path) -> Quality:
     content = text.read_text(encoding="utf-8")
     with Model(model) as opened:
         ids, n_vocab = encode(opened, content), opened.config.vocab_size
+    if len(ids) < 2:
+        raise ValueError(f"{text} is {len(ids)} token(s) long; the first is not predicted, so two are needed")
     kept = work / "reference.logprobs"
     nll = _run_reference(reference, ids, kept)
     expected = np.memmap(kept, np.float32, "r", shape=(len(ids) - 1, n_vocab))
     model_nll, agree, kl = _compare(model, ids, expected)
     n = len(ids) - 1
-    perplexities = math.exp(nll / n), math.exp(model_nll / n)
+    perplexities = _perplexity(nll / n), _perplexity(model_nll / n)
     return Quality(
         reference=reference_name,
         text=text.name,
@@ -70,6 +82,11 @@ def measure_quality(model: Path, reference: Path, reference_name: str, text: Pat
         top1_agreement=agree / n,
         mean_kl=kl / n,
     )
+
+
+def _perplexity(mean_nll: float) -> float:
+    """Infinite where `math.exp` would raise."""
+    return math.inf if mean_nll > 700 else math.exp(mean_nll)
 
 
 def _run_reference(folder: Path, ids: list[int], kept: Path) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROWS_AT_ONCE = 2048  # bounds the temporaries: 50,257 x 1,600 fp32 is 320 MB, and each step would copy it
+TINY = np.finfo(np.float32).tiny  # smaller numbers lose digits: a scale among them would be off by half
 
 
 def quantize(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -23,7 +24,7 @@ def quantize(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.u
         rows = slice(start, start + ROWS_AT_ONCE)
         blocks = matrix[rows].reshape(-1, *quantized.shape[1:])
         scale = np.abs(blocks).max(-1) / np.float32(127)
-        scale[scale == 0] = 1  # a block of zeros
+        scale[scale < TINY] = 1  # a block of zeros, or of what rounds to them
         scales[rows] = scale
         quantized[rows] = np.rint(blocks / scale[..., None]) + 128
     return quantized, scales

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from runtime import generation, scoring
 from runtime.completion import Completion
@@ -13,10 +13,15 @@ from runtime.default_model import check_path, find, resolve
 from runtime.model import Model
 from runtime.options import Options, OptionsDict, check_count, make_options, takes_options
 from runtime.row import Place, Row
-from runtime.scoring import Score
+from runtime.scoring import Score, ScoreOverflow
 from runtime.text import encode_prompt
 
+if TYPE_CHECKING:  # loaded where they are used: importing the package stays quick
+    from runtime.perplexity import Progress
+    from runtime.tasks import Answer, Task
+
 ModelOrPath = Model | str | os.PathLike[str] | None
+Several = list[str] | tuple[str, ...]
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
@@ -31,15 +36,20 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
 
 
 @takes_options
-def generate(prompt: str, *, model: ModelOrPath = None, **options: Unpack[OptionsDict]) -> str:
+def generate(
+    prompt: str, *, model: ModelOrPath = None, task: str | Task | None = None, **options: Unpack[OptionsDict]
+) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
     prompt: any text; an empty one starts from the beginning of a text.
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
+    task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
     n_positions, unless `overflow` says otherwise; FileNotFoundError where no model is found.
     """
+    if task is not None:
+        return perform(task, prompt, model=model, **options).text
     return "".join(stream(prompt, model=model, **options))
 
 
@@ -81,6 +91,9 @@ def complete(
     *,
     model: ModelOrPath = None,
     n: int = 1,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
     logprobs: int = 0,
     batch_size: int = generation.BATCH_SIZE,
     **options: Unpack[OptionsDict],
@@ -88,25 +101,41 @@ def complete(
     """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
 
     Takes what `generate` does, and:
-    n: samples for each prompt; more than one needs a temperature above 0.
+    n: continuations for each prompt; more than one needs a temperature above 0, or beams.
+    num_beams: above 1, the `n` best of so many beams, best first, by transformers' beam search. Prompts are searched
+        one after the other; see `runtime.beam.search`.
+    length_penalty: beams compare by log-probability / length ** length_penalty; above 0 favours long ones.
+    early_stopping: True ends once num_beams are finished; False, when the running ones are no better at their
+        present length; "never", when they cannot become better.
     logprobs: how many alternatives to record for each token.
-    batch_size: how many rows decode at a time; the others wait.
+    batch_size: how many rows decode at a time; the others wait. Beams are rows of their own, all at a time.
     """
-    opened = resolve(model)
-    checked = make_options(options)
-    check_count("n", n)
-    check_count("batch_size", batch_size)
+    opened, checked, texts = resolve(model), make_options(options), _as_list(prompts)
+    for name, count in (("n", n), ("num_beams", num_beams), ("batch_size", batch_size)):
+        check_count(name, count)
     check_count("logprobs", logprobs, least=0)
-    if n > 1 and checked.temperature == 0:
-        raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature")
     if logprobs > opened.config.vocab_size:
         raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
+    if num_beams > 1:
+        from runtime import beam  # only where it is used: importing the package stays quick
+
+        return beam.search(opened, texts, checked, beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs))
+    if length_penalty != 1 or early_stopping is not False:
+        raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
+    return _complete_rows(opened, texts, checked, n, logprobs, batch_size)
+
+
+def _complete_rows(
+    model: Model, prompts: Sequence[str], options: Options, n: int, n_top: int, batch_size: int
+) -> list[Completion]:
+    if n > 1 and options.temperature == 0:
+        raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
     rows = [
-        _make_row(opened, prompt, checked, Place(index, sample), n_top=logprobs)
-        for index, prompt in enumerate(_as_list(prompts))
+        _make_row(model, prompt, options, Place(index, sample), n_top)
+        for index, prompt in enumerate(prompts)
         for sample in range(n)
     ]
-    for _ in generation.generate_pieces(opened, rows, batch_size):
+    for _ in generation.generate_pieces(model, rows, batch_size):
         pass
     return [row.completion() for row in rows]
 
@@ -123,11 +152,93 @@ def _as_list(prompts: str | Sequence[str]) -> list[str]:
     return texts
 
 
-def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score:
-    """Log-probability of every token of a text but the first, and their perplexity.
+@overload
+def score(
+    continuation: str, *, context: str = "", model: ModelOrPath = None, overflow: ScoreOverflow = "error"
+) -> Score: ...
+@overload
+def score(
+    continuation: Several, *, context: str = "", model: ModelOrPath = None, overflow: ScoreOverflow = "error"
+) -> list[Score]: ...
+def score(
+    continuation: str | Sequence[str],
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+) -> Score | list[Score]:
+    """How likely the model finds a continuation of a context: a Score, or one for each of several continuations.
+
+    Several share the pass over their context, with the very results each has alone. Ids are as
+    lm-evaluation-harness's `loglikelihood` has them: white space at the end of the context goes to the continuation;
+    an empty context is bos_token_id (`<|endoftext|>`); the continuation has the ids of both together after as many
+    as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text.
+    overflow: where context and continuation together pass n_positions + 1 tokens (the last is predicted only):
+        "error", or "truncate_left", which leaves out the beginning of the context.
+    Raises TypeError for what is no text; ValueError for an empty continuation, and for one too long.
+    """
+    scores = scoring.score(resolve(model), scoring.as_texts(continuation), context, overflow)
+    return scores[0] if isinstance(continuation, str) else scores
+
+
+@overload
+def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
+@overload
+def score_text(text: Several, *, model: ModelOrPath = None, stride: int | None = None) -> list[Score]: ...
+def score_text(
+    text: str | Sequence[str], *, model: ModelOrPath = None, stride: int | None = None
+) -> Score | list[Score]:
+    """Log-probability of every token of a text but the first, and their perplexity; one Score for each of several.
 
     Windows of n_positions tokens begin every `stride` tokens (default n_positions: fastest; smaller gives each
     token more context). No token is prepended; every other token is predicted once.
     Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.
     """
-    return scoring.score_text(resolve(model), text, stride)
+    opened = resolve(model)
+    scores = [scoring.score_text(opened, one, stride) for one in scoring.as_texts(text)]
+    return scores[0] if isinstance(text, str) else scores
+
+
+def perform(
+    task: str | Task, text: str, *, model: ModelOrPath = None, abstain_below: float | None = None, **fields: Any
+) -> Answer:
+    """Do what a task says with a text: P(output | input, task), the GPT-2 paper's zero-shot tasks (2019, section 3).
+
+    task: summarize, translate, answer, read, choose, last_word, or a `runtime.tasks.Task` of your own. Printed, a
+        task shows its prompt, its fields and its defaults: `print(runtime.tasks.TASKS["translate"])`.
+    text: the article, sentence, question, passage ...; white space around it is left out.
+    fields: the task's own (`examples=()` leaves the instruction and the text alone: strictly zero-shot), and any
+        option of `generate`, in place of the task's. overflow="truncate_left" cuts the beginning of the text, and
+        keeps the rest of the prompt.
+    abstain_below: an answer whose confidence is under this probability comes back with the text "".
+    Returns an Answer: text, confidence (see `runtime.tasks.Answer` for which probability it is), completion.
+    Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong
+    one; for an empty text; and for a prompt that is too long, with the numbers.
+    """
+    from runtime import tasks
+
+    return tasks.perform(resolve(model), task, text, fields, abstain_below)
+
+
+def evaluate(
+    task: str,
+    path: str | os.PathLike[str],
+    *,
+    model: ModelOrPath = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the GPT-2 paper and lm-evaluation-harness report of a model, measured on a file: a dict fit for JSON.
+
+    task and path:
+        "lambada": JSON lines with `text`; the last word is predicted.
+        "choose": JSON lines with `context`, `options` and `answer` (an option, or its index); see `perform`.
+        "perplexity": a text file as it is. "wikitext": one of WikiText's files, whose lines, articles and
+        punctuation are treated as for the published numbers.
+    limit: only the first so many lines of the file.
+    progress: called with how much is done and how much there is.
+    Raises FileNotFoundError; ValueError for an unknown task and for a file that holds something else, naming the line.
+    """
+    from runtime import evaluation
+
+    return evaluation.evaluate(resolve(model), task, path, limit, progress)

@@ -36,6 +36,12 @@ class Cache(Protocol):
     def copy_row(self, source: int, target: int) -> None:
         """Make the target row hold what the source row holds."""
 
+    def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:
+        """Make row i hold what row order[i] held, for each of the first len(order) rows; the others stay.
+
+        begin: positions before it hold the same in all of these rows, and are not copied.
+        """
+
     def clear_row(self, row: int) -> None:
         """Forget what the row holds."""
 
@@ -101,6 +107,18 @@ class InPlaceCache:
         n = self.lengths[target] = self.lengths[source]
         self._buffers[:, :, target, :, :n] = self._buffers[:, :, source, :, :n]
         self._mask[target] = self._mask[source]
+
+    def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:
+        """See `Cache.reorder`."""
+        targets = [row for row, source in enumerate(order) if row != source]
+        if not targets:
+            return
+        sources = [order[row] for row in targets]
+        end = max(self.lengths[row] for row in sources)
+        for layer in self._buffers:  # one at a time: the right side is a copy, or rows would overwrite one another
+            layer[:, targets, :, begin:end] = layer[:, sources, :, begin:end]
+        self._mask[targets] = self._mask[sources]
+        self.lengths[: len(order)] = [self.lengths[row] for row in order]
 
     def clear_row(self, row: int) -> None:
         """Forget what the row holds."""
@@ -178,6 +196,11 @@ class GrowingCache:
         """There is one row."""
         if source != target:
             raise ValueError(f"a plain ONNX export decodes one row at a time; there is no row {target}")
+
+    def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:  # noqa: ARG002
+        """There is one row."""
+        if list(order) != [0]:
+            raise ValueError(f"a plain ONNX export decodes one row at a time; there are no rows {list(order)}")
 
 
 def _share(array: NDArray[np.int64] | Logits) -> OrtValue:

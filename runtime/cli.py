@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 
 import runtime
-from runtime.options import Options
+from runtime import commands
+from runtime.arguments import add_model_arguments, add_option_arguments, read_options
 
-_EXAMPLES = """\
-example:
-  gpt2-edge generate "Once upon a time" --model models/demo-int8 --temperature 0.8 --top-p 0.9
-  echo "Once upon a time" | gpt2-edge generate -
-"""
+_EXAMPLES = {
+    "generate": """\
+  gpt2-edge generate "Once upon a time" --temperature 0.8 --top-p 0.9
+  echo "Once upon a time" | gpt2-edge generate -""",
+    "complete": """\
+  gpt2-edge complete "One day" "At night" --n 3 --temperature 0.9 --json""",
+    "check": """\
+  gpt2-edge check models/demo-int8""",
+    "info": """\
+  gpt2-edge info models/demo-int8""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,56 +29,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a Windows console's own encoding lacks most characters
-    parser = argument_parser()
-    given = parser.parse_args(arguments)
+    given = argument_parser().parse_args(arguments)
+    if hasattr(given, "temperature"):
+        try:
+            given.options = read_options(given)
+        except (TypeError, ValueError) as error:
+            given.parser.error(str(error))
+    return _run(given)
+
+
+def _run(given: argparse.Namespace) -> int:
     try:
-        options = Options(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Options)})
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    try:
-        generate(given, options)
+        status: int = given.command(given)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, say `head`, has what it wanted
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  else the exit flushes into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would flush into the pipe
         return 1
     except (OSError, TypeError, ValueError) as error:
         print(f"gpt2-edge: error: {error}", file=sys.stderr)
         return 1
-    return 0
-
-
-def generate(given: argparse.Namespace, options: Options) -> None:
-    """Write the continuation of a prompt as it is decoded."""
-    prompt = sys.stdin.buffer.read().decode("utf-8") if given.prompt == "-" else given.prompt
-    with contextlib.closing(runtime.load(given.model, threads=given.threads)) as model:
-        for piece in runtime.stream(prompt, model=model, **dataclasses.asdict(options)):
-            print(piece, end="", flush=True)
-        print()
+    return status
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="gpt2-edge", description=runtime.__doc__)
     parser.add_argument("--version", action="version", version=f"gpt2-edge {runtime.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "generate",
-        help="continue a prompt",
-        description="Continue a prompt: the continuation streams to standard output.",
-        epilog=_EXAMPLES,
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = _add(subparsers, "generate", "continue a prompt as it is decoded", commands.generate)
+    about = "the text to continue; - reads standard input; without it a terminal asks for prompts"
+    one.add_argument("prompt", nargs="?", help=about)
+    add_model_arguments(one)
+    add_option_arguments(one)
+
+    many = _add(subparsers, "complete", "continue several prompts together", commands.complete)
+    many.add_argument("prompts", nargs="*", help="the texts to continue; - reads one a line from standard input")
+    many.add_argument("--n", type=int, default=1, metavar="N", help="samples for each prompt (default: 1)")
+    many.add_argument("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token")
+    add_model_arguments(many)
+    add_option_arguments(many)
+
+    check = _add(subparsers, "check", "whether this device runs a model as it should", commands.check)
+    check.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    check.add_argument("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    info = _add(subparsers, "info", "what a model folder holds, and what this processor is", commands.info)
+    info.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    info.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _add(subparsers: argparse._SubParsersAction, name: str, about: str, command: object) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"example:\n{_EXAMPLES[name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("prompt", help="the text to continue; - reads standard input")
-    add = command.add_argument
-    add("--model", metavar="FOLDER", help="model folder (default: $GPT2_EDGE_MODEL, else the only one under ./models)")
-    add("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many tokens (default: 64)")
-    about = "0 is greedy, 1 the model's own distribution (default: 0)"
-    add("--temperature", type=float, default=0.0, metavar="T", help=about)
-    add("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens; 0 is off (default)")
-    about = "sample from the likeliest tokens that reach probability P; 1 is off (default)"
-    add("--top-p", type=float, default=1.0, metavar="P", help=about)
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one each time)")
+    parser.set_defaults(command=command, parser=parser)
     return parser

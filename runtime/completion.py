@@ -18,7 +18,7 @@ class Completion:
     """
 
     prompt_index: int
-    sample_index: int  # among the continuations of this prompt
+    sample_index: int  # among the continuations of this prompt; of beams, the best is 0
     text: str  # without the prompt, and up to a stop string
     ids: list[int]  # every id generated; those of a stop string too, the end of text not
     finish_reason: FinishReason
@@ -30,6 +30,7 @@ class Completion:
     n_slides: int  # how often overflow "slide" moved the window
     prefill_seconds: float
     decode_seconds: float  # of the passes this row took part in
+    beam_score: float | None = None  # of a beam: log-probability after penalties / length ** length_penalty
 
     @property
     def logprob(self) -> float:

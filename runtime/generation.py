@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from runtime.cache import Cache, Logits
 from runtime.model import Model
 from runtime.row import Row
@@ -17,20 +19,19 @@ BATCH_SIZE = 16  # rows that decode together
 Pieces = Iterator[tuple[int, str]]  # which row, what text
 
 
-def prefill(
-    cache: Cache, ids: Sequence[int], row: int = 0, interrupted: Callable[[], object] = lambda: None
-) -> Logits | None:
-    """Fill an empty row of the cache; returns the logits [n_vocab] after its last id, None when interrupted.
+def prefill(cache: Cache, ids: Sequence[int], row: int = 0, interrupted: Callable[[], object] = lambda: None) -> Logits:
+    """Fill an empty row of the cache; returns the logits [n_vocab] after its last id.
 
     Passes end on multiples of PREFILL_STEP, since int8 logits depend a little on the cuts. `interrupted` is asked
-    before each.
+    before each; if it says so, the logits are empty: [0]. Raises ValueError where there are no ids.
     """
-    logits: Logits | None = None
+    if not ids:
+        raise ValueError("there is nothing to predict from: no ids")
     cache.clear_row(row)
     for begin in range(0, len(ids), PREFILL_STEP):
         if interrupted():
-            return None
-        logits = cache.extend(ids[begin : begin + PREFILL_STEP], row=row)[-1]
+            return np.empty(0, np.float32)
+        logits: Logits = cache.extend(ids[begin : begin + PREFILL_STEP], row=row)[-1]
     return logits
 
 
@@ -61,7 +62,7 @@ def _join(cache: Cache, waiting: deque[tuple[int, Row]], active: list[tuple[int,
             cache.copy_row(done[0], slot)
         else:
             logits = prefill(cache, row.window, slot, lambda row=row: row.interruption)  # type: ignore[misc]
-            done = None if logits is None else (slot, row.window, logits.copy())
+            done = (slot, row.window, logits.copy()) if logits.size else None
         row.prefill_seconds = time.perf_counter() - start
         active.append((index, row))
         if done is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 
 from runtime.cache import Cache, GrowingCache, InPlaceCache, tensor_names
 from runtime.config import Config, read_config
+from runtime.processor import advice, suitable_kernel
 
 FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 
@@ -30,11 +32,13 @@ class Model:
         path = _find_graph(folder)
         self._session: onnxruntime.InferenceSession | None = _open_session(path, threads, prepack)
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self.is_fused: bool = "gpt2_edge_format" in metadata
-        if self.is_fused and metadata["gpt2_edge_format"] != FORMAT:
-            raise ValueError(
-                f"{path} has format {metadata['gpt2_edge_format']}, this runtime reads {FORMAT}: upgrade gpt2-edge"
-            )
+        format_ = metadata.get("gpt2_edge_format")
+        if format_ not in (None, FORMAT):
+            raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+        self.is_fused: bool = format_ is not None
+        self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block or dense
+        if concern := advice(self.kernel, suitable_kernel()):
+            warnings.warn(concern, stacklevel=3)
         _check_interface(path, self._session, self.config)
 
     @property

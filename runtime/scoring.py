@@ -1,17 +1,23 @@
-"""Log-probabilities and perplexity of given text."""
+"""Log-probabilities and perplexity of given text: P(output)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.generation import PREFILL_STEP
 from runtime.model import Model
-from runtime.text import encode
+from runtime.shared_context import SharedContext
+from runtime.text import encode, encode_prompt
+
+ScoreOverflow = Literal["error", "truncate_left"]
+Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +27,8 @@ class Score:
     ids: list[int]
     logprobs: list[float]
     is_greedy: bool  # whether every token was the likeliest
+    greedy: list[bool] = dataclasses.field(default_factory=list)  # whether each one was
+    n_truncated: int = 0  # tokens of the context left out by overflow "truncate_left"
 
     @property
     def logprob(self) -> float:
@@ -33,16 +41,106 @@ class Score:
         return math.exp(-self.logprob / len(self.logprobs))
 
 
+class Pair(NamedTuple):
+    """The ids of a context and of its continuation."""
+
+    context_ids: list[int]
+    ids: list[int]
+    n_truncated: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of both; a model takes n_positions + 1, since the last one is predicted only."""
+        return len(self.context_ids) + len(self.ids)
+
+
+def as_texts(texts: str | Sequence[str]) -> list[str]:
+    """One or several texts as a list. Raises TypeError for what is neither, ValueError for none."""
+    several = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else None
+    if several is None or not all(isinstance(text, str) for text in several):
+        raise TypeError(f"a text or several are expected, not {texts!r}")
+    if not several:
+        raise ValueError("there are no texts; give at least one")
+    return several
+
+
+def score(model: Model, continuations: Sequence[str], context: str, overflow: ScoreOverflow = "error") -> list[Score]:
+    """See `runtime.score`."""
+    if overflow not in ("error", "truncate_left"):
+        raise ValueError(f"overflow is {overflow!r}; error or truncate_left")
+    pairs = [encode_pair(model, context, text) for text in continuations]
+    return score_pairs(model, [fit_pair(pair, model.config.n_positions, overflow) for pair in pairs])
+
+
+def encode_pair(model: Model, context: str, continuation: str) -> Pair:
+    """Ids as lm-evaluation-harness has them (`TemplateLM._encode_pair`).
+
+    White space at the end of the context moves to the continuation, whose ids are those of both together after as
+    many as the context alone has. An empty context is bos_token_id. Raises ValueError where the continuation is
+    empty, or has no id of its own.
+    """
+    context_ids, own_ids = encode(model, context), encode(model, continuation)
+    if not own_ids:
+        raise ValueError("the continuation is empty; there is nothing to score")
+    head = context.rstrip()
+    text = context[len(head) :] + continuation
+    if not head:
+        return Pair(encode_prompt(model, ""), encode(model, text))
+    context_ids = encode(model, head)
+    ids = encode(model, head + text)[len(context_ids) :]
+    if not ids:
+        raise ValueError(
+            f"the continuation {continuation!r} is part of the context's last token; "
+            "cut the two between words, the space going to the continuation"
+        )
+    return Pair(context_ids, ids)
+
+
+def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
+    """The pair, cut at the left of its context where `overflow` allows it. Raises ValueError where it is too long."""
+    n, n_own = pair.length, len(pair.ids)
+    n_over = n - n_positions - 1  # the last id is predicted only
+    if n_over <= 0:
+        return pair
+    if n_own > n_positions:
+        raise ValueError(
+            f"a continuation of {n_own} tokens passes the model's {n_positions} positions; "
+            "score_text scores longer texts, in windows"
+        )
+    if overflow == "error":
+        raise ValueError(
+            f"a context of {n - n_own} tokens and a continuation of {n_own} are {n_over} more than the "
+            f"{n_positions + 1} that a model of {n_positions} positions scores at once; shorten the context, or "
+            "overflow='truncate_left' leaves its beginning out"
+        )
+    return Pair(pair.context_ids[n_over:], pair.ids, n_over)
+
+
+def score_pairs(model: Model, pairs: Sequence[Pair]) -> list[Score]:
+    """Score every continuation; pairs with the same context share its pass, with the result each has alone."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        groups.setdefault(tuple(pair.context_ids), []).append(index)
+    scores: dict[int, Score] = {}
+    for context_ids, group in groups.items():
+        room = max(len(pairs[index].ids) for index in group) - 1
+        shared = SharedContext(model, context_ids, room, len(group))
+        for index in group:
+            score = score_after(shared, pairs[index].ids)
+            scores[index] = dataclasses.replace(score, n_truncated=pairs[index].n_truncated)
+    return [scores[index] for index in range(len(pairs))]
+
+
+def score_after(shared: SharedContext, ids: Sequence[int]) -> Score:
+    """Score ids that follow a context."""
+    return _collect(ids, _continuation_chunks(shared, ids))
+
+
 def score_ids(model: Model, ids: Sequence[int], stride: int | None = None) -> Score:
     """Score every id but the first; see `runtime.score_text`."""
     if len(ids) < 2:
         raise ValueError(f"the text is {len(ids)} token(s) long; the first is not predicted, so two are needed")
-    logprobs: list[float] = []
-    is_greedy = True
-    for targets, chunk in log_probabilities(model, ids, stride):
-        logprobs += chunk[np.arange(len(targets)), targets].tolist()
-        is_greedy = is_greedy and bool((chunk.argmax(-1) == targets).all())
-    return Score(list(ids[1:]), logprobs, is_greedy)
+    return _collect(ids[1:], log_probabilities(model, ids, stride))
 
 
 def score_text(model: Model, text: str, stride: int | None = None) -> Score:
@@ -50,29 +148,53 @@ def score_text(model: Model, text: str, stride: int | None = None) -> Score:
     return score_ids(model, encode(model, text), stride)
 
 
-def log_probabilities(
-    model: Model, ids: Sequence[int], stride: int | None = None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def _continuation_chunks(shared: SharedContext, ids: Sequence[int]) -> Iterator[Chunk]:
+    yield np.array(ids[:1], np.int64), log_softmax(shared.logits[None].copy())
+    done = 1
+    for logits in shared.extend(shared.begin(), ids[:-1]) if len(ids) > 1 else ():
+        yield np.array(ids[done : done + len(logits)], np.int64), log_softmax(logits)
+        done += len(logits)
+
+
+def _collect(ids: Sequence[int], chunks: Iterable[Chunk]) -> Score:
+    logprobs: list[float] = []
+    greedy: list[bool] = []
+    for targets, chunk in chunks:
+        logprobs += chunk[np.arange(len(targets)), targets].tolist()
+        greedy += (chunk.argmax(-1) == targets).tolist()
+    return Score(list(ids), logprobs, all(greedy), greedy)
+
+
+def log_probabilities(model: Model, ids: Sequence[int], stride: int | None = None) -> Iterator[Chunk]:
     """Targets [n] and log-probabilities [n, n_vocab] of every id but the first, a chunk at a time.
 
     Windows of n_positions ids begin every `stride` ids (default n_positions) and predict the ids one further; each
     id is scored in the first window that reaches it.
     """
     size = model.config.n_positions
-    stride = size if stride is None else stride
-    if not 1 <= stride <= size:
-        raise ValueError(f"stride is {stride}; it must be from 1 to n_positions, {size}")
+    stride = check_stride(stride, size)
     scored = 0  # ids[1 : scored + 1] are done
     for begin in range(0, len(ids) - 1, stride):
         end = min(begin + size, len(ids) - 1)
-        yield from _window(model, ids[begin : end + 1], skip=scored - begin)
+        yield from window_log_probabilities(model, ids[begin : end + 1], skip=scored - begin)
         scored = end
         if end == len(ids) - 1:
             return
 
 
-def _window(model: Model, ids: Sequence[int], skip: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Targets and log-probabilities of ids[skip + 1:], given all ids before each."""
+def check_stride(stride: int | None, n_positions: int) -> int:
+    """The stride, n_positions for None. Raises TypeError or ValueError for one that is none."""
+    if stride is None:
+        return n_positions
+    if isinstance(stride, bool) or not isinstance(stride, numbers.Integral):
+        raise TypeError(f"stride is {stride!r}; a whole number is expected")
+    if not 1 <= stride <= n_positions:
+        raise ValueError(f"stride is {stride}; it must be from 1 to n_positions, {n_positions}")
+    return int(stride)
+
+
+def window_log_probabilities(model: Model, ids: Sequence[int], skip: int) -> Iterator[Chunk]:
+    """Targets and log-probabilities of ids[skip + 1:], given all ids before each; at most n_positions + 1 ids."""
     inputs, targets = ids[:-1], np.array(ids[1:], np.int64)
     cache = model.new_cache(len(inputs))
     for begin in range(0, len(inputs), PREFILL_STEP):

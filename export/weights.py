@@ -1,0 +1,43 @@
+"""Which files hold a checkpoint's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+CURE = (  # reading it, in plain numpy, would be an alternative
+    "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
+    "\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained('DIR')\""
+)
+
+
+def weight_files(folder: Path) -> Iterable[Path]:
+    """The safetensors files of a checkpoint: `model.safetensors`, or the shards its index names.
+
+    Raises FileNotFoundError, saying what to do, where some are missing; ValueError for an index that is none.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        if any(folder.glob(f"{Path(PICKLE).stem}*.bin")):
+            raise FileNotFoundError(f"{folder / PICKLE} {CURE.format(name=folder)}")
+        raise FileNotFoundError(f"{folder / SINGLE} is missing; transformers' save_pretrained writes one")
+    names = shard_names(folder / INDEX)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder / INDEX} names files that are missing: {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names. Raises ValueError for one that is damaged, or names files of other folders."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from None
+    if outside or not names:
+        raise ValueError(f"{index} is not an index of safetensors files: it names {', '.join(outside) or 'none'}")
+    return names

@@ -1,0 +1,118 @@
+"""Does this device run the model as it should? Checksums, and the model's own recorded outputs scored again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.generation import prefill
+from runtime.model import Model
+from runtime.scoring import log_softmax
+
+CHECKSUMS, GOLDEN = "SHA256SUMS", "golden.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a check found."""
+
+    damaged: list[str]  # files that are missing or differ from their checksum
+    n_tokens: int  # recorded ids scored
+    n_unlikely: int  # of them, how many are not the likeliest although the record was sure
+    largest_difference: float  # of a log-probability from the recorded one
+    tolerance: float
+    n_exact: int  # ids whose log-probability is the recorded one to the last bit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the files are whole and the model computes what it did where it was built."""
+        return not self.damaged and not self.n_unlikely and self.largest_difference <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.damaged:
+            return f"NOT OK: {', '.join(self.damaged)} missing or damaged; copy the model folder again"
+        exact = "exactly" if self.n_exact == self.n_tokens else f"{self.n_exact} of them exactly"
+        figures = (
+            f"{self.n_tokens} recorded tokens scored, {exact}; log-probabilities differ by at most "
+            f"{self.largest_difference:.4f}, {self.tolerance} is allowed"
+        )
+        if self.passed:
+            return f"ok: this device runs the model as it should ({figures})"
+        return f"NOT OK: this device computes something else ({figures}; {self.n_unlikely} unlikely)"
+
+
+def check_folder(folder: Path, threads: int | None = None) -> Check:
+    """Verify the checksums of a model folder, then score its recorded outputs by teacher forcing.
+
+    A recorded id must be the likeliest, unless its margin over the second was below the tolerance, and its
+    log-probability within the tolerance, which is stored with the record. Raises FileNotFoundError for a folder
+    without checksums or record, ValueError for a model that cannot be opened.
+    """
+    damaged = verify_checksums(folder)
+    if damaged:
+        return Check(damaged, 0, 0, 0.0, 0.0, 0)
+    golden = _read(folder / GOLDEN)
+    tolerance = float(golden["tolerance"])
+    with Model(folder, threads=threads) as model:
+        scored = [_score(model, record, tolerance) for record in golden["records"]]
+    differences = np.concatenate([differences for differences, _ in scored])
+    return Check(
+        damaged=[],
+        n_tokens=len(differences),
+        n_unlikely=sum(unlikely for _, unlikely in scored),
+        largest_difference=float(differences.max()),
+        tolerance=tolerance,
+        n_exact=int((differences == 0).sum()),
+    )
+
+
+def verify_checksums(folder: Path) -> list[str]:
+    """Names of the files in `SHA256SUMS` that are missing or differ. Raises FileNotFoundError where there is none."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {folder} is not a model folder that export/build.py made")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [name for digest, _, name in (line.partition("  ") for line in lines) if _digest(folder / name) != digest]
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; build the model again to record its outputs")
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def _score(model: Model, record: dict[str, Any], tolerance: float) -> tuple[NDArray[np.float32], int]:
+    """How far each recorded id's log-probability is off, and how many ids are wrongly not the likeliest."""
+    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
+    at = np.arange(len(record["ids"])), np.array(record["ids"])
+    differences = np.abs(logprobs[at] - np.array(record["logprobs"], np.float32))
+    sure = np.array(record["margins"]) >= tolerance
+    return differences, int(((logprobs.argmax(-1) != at[1]) & sure).sum())
+
+
+def forced_logprobs(model: Model, prompt_ids: list[int], ids: list[int]) -> NDArray[np.float32]:
+    """Log-probabilities [len(ids), n_vocab] before each id, given the prompt and the ids before it.
+
+    Token by token after the prompt, as generation computes them.
+    """
+    cache = model.new_cache(len(prompt_ids) + len(ids))
+    logits = prefill(cache, prompt_ids)
+    rows = []
+    for id_ in ids:
+        rows.append(log_softmax(logits[None].copy())[0])
+        logits = cache.step([id_])[0]
+    return np.array(rows)

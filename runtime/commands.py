@@ -1,0 +1,112 @@
+"""What each command of `gpt2-edge` does; returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import runtime
+from runtime.default_model import find
+from runtime.generation import generate_pieces
+from runtime.model import Model
+from runtime.row import Place, Row
+from runtime.text import encode_prompt
+
+
+def generate(given: argparse.Namespace) -> int:
+    """Stream the continuation of a prompt; without one, a terminal asks for prompts until it is closed."""
+    with runtime.load(given.model, threads=given.threads) as model:
+        if given.prompt is None and sys.stdin.isatty():
+            return _ask(model, given)
+        text = _read_input() if given.prompt in (None, "-") else given.prompt
+        _generate_one(model, text, given)
+    return 0
+
+
+def _ask(model: Model, given: argparse.Namespace) -> int:
+    print("Type a prompt; Ctrl-C stops a continuation, Ctrl-D leaves.", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return 0
+        try:
+            _generate_one(model, prompt, given)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+        except ValueError as error:  # a prompt that is too long, say: the next may not be
+            print(f"gpt2-edge: error: {error}", file=sys.stderr)
+
+
+def _generate_one(model: Model, prompt: str, given: argparse.Namespace) -> None:
+    ids = encode_prompt(model, prompt, special_tokens=given.options.special_tokens)
+    row = Row(model, ids, given.options, Place(), n_top=0 if given.json else None)
+    for _, piece in generate_pieces(model, [row]):
+        if not given.json:
+            print(piece, end="", flush=True)
+    completion = row.completion()
+    print(_as_json(completion) if given.json else "")
+    if given.verbose:
+        _say_speed([completion], completion.prefill_seconds + completion.decode_seconds)
+
+
+def complete(given: argparse.Namespace) -> int:
+    """Continuations of several prompts, each under a line that names it, or as a JSON list."""
+    prompts = _read_input().splitlines() if given.prompts in ([], ["-"]) else given.prompts
+    options = {field.name: getattr(given.options, field.name) for field in dataclasses.fields(given.options)}
+    with runtime.load(given.model, threads=given.threads) as model:
+        start = time.perf_counter()
+        completions = runtime.complete(prompts, model=model, n=given.n, logprobs=given.logprobs, **options)
+        seconds = time.perf_counter() - start
+    if given.json:
+        print(json.dumps([dataclasses.asdict(c) for c in completions], ensure_ascii=False, indent=2))
+    else:
+        for c in completions:
+            print(f"--- prompt {c.prompt_index}, sample {c.sample_index}: {c.finish_reason}, logprob {c.logprob:.2f}")
+            print(c.text)
+    if given.verbose:
+        _say_speed(completions, seconds)
+    return 0
+
+
+def check(given: argparse.Namespace) -> int:
+    """One line that says whether this device runs the model as it should."""
+    from runtime.check import check_folder
+
+    result = check_folder(Path(given.folder) if given.folder else find(), given.threads)
+    print(_as_json(result, passed=result.passed) if given.json else result)
+    return 0 if result.passed else 1
+
+
+def info(given: argparse.Namespace) -> int:
+    """What the folder holds, and whether the processor suits it."""
+    from runtime.info import describe
+
+    facts = describe(Path(given.folder) if given.folder else find())
+    if given.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(f"{name:<14}{value}" for name, value in facts.items()))
+    return 0
+
+
+def _read_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8: {error}") from None
+
+
+def _as_json(value: Any, **more: object) -> str:
+    return json.dumps(dataclasses.asdict(value) | more, ensure_ascii=False, indent=2)
+
+
+def _say_speed(completions: list[runtime.Completion], seconds: float) -> None:
+    n_prompt, n_new = sum(c.n_prompt_tokens for c in completions), sum(c.n_tokens for c in completions)
+    print(f"{n_prompt} prompt tokens, {n_new} new in {seconds:.2f} s: {n_new / seconds:.1f} tokens/s", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""WikiText's text files as the published perplexities have them."""
+
+from __future__ import annotations
+
+import re
+
+_BRACKETS = (
+    r"\(\s*([^)]*?)\s*\)",
+    r"\[\s*([^]]*?)\s*\]",
+    r"\{\s*([^}]*?)\s*\}",
+    r'"\s*([^"]*?)\s*"',
+    r"'\s*([^']*?)\s*'",
+)
+
+
+def join_lines(text: str) -> str:
+    """Lines, each with its own end, joined by two line ends: the text of transformers' documented recipe."""
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    return "\n\n".join(line if line.strip() else "" for line in lines)
+
+
+def split_pages(text: str) -> list[str]:
+    """Articles: each begins with a heading such as ` = Title = `. A text without headings is one article."""
+    pages: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if _is_title(line.strip()):
+            pages.append([])
+        pages[-1].append(line)
+    return [page for page in map("\n".join, pages) if page.strip()]
+
+
+def _is_title(line: str) -> bool:
+    return line.startswith("= ") and line.endswith(" =") and "= =" not in (line[:3], line[-3:])
+
+
+def detokenize(page: str) -> str:
+    """Undo the spaces around punctuation and the marks in numbers, as lm-evaluation-harness does for WikiText.
+
+    Its rules in its order, with what they do to unusual text too (` N ` becomes ` 1 `).
+    """
+    page = page.replace("s '", "s'")
+    for mark in "-,.":
+        page = page.replace(f" @{mark}@ ", mark)
+    for mark in ":;.!?,":
+        page = page.replace(f" {mark} ", f"{mark} ")
+    for pattern in _BRACKETS:
+        page = re.sub(pattern, _without_inner_space, page)
+    for n in (4, 3, 2):
+        page = page.replace(" ".join("=" * n), "=" * n)
+    for before, after in ((" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s")):
+        page = page.replace(before, after)
+    return page
+
+
+def _without_inner_space(match: re.Match[str]) -> str:
+    return f"{match[0][0]}{match[1]}{match[0][-1]}"

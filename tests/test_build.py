@@ -1,0 +1,164 @@
+"""The build command: how it is called, what it says, and that it replaces all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export import build, folder, hub, quality
+from tests.building import (
+    FILES,
+    QUICK,
+    REPOSITORY,
+    SCRIPT,
+    contents,
+    error_line,
+    make_link,
+    run,
+    run_build,
+    run_here,
+    write_tiny,
+)
+from tests.environment import make_environment, required
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.mark.parametrize("start", [(SCRIPT,), ("-m", "export.build")], ids=["script", "module"])
+def test_runs_from_any_directory(tiny: Path, tmp_path: Path, start: tuple[str | Path, ...]) -> None:
+    done = run_build(tiny, *QUICK, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, start=start)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "models" / "tiny-int8").iterdir()} == FILES
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+def test_builds_and_verifies_without_torch(tiny: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", required("export-light"))
+    done = run(python, SCRIPT, tiny, "--no-reference", "--output", tmp_path / "model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))["verified"]
+
+
+def test_says_which_extra_building_needs(tiny: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", required())
+    done = run(python, SCRIPT, tiny, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install -e '.[export-light]'" in error_line(done.stderr)
+
+
+def test_announces_the_steps_in_order(tiny: Path, tmp_path: Path) -> None:
+    done = run_build(tiny, "--no-reference", "--output", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    steps = [line for line in lines if line.startswith("[")]
+    names = ["checkpoint", "reference", "model", "verification", "publication"]
+    assert [line.split(":")[0] for line in steps] == [f"[{n}/5] {name}" for n, name in enumerate(names, 1)]
+    assert lines[-1] == f"built {tmp_path / 'out'}"
+    for bar in ("layers", "reference", "model"):
+        assert f"{bar}: 100%" in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_the_model_writes_text(tiny: Path, tmp_path: Path, precision: str) -> None:
+    import runtime
+
+    build.main([str(tiny), *QUICK, "--precision", precision, "--output", str(tmp_path / "model")])
+    with runtime.load(tmp_path / "model") as model:
+        assert isinstance(runtime.generate("A tiny", model=model, max_new_tokens=4), str)
+
+
+def test_the_same_command_gives_the_same_files(tiny: Path, tmp_path: Path) -> None:
+    build.main([str(tiny), "--no-reference", "--output", str(tmp_path / "model")])
+    first = contents(tmp_path / "model")
+    build.main([str(tiny), "--no-reference", "--output", str(tmp_path / "model"), "--force"])
+    second = contents(tmp_path / "model")
+    for name in ("README.md", "SHA256SUMS"):  # the command differs by --force
+        first.pop(name), second.pop(name)
+    assert first == second
+
+
+def test_force_replaces_the_model(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    build.main([str(tiny), *QUICK, "--output", str(output)])
+    before = contents(output)
+    with pytest.raises(FileExistsError, match="--force replaces it"):
+        build.main([str(tiny), *QUICK, "--precision", "fp32", "--output", str(output)])
+    assert contents(output) == before
+    build.main([str(tiny), *QUICK, "--precision", "fp32", "--output", str(output), "--force"])
+    assert json.loads((output / "quality.json").read_text(encoding="utf-8"))["precision"] == "fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_empty_folder_is_no_obstacle(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    build.main([str(tiny), *QUICK, "--output", str(tmp_path / "model")])
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
+
+
+def test_a_link_is_followed(tiny: Path, tmp_path: Path) -> None:
+    make_link(tmp_path / "link", tmp_path / "elsewhere" / "model")
+    build.main([str(tiny), *QUICK, "--output", str(tmp_path / "link")])
+    build.main([str(tiny), *QUICK, "--output", str(tmp_path / "link"), "--force"])
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in (tmp_path / "elsewhere" / "model").iterdir()} == FILES
+
+
+def test_a_model_that_loses_too_much_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    assert run_here(monkeypatch, tiny, "--no-reference", "--output", output) == 0
+    before = contents(output)
+    lossy(monkeypatch, 0.6)
+    assert run_here(monkeypatch, tiny, "--no-reference", "--output", output, "--force") == 1
+    message = error_line(capsys.readouterr().err)
+    assert "loses 0.600 % of perplexity, more than 0.5 %: not published" in message
+    assert "--max-loss PERCENT allows more" in message
+    assert contents(output) == before
+    assert run_here(monkeypatch, tiny, "--no-reference", "--output", output, "--force", "--max-loss", "1") == 0
+    assert json.loads((output / "quality.json").read_text(encoding="utf-8"))["loss_percent"] == 0.6
+
+
+def lossy(monkeypatch: pytest.MonkeyPatch, percent: float) -> None:
+    """Let every verification measure this loss."""
+    measure: Callable[..., quality.Quality] = quality.measure_quality
+
+    def measure_lossy(*arguments: object) -> quality.Quality:
+        return dataclasses.replace(measure(*arguments), loss_percent=percent)
+
+    monkeypatch.setattr(quality, "measure_quality", measure_lossy)
+
+
+def test_keeps_optimums_reference(tiny: Path, tmp_path: Path) -> None:
+    import runtime
+
+    kept = tmp_path / "new" / "reference"
+    build.main([str(tiny), "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
+    with runtime.load(kept) as model:
+        assert not model.is_fused
+    assert folder.CHECKSUMS not in {path.name for path in kept.iterdir()}
+    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
+    assert report["reference"] == "optimum's fp32 export"
+    assert abs(report["loss_percent"]) < 0.1
+    assert not [path for path in tmp_path.rglob(".*") if "building" in path.name]
+
+
+def test_passes_the_revision_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(repo_id: str, revision: str | None = None) -> Path:
+        asked.append((repo_id, revision))
+        return tiny
+
+    monkeypatch.setattr(hub, "download", download)
+    monkeypatch.chdir(tmp_path)
+    build.main(["owner/tiny", "--revision", "v2", *QUICK])
+    assert asked == [("owner/tiny", "v2")]
+    assert (tmp_path / "models" / "tiny-int8").is_dir()

@@ -1,0 +1,96 @@
+"""The build's command line: its help, its names, and what it refuses before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export import arguments, build
+from export.random_checkpoint import SIZES
+from tests.building import make_link, run_build, run_here
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"),
+    [
+        ("gpt2", "gpt2-int8"),
+        ("owner/name", "name-int8"),
+        ("random:gpt2", "random-gpt2-int8"),
+        ("random:gpt2 --precision fp32", "random-gpt2-fp32"),
+        ("inner", "inner-int8"),
+        ("inner/", "inner-int8"),
+        ("./inner//", "inner-int8"),
+        (".", "here-int8"),
+        ("..", "above-int8"),
+        ("link", "link-int8"),
+    ],
+)
+def test_names_the_output_after_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str, expected: str
+) -> None:
+    here = tmp_path / "above" / "here"
+    (here / "inner").mkdir(parents=True)
+    if checkpoint == "link":
+        make_link(here / "link", here / "inner")
+    monkeypatch.chdir(here)
+    assert arguments.parse(checkpoint.split()).output == here / "models" / expected
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        build.main(["--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for action in arguments.argument_parser()._actions:
+        assert action.help, action.dest
+        assert max(action.option_strings, default="CHECKPOINT", key=len) in shown
+    assert all(f"random:{size}" in shown for size in SIZES)
+    examples = [line.split("  ")[1].split()[2:] for line in shown.splitlines() if line.startswith("  python ")]
+    assert len(examples) == 3
+    for example in examples:
+        arguments.parse(example)
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("gpt2 --precision fp32 --block-size 32", "--block-size goes with"),
+        ("gpt2 --no-reference --keep-reference r", "--no-reference does not make"),
+        ("gpt2 --output a --keep-reference a", "the same place"),
+        ("gpt2 --output a/b --keep-reference a", "one within the other"),
+        ("gpt2 --verify none --max-loss 1", "--verify none leaves out"),
+        ("gpt2 --max-loss -1", "at least 0"),
+        ("gpt2 --max-loss nan", "at least 0"),
+        ("gpt2 --max-loss much", "invalid float"),
+        ("random:gpt2 --max-loss 1", "random weights do not have"),
+        ("gpt2 --tokenizer somewhere", "--tokenizer goes with random:SIZE"),
+        ("random:gpt2 --revision main", "--revision goes with a hub id"),
+        (". --revision main", "--revision goes with a hub id"),
+        ("gpt2 --block-size 48", "invalid choice: 48"),
+        ("gpt2 --precision int3", "invalid choice: 'int3'"),
+        ("random:gpt3", "random:gpt2-xl"),
+        ("random:", "random:gpt2-xl"),
+        ("gpt2 gpt2-xl", "unrecognized arguments: gpt2-xl"),
+        ("--outptu x", "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    typed: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, *typed.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: ")
+    assert reason in " ".join(shown.splitlines()[-1].split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_option_ends_the_command_with_2(tmp_path: Path) -> None:
+    done = run_build("gpt2", "--block-size", "7", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "choose from 32, 64, 128, 256" in done.stderr.replace("'", "")

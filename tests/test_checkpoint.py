@@ -1,0 +1,169 @@
+"""Checkpoints of any layout open; those that are damaged, incomplete or of another kind are refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from export.checkpoint import model_name, open_checkpoint
+from tests.building import QUICK, byte_tokenizer, error_line, run_here, write_tiny
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+def remove(name: str) -> Change:
+    return lambda checkpoint: (checkpoint / name).unlink()
+
+
+def replace(name: str, text: str) -> Change:
+    return lambda checkpoint: (checkpoint / name).write_text(text, encoding="utf-8")
+
+
+def configure(**changes: object) -> Change:
+    def change(checkpoint: Path) -> None:
+        path = checkpoint / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+    return change
+
+
+def retensor(edit: Callable[[dict[str, NDArray[np.float32]]], object]) -> Change:
+    def change(checkpoint: Path) -> None:
+        tensors = load_file(checkpoint / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def truncate(n_bytes: int) -> Change:
+    return lambda checkpoint: os.truncate(checkpoint / "model.safetensors", n_bytes)
+
+
+def overwrite(start: int, data: bytes) -> Change:
+    def change(checkpoint: Path) -> None:
+        with (checkpoint / "model.safetensors").open("r+b") as file:
+            file.seek(start)
+            file.write(data)
+
+    return change
+
+
+def only_a_pickle(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+
+
+def index_without_shards(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    index = {"weight_map": {"transformer.wte.weight": "model-00001-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def index_of_elsewhere(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint.parent / "model.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": "../model.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def larger_tokenizer(checkpoint: Path) -> None:
+    byte_tokenizer(400).save(str(checkpoint / "tokenizer.json"))
+
+
+def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
+    tensors["transformer.h.1.mlp.c_fc.weight"][3, 5] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("config.json"), "config.json is missing"),
+        (replace("config.json", '{"model_type": "gpt2",'), "config.json is not JSON"),
+        (replace("config.json", "[]"), "config.json is not a GPT-2 checkpoint's"),
+        (configure(model_type="llama"), "model_type is 'llama', 'gpt2' is needed"),
+        (configure(n_embd="wide"), "n_embd is 'wide'"),
+        (configure(n_head=3), "n_embd 64 is not a multiple of n_head 3"),
+        (configure(n_layer=3), "no tensor 'h.2.ln_1.weight', which config.json asks for"),
+        (configure(n_positions=65), r"wpe.weight is \[64, 64\], but config.json makes it \[65, 64\]"),
+        (configure(vocab_size=100), "token id 256 .*vocab_size 100"),
+        (remove("model.safetensors"), "model.safetensors is missing; transformers' save_pretrained writes one"),
+        (only_a_pickle, r"pytorch_model.bin is a pickle, which is not read. .*save_pretrained\('DIR'\)"),
+        (index_without_shards, "names files that are missing: model-00001-of-00002.safetensors"),
+        (index_of_elsewhere, r"is not an index of safetensors files: it names \.\./model.safetensors"),
+        (truncate(0), "model.safetensors is damaged or not a safetensors file"),
+        (truncate(100), "model.safetensors is damaged or not a safetensors file"),
+        (truncate(100_000), "model.safetensors is damaged or not a safetensors file"),
+        (overwrite(0, b"\xff" * 8), "model.safetensors is damaged or not a safetensors file"),
+        (overwrite(8, b"not json"), "model.safetensors is damaged or not a safetensors file"),
+        (retensor(lambda tensors: tensors.pop("transformer.ln_f.bias")), "no tensor 'ln_f.bias'"),
+        (retensor(lambda tensors: tensors.update(extra=np.ones(3, np.float32))), "no part of GPT-2 .*extra"),
+        (retensor(lambda tensors: spoil(tensors, np.nan)), "h.1.mlp.c_fc.weight holds NaN or infinity"),
+        (retensor(lambda tensors: spoil(tensors, -np.inf)), "h.1.mlp.c_fc.weight holds NaN or infinity"),
+        (remove("tokenizer.json"), "tokenizer.json is missing"),
+        (replace("tokenizer.json", '{"version": "1.0"}'), "tokenizer.json is not a tokenizer"),
+        (replace("tokenizer.json", ""), "tokenizer.json is not a tokenizer"),
+        (larger_tokenizer, "token id 399 .*vocab_size 257"),
+        (replace("generation_config.json", "{"), "generation_config.json is not JSON"),
+        (replace("tokenizer_config.json", "3"), "tokenizer_config.json is not a JSON object"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_that_cannot_be_built(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Change,
+    message: str,
+) -> None:
+    checkpoint = tmp_path / "checkpoints" / "tiny"
+    shutil.copytree(tiny, checkpoint)
+    change(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, checkpoint, *QUICK) == 1
+    assert re.search(message, error_line(capsys.readouterr().err))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_shards_hold_the_same_tensors(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sharded"
+    shutil.copytree(tiny, checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    names, index = sorted(tensors), {}
+    for number in range(3):
+        shard = {name: tensors[name] for name in names[number::3]}
+        index.update(dict.fromkeys(shard, f"model-{number + 1:05d}-of-00003.safetensors"))
+        save_file(shard, checkpoint / index[names[number]])
+    (checkpoint / "model.safetensors").unlink()
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (checkpoint / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    opened, expected = (open_checkpoint(str(folder), tmp_path).tensors for folder in (checkpoint, tiny))
+    for name in names:
+        plain = name.removeprefix("transformer.")
+        np.testing.assert_array_equal(opened[plain], expected[plain])
+
+
+def test_one_file_wins_over_shards(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "both")
+    (tmp_path / "both" / "model.safetensors.index.json").write_text("left by an earlier save", encoding="utf-8")
+    assert open_checkpoint(str(tmp_path / "both"), tmp_path).name == "both"
+
+
+def test_a_folder_is_named_by_its_path(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny)
+    assert {model_name(source) for source in (".", "./", str(tiny), f"{tiny}/", "../tiny", f"../{tiny.name}//.")} == {
+        "tiny"
+    }

@@ -1,0 +1,233 @@
+"""The command `gpt2-edge`, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runtime
+from runtime import cli, generate
+from runtime.model import Model
+from tests.conftest import REPOSITORY
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+PROMPT = "¿Qué tal, señor? 🙂 Once"
+posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, pipes and shells")
+
+
+def environment(folder: Path, **changed: str) -> dict[str, str]:
+    encodings = ("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(encodings)}
+    return inherited | {"GPT2_EDGE_MODEL": str(folder)} | changed
+
+
+@pytest.fixture
+def run(demo_fp32_folder: Path) -> Run:
+    """The command with some arguments, the demo as its default model."""
+
+    def run_command(*arguments: str, stdin: bytes = b"", **changed: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "runtime", *arguments]
+        env = environment(demo_fp32_folder, **changed)
+        options: Any = {"capture_output": True, "cwd": REPOSITORY, "timeout": 60}
+        return subprocess.run(command, check=False, input=stdin, env=env, **options)
+
+    return run_command
+
+
+@pytest.fixture
+def start(demo_fp32_folder: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """The command under way, its output in pipes."""
+
+    def start_command(*arguments: str, shell: str = "") -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "runtime", *arguments]
+        script = ["sh", "-c", f'exec "$@" {shell}', "sh", *command] if shell else command
+        pipe = subprocess.PIPE
+        env = environment(demo_fp32_folder)
+        return subprocess.Popen(script, stdin=pipe, stdout=pipe, stderr=pipe, cwd=REPOSITORY, env=env)
+
+    return start_command
+
+
+def said(result: subprocess.CompletedProcess[bytes]) -> str:
+    """What a failed command says: one line, and nothing on standard output."""
+    message = result.stderr.decode()
+    assert result.stdout == b""
+    assert "Traceback" not in message
+    return message
+
+
+# text --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 20},
+        {"max_new_tokens": 20, "temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": 7},
+        {"max_new_tokens": 20, "temperature": 1.5, "min_p": 0.02, "repetition_penalty": 1.2, "seed": 8},
+    ],
+    ids=repr,
+)
+def test_text_is_that_of_generate_and_all_of_standard_output(
+    run: Run, demo_fp32: Model, options: dict[str, Any]
+) -> None:
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    result = run("generate", PROMPT, *arguments)
+    expected = generate(PROMPT, model=demo_fp32, **options) + "\n"
+    assert (result.returncode, result.stderr, result.stdout) == (0, b"", expected.replace("\n", os.linesep).encode())
+
+
+def test_stop_may_be_repeated(run: Run, demo_fp32: Model) -> None:
+    text = generate(PROMPT, model=demo_fp32, max_new_tokens=30)
+    first, second = text[12:15], text[8:11]
+    result = run("generate", PROMPT, "--max-new-tokens=30", f"--stop={first}", f"--stop={second}")
+    assert result.stdout.decode().splitlines() == [generate(PROMPT, model=demo_fp32, stop=[first, second])]
+
+
+@pytest.mark.parametrize(
+    "locale", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_standard_input_and_output_are_utf8_in_every_locale(run: Run, demo_fp32: Model, locale: dict[str, str]) -> None:
+    result = run("generate", "-", "--max-new-tokens=5", stdin=PROMPT.encode(), **locale)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().splitlines() == generate(PROMPT, model=demo_fp32, max_new_tokens=5).splitlines()
+
+
+def test_an_argument_is_utf8_in_the_c_locale(run: Run, demo_fp32: Model) -> None:
+    result = run("generate", PROMPT, "--max-new-tokens=5", LC_ALL="C")
+    assert result.stdout.decode().splitlines() == generate(PROMPT, model=demo_fp32, max_new_tokens=5).splitlines()
+
+
+def test_output_that_is_not_ascii_needs_no_locale(run: Run, demo_fp32: Model) -> None:
+    texts = {id_: demo_fp32.tokenizer.decode([id_]) for id_ in range(demo_fp32.config.vocab_size)}
+    id_ = next(id_ for id_, text in texts.items() if not text.isascii() and "\ufffd" not in text)
+    harsh = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run("generate", "Once", "--max-new-tokens=3", f"--logit-bias={id_}=1000", **harsh)
+    assert result.stdout.decode().splitlines() == [texts[id_] * 3]
+
+
+def test_json_is_the_whole_completion(run: Run, demo_fp32: Model) -> None:
+    result = run("generate", PROMPT, "--max-new-tokens=5", "--json")
+    completion = json.loads(result.stdout)
+    assert completion["text"] == generate(PROMPT, model=demo_fp32, max_new_tokens=5)
+    assert (len(completion["ids"]), completion["finish_reason"]) == (5, "length")
+
+
+def test_what_is_measured_goes_to_standard_error(run: Run) -> None:
+    plain, verbose = run("generate", "Once"), run("generate", "Once", "--verbose")
+    assert plain.stdout == verbose.stdout
+    assert b"tokens/s" in verbose.stderr
+
+
+# help --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").stdout.decode().split() == ["gpt2-edge", runtime.__version__]
+
+
+def test_help_shows_an_example(run: Run) -> None:
+    result = run("generate", "--help")
+    text = result.stdout.decode()
+    assert result.returncode == 0
+    assert "example" in text
+    assert 'gpt2-edge generate "' in text
+    assert "--max-new-tokens" in text
+    assert "generate" in run("--help").stdout.decode()
+
+
+# wrong usage: 2, failure: 1 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "COMMAND"),
+        (["write"], "write"),
+        (["generate", "a", "b"], "b"),
+        (["generate", "a", "--max-new-tokens=many"], "--max-new-tokens"),
+        (["generate", "a", "--max-new-tokens=0"], "max_new_tokens"),
+        (["generate", "a", "--temperature=nan"], "temperature"),
+        (["generate", "a", "--temperature=-1"], "temperature"),
+        (["generate", "a", "--top-k=5"], "temperature"),
+        (["generate", "a", "--stop="], "stop"),
+        (["generate", "a", "--seed=-1"], "seed"),
+        (["generate", "a", "--threads=0"], "threads"),
+        (["generate", "a", "--colour"], "--colour"),
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    out, message = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert "usage: gpt2-edge" in message
+    assert named in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "named"),
+    [
+        (["Once", "--model=no-such-model"], b"", "no-such-model"),
+        (["Once", "--max-new-tokens=600"], b"", "512"),
+        (["-"], b"ab\xff", "UTF-8"),
+    ],
+)
+def test_a_failure_is_1_and_one_line(run: Run, arguments: list[str], stdin: bytes, named: str) -> None:
+    result = run("generate", *arguments, stdin=stdin)
+    message = said(result)
+    assert result.returncode == 1
+    assert message.startswith("gpt2-edge: error: ")
+    assert len(message.splitlines()) == 1
+    assert named in message
+
+
+@posix_only
+def test_an_argument_that_is_not_utf8_is_a_failure(run: Run) -> None:
+    result = run("generate", os.fsdecode(b"ab\xff"))
+    assert (result.returncode, "surrogate" in said(result)) == (1, True)
+
+
+# pipes and signals -------------------------------------------------------------------------------------------------
+
+
+@posix_only
+def test_a_reader_that_leaves_is_no_traceback(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    with start("generate", "Once", "--max-new-tokens=400") as process:
+        assert process.stdout and process.stderr
+        assert len(process.stdout.read(5)) == 5
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@posix_only
+def test_an_interrupt_is_130(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    with start("generate", "Once", "--max-new-tokens=500") as process:
+        assert process.stdout and process.stderr
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 130
+
+
+@posix_only
+@pytest.mark.parametrize("shell", ["<&-", ">&-", ">/dev/full"])
+def test_a_stream_that_is_closed_or_full_is_no_traceback(
+    start: Callable[..., subprocess.Popen[bytes]], shell: str
+) -> None:
+    if shell == ">/dev/full" and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with start("generate", "-" if shell == "<&-" else "Once", shell=shell) as process:
+        message = process.communicate()[1].decode()
+    assert "Traceback" not in message
+    assert "Exception ignored" not in message
+    assert process.returncode == (0 if shell == ">&-" else 1)

@@ -1,0 +1,152 @@
+"""What verification measures, against the same figures computed with transformers, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import GPT2LMHeadModel
+
+from export import build, precision
+from export.quality import Quality, measure_quality
+from export.quantization import quantize
+from runtime.model import Model
+from tests.checkpoints import Weights, build_model, edit_weights, open_checkpoint, write_checkpoint
+from tests.conftest import DEMO
+
+TEXT = "Había una vez un ratón que vivía en el monte. One day it saw the moon, and ran home to tell everyone. " * 4
+GOOD = Quality("reference", "text", "0", "protocol", 10, 20.0, 20.1, 0.5, 0.9, 0.01)
+
+
+def log_probabilities(oracle: GPT2LMHeadModel, ids: list[int], size: int) -> NDArray[np.float64]:
+    """[len(ids) - 1, n_vocab] by transformers: windows of `size`, one after the other."""
+    rows = []
+    for begin in range(0, len(ids) - 1, size):
+        with torch.no_grad():
+            logits = oracle(torch.tensor([ids[begin : begin + size]])).logits[0].double()
+        rows.append(torch.log_softmax(logits, -1).numpy())
+    return np.concatenate(rows)[: len(ids) - 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two checkpoints as model folders, and by transformers."""
+
+    folders: list[Path]
+    oracles: list[GPT2LMHeadModel]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    parent = tmp_path_factory.mktemp("quality")
+    write_checkpoint(parent / "a")
+    shutil.copytree(parent / "a", parent / "b")
+    noise = np.random.default_rng(0)
+
+    def disturb(weights: Weights) -> None:
+        for weight in weights.values():
+            np.add(weight, noise.normal(0, 0.02, weight.shape).astype(np.float32), out=weight)
+
+    edit_weights(parent / "b", disturb)
+    (parent / "text.txt").write_text(TEXT, encoding="utf-8")
+    folders = [build_model(parent / name) for name in "ab"]
+    return Pair(folders, [open_checkpoint(parent / name) for name in "ab"])
+
+
+def test_figures_are_those_of_transformers(pair: Pair, tmp_path: Path) -> None:
+    reference, model = pair.folders
+    measured = measure_quality(model, reference, "a", reference.parent / "text.txt", tmp_path)
+    with Model(model) as opened:
+        ids = opened.tokenizer.encode(TEXT).ids
+    p, q = (log_probabilities(oracle, ids, 96) for oracle in pair.oracles)
+    targets = np.arange(len(ids) - 1), ids[1:]
+    perplexities = [math.exp(-each[targets].mean()) for each in (p, q)]
+    assert (measured.reference, measured.text, measured.n_tokens) == ("a", "text.txt", len(ids) - 1)
+    assert [measured.reference_perplexity, measured.perplexity] == pytest.approx(perplexities, rel=1e-5)
+    assert measured.loss_percent == pytest.approx(100 * (perplexities[1] / perplexities[0] - 1), rel=1e-3)
+    assert measured.top1_agreement == (p.argmax(-1) == q.argmax(-1)).mean()
+    assert measured.mean_kl == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)
+    assert 0.5 < measured.top1_agreement < 1
+
+
+def test_a_model_has_no_loss_against_itself(pair: Pair, tmp_path: Path) -> None:
+    folder = pair.folders[0]
+    measured = measure_quality(folder, folder, "itself", folder.parent / "text.txt", tmp_path)
+    assert abs(measured.loss_percent) < 1e-4
+    assert measured.top1_agreement == 1
+    assert abs(measured.mean_kl) < 1e-6
+
+
+def test_perplexity_of_the_demo_is_that_of_transformers_to_4_digits(demo_int8_folder: Path) -> None:
+    recorded = json.loads((demo_int8_folder / "quality.json").read_text(encoding="utf-8"))
+    with Model(demo_int8_folder) as model:
+        ids = model.tokenizer.encode((DEMO / "evaluation.txt").read_text(encoding="utf-8")).ids
+    by_transformers = log_probabilities(open_checkpoint(DEMO), ids, 512)
+    perplexity = math.exp(-by_transformers[np.arange(len(ids) - 1), ids[1:]].mean())
+    assert recorded["n_tokens"] == len(ids) - 1
+    assert recorded["reference_perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    assert recorded["perplexity"] == pytest.approx(perplexity, rel=0.005)
+
+
+@pytest.fixture
+def short_demo(tmp_path: Path) -> Path:
+    """The demo with a text that is quickly measured."""
+    folder = tmp_path / "demo"
+    shutil.copytree(DEMO, folder)
+    text = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
+    (folder / "evaluation.txt").write_text(text[:2000], encoding="utf-8")
+    return folder
+
+
+def test_a_model_made_worse_is_refused(short_demo: Path, tmp_path: Path) -> None:
+    def coarse(matrix: NDArray[np.float32], block_size: int) -> Any:
+        quantized, scales = quantize(matrix, block_size)
+        return ((quantized + 16) // 32 * 32).clip(0, 255).astype(np.uint8), scales
+
+    arguments = [str(short_demo), "--output", str(tmp_path / "model"), "--no-reference"]
+    with mock.patch.object(precision, "quantize", coarse), pytest.raises(ValueError, match=r"loses [\d.]+ % of perpl"):
+        build.main(arguments)
+    assert not (tmp_path / "model").exists()
+    build.main(arguments)
+    assert (tmp_path / "model" / "quality.json").exists()
+
+
+@pytest.mark.parametrize(("factor", "perplexity"), [(1e38, "nan"), (1e4, "inf")])
+def test_a_model_that_overflows_is_refused(tmp_path: Path, factor: float, perplexity: str) -> None:
+    def enlarge(weights: Weights) -> None:
+        weights["transformer.ln_f.weight"] *= factor
+
+    write_checkpoint(tmp_path / "large")
+    edit_weights(tmp_path / "large", enlarge)
+    (tmp_path / "large" / "evaluation.txt").write_text(TEXT, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"perplexity is {perplexity}, the reference's {perplexity}: not published"):
+        build.main([str(tmp_path / "large"), "--output", str(tmp_path / "model"), "--no-reference"])
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_refused(loss: float) -> None:
+    with pytest.raises(ValueError, match="not published"):
+        dataclasses.replace(GOOD, loss_percent=loss).check(max_loss=math.inf)
+
+
+def test_the_bound_itself_passes() -> None:
+    GOOD.check(max_loss=0.5)
+    dataclasses.replace(GOOD, loss_percent=-3.0).check(max_loss=0.0)
+    with pytest.raises(ValueError, match=r"loses 0\.500 % of perplexity, more than 0\.4 %"):
+        GOOD.check(max_loss=0.4)
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_too_short_to_measure_is_named(pair: Pair, tmp_path: Path, text: str) -> None:
+    (tmp_path / "short.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"short.txt is {len(text)} token\(s\) long"):
+        measure_quality(pair.folders[0], pair.folders[0], "itself", tmp_path / "short.txt", tmp_path)
