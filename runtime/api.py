@@ -207,9 +207,9 @@ def perform(
     task: summarize, translate, answer, read, choose, last_word, or a `runtime.tasks.Task` of your own. Printed, a
         task shows its prompt, its fields and its defaults: `print(runtime.tasks.TASKS["translate"])`.
     text: the article, sentence, question, passage ...; white space around it is left out.
-    fields: the task's own (`examples=()` leaves the instruction and the text alone: strictly zero-shot), and any
-        option of `generate`, in place of the task's. overflow="truncate_left" cuts the beginning of the text, and
-        keeps the rest of the prompt.
+    fields: the task's own (a task with `examples` is strictly zero-shot without them, `examples=()`: the instruction
+        in plain words and the text), and any option of `generate`, in place of the task's.
+        overflow="truncate_left" cuts the beginning of the text, and keeps the rest of the prompt.
     abstain_below: an answer whose confidence is under this probability comes back with the text "".
     Returns an Answer: text, confidence (see `runtime.tasks.Answer` for which probability it is), completion.
     Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong

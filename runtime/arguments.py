@@ -6,10 +6,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from runtime.options import Options
+from runtime.options import OVERFLOWS, Options, check_count
 
 NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C
-OVERFLOWS = ("error", "stop", "truncate_left", "slide")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +54,13 @@ def _bias(text: str) -> tuple[int, float]:
     return int(id_), float(value)
 
 
-def read_options(given: argparse.Namespace) -> Options:
-    """The options that were given. Raises TypeError or ValueError as `Options` does."""
-    values: dict[str, Any] = {
-        field.name: getattr(given, field.name) for field in dataclasses.fields(Options) if hasattr(given, field.name)
-    }
-    values["logit_bias"] = dict(values["logit_bias"]) if values["logit_bias"] else None
-    return Options(**values)
+def read_usage(given: argparse.Namespace) -> None:
+    """Check what can be checked before a model is opened, and add `options`. Raises TypeError or ValueError."""
+    for name in ("threads", "n", "num_beams", "batch_size"):
+        if getattr(given, name, None) is not None:
+            check_count(name, getattr(given, name))
+    if hasattr(given, "temperature"):
+        names = [field.name for field in dataclasses.fields(Options) if hasattr(given, field.name)]
+        values: dict[str, Any] = {name: getattr(given, name) for name in names}
+        values["logit_bias"] = dict(values["logit_bias"]) if values["logit_bias"] else None
+        given.options = Options(**values)

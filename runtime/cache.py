@@ -133,7 +133,7 @@ class InPlaceCache:
         """The tensors of a pass of `n_ids` over some rows, on the buffers' own memory."""
         n_rows = rows.stop - rows.start
         ids, positions = np.empty((n_rows, n_ids), np.int64), np.empty((n_rows, n_ids), np.int64)
-        kept, logits = np.array([keep]), np.empty((n_rows, keep, self._n_vocab), np.float32)
+        kept, logits = np.array([keep], np.int64), np.empty((n_rows, keep, self._n_vocab), np.float32)
         values = [_share(part[rows]) for layer in self._buffers for part in layer]
         feeds, fetches = OrtValueVector(), OrtValueVector()
         for value in (*map(_share, (kept, ids, positions, self._mask[rows])), *values):
@@ -176,7 +176,7 @@ class GrowingCache:
         begin, end = self.lengths[row], self.lengths[row] + len(ids)
         arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
         if self._takes_positions:
-            arrays["position_ids"] = np.arange(begin, end)[None]
+            arrays["position_ids"] = np.arange(begin, end, dtype=np.int64)[None]
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
         self._past = dict(zip(self._past, present, strict=True))

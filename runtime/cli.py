@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import runtime
 from runtime import commands
-from runtime.arguments import add_model_arguments, add_option_arguments, read_options
+from runtime.arguments import add_model_arguments, add_option_arguments, read_usage
 
 _EXAMPLES = {
     "generate": """\
   gpt2-edge generate "Once upon a time" --temperature 0.8 --top-p 0.9
-  echo "Once upon a time" | gpt2-edge generate -""",
+  printf "Once upon a time" | gpt2-edge generate -""",
     "complete": """\
   gpt2-edge complete "One day" "At night" --n 3 --temperature 0.9 --json""",
     "check": """\
@@ -26,15 +26,16 @@ _EXAMPLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 when it failed, 130 when interrupted; wrong usage exits with 2."""
+    if sys.stdout is None:  # closed: nobody wants the text
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a Windows console's own encoding lacks most characters
     given = argument_parser().parse_args(arguments)
-    if hasattr(given, "temperature"):
-        try:
-            given.options = read_options(given)
-        except (TypeError, ValueError) as error:
-            given.parser.error(str(error))
+    try:
+        read_usage(given)
+    except (TypeError, ValueError) as error:
+        given.parser.error(str(error))
     return _run(given)
 
 

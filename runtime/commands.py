@@ -21,7 +21,7 @@ from runtime.text import encode_prompt
 def generate(given: argparse.Namespace) -> int:
     """Stream the continuation of a prompt; without one, a terminal asks for prompts until it is closed."""
     with runtime.load(given.model, threads=given.threads) as model:
-        if given.prompt is None and sys.stdin.isatty():
+        if given.prompt is None and sys.stdin is not None and sys.stdin.isatty():
             return _ask(model, given)
         text = _read_input() if given.prompt in (None, "-") else given.prompt
         _generate_one(model, text, given)
@@ -97,6 +97,8 @@ def info(given: argparse.Namespace) -> int:
 
 
 def _read_input() -> str:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; give the text as an argument")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

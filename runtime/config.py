@@ -39,10 +39,11 @@ def read_config(folder: Path) -> Config:
     ids = raw | (_read_json(generation) if generation.is_file() else {})
     sizes = {key: _count(path, raw, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     eos = ids.get("eos_token_id")
+    ends = [_token_id(path, "eos_token_id", id_) for id_ in (eos if isinstance(eos, list) else [eos])]
     return Config(
         **sizes,
-        bos_token_id=_token_id(path, ids.get("bos_token_id")),
-        eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        bos_token_id=_token_id(path, "bos_token_id", ids.get("bos_token_id")),
+        eos_token_ids=frozenset(id_ for id_ in ends if id_ is not None),
     )
 
 
@@ -67,7 +68,7 @@ def _count(path: Path, raw: dict[str, Any], key: str) -> int:
     return value
 
 
-def _token_id(path: Path, value: object) -> int | None:
+def _token_id(path: Path, key: str, value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise ValueError(f"{path}: bos_token_id is {value!r}; one token id or null is expected")
+    raise ValueError(f"{path}: {key} has {value!r}; a token id or null is expected")

@@ -16,6 +16,8 @@ _lock = threading.Lock()
 def resolve(model: Model | str | os.PathLike[str] | None) -> Model:
     """A Model as it is; a path or None (see `find`) loaded at its first use and kept."""
     if isinstance(model, Model):
+        if model.is_closed:
+            raise ValueError(f"{model} was closed; load it again")
         return model
     folder = (find() if model is None else check_path(model)).resolve()
     with _lock:
@@ -39,6 +41,8 @@ def find() -> Path:
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
+        if not Path(named).is_dir():
+            raise FileNotFoundError(f"no model folder at {named}, which {ENVIRONMENT} names")
         return Path(named)
     built = sorted(path.parent for path in Path("models").glob("*/model.onnx"))
     if len(built) == 1:

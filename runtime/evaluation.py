@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from runtime.last_word import MAX_WORD_TOKENS, find_word, predict_word
 from runtime.model import Model
 from runtime.options import check_count
 from runtime.perplexity import Progress, measure_rolling, measure_strided
-from runtime.scoring import Pair, encode_pair, fit_pair, score_after, score_pairs
+from runtime.scoring import Pair, encode_pair, fit_pair, perplexity, score_after, score_pairs
 from runtime.shared_context import SharedContext
 from runtime.stop_words import STOP_WORDS
 from runtime.wikitext import detokenize, join_lines, split_pages
@@ -72,7 +71,7 @@ def _lambada(model: Model, path: Path, limit: int | None, progress: Progress) ->
         "n": n,
         "n_truncated": n_truncated,
         **{name: count / n for name, count in hits.items()},
-        "perplexity": math.exp(-logprob / n),
+        "perplexity": perplexity(logprob, n),
     }
 
 

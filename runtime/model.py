@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from runtime.cache import Cache, GrowingCache, InPlaceCache, tensor_names
 from runtime.config import Config, read_config
+from runtime.options import check_count
 from runtime.processor import advice, suitable_kernel
 
 FORMAT = "1"  # of the fused graph, in model.onnx's metadata
@@ -24,8 +25,8 @@ class Model:
         """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
         if not folder.is_dir():
             raise FileNotFoundError(f"no model folder at {folder}; python export/build.py makes one")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads is {threads!r}; a whole number of at least 1, or None for every core")
+        if threads is not None:
+            threads = check_count("threads", threads)
         self.folder = folder
         self.config: Config = read_config(folder)
         self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
@@ -98,7 +99,7 @@ def _open_session(path: Path, threads: int | None, prepack: bool) -> onnxruntime
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class but this
-        raise ValueError(f"{path} cannot be opened; it, or its data file, is missing or damaged: {error}") from None
+        raise ValueError(f"{path} or {path.name}_data is missing or damaged and cannot be opened: {error}") from None
 
 
 def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
@@ -117,11 +118,20 @@ def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def _check_interface(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:
-    """Raise ValueError unless the graph takes and returns what a GPT-2 with past-key-values does."""
-    needed = {"input_ids", "attention_mask"} | {name.format("past_key_values") for name in tensor_names(config)}
-    missing = needed - {value.name for value in session.get_inputs()}
+    """Raise ValueError unless the graph takes and returns what a GPT-2 of these sizes with past-key-values does."""
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    missing = {"input_ids", "attention_mask", *(n.format("past_key_values") for n in tensor_names(config))} - set(
+        inputs
+    )
     if missing:
         raise ValueError(
             f"{path} has no input {min(missing)!r}: it is not a GPT-2 with past-key-values of {config.n_layer} layers "
             "(optimum exports one with --task text-generation-with-past)"
         )
+    n_layer = sum(name.startswith("past_key_values.") for name in inputs) // 2
+    past, logits = inputs["past_key_values.0.key"], session.get_outputs()[0].shape
+    names = {"n_layer": n_layer, "n_head": past[1], "n_embd / n_head": past[3], "vocab_size": logits[-1]}
+    said = (config.n_layer, config.n_head, config.head_dim, config.vocab_size)
+    for (name, found), expected in zip(names.items(), said, strict=True):
+        if isinstance(found, int) and found != expected:
+            raise ValueError(f"{path} has {name} {found}, but config.json says {expected}")

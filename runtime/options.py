@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 MAX_SEED = 2**64 - 1
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
+OVERFLOWS: tuple[str, ...] = get_args(Overflow)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -47,26 +48,10 @@ class Options:
     cancel: Callable[[], bool] | None = _option(None, "asked before every pass; true ends")
 
     def __post_init__(self) -> None:
+        """Numbers of other libraries, and collections that can be walked once, become plain ones."""
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
-        self._check_texts_and_ids()
+            object.__setattr__(self, field.name, _plain(field, getattr(self, field.name)))
         self._check_conflicts()
-
-    def _check_texts_and_ids(self) -> None:
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise ValueError(f"stop is {self.stop!r}; a string or several, none of them empty")
-        for name in ("stop_ids", "suppress_ids"):
-            ids = getattr(self, name)
-            if isinstance(ids, str) or not all(isinstance(id_, numbers.Integral) for id_ in ids):
-                raise TypeError(f"{name} is {ids!r}; several token ids are expected")
-        bias = self.logit_bias or {}
-        if not isinstance(bias, Mapping):
-            raise TypeError(f"logit_bias is {bias!r}; a mapping from token ids to numbers is expected")
-        for id_, value in bias.items():
-            if not isinstance(id_, numbers.Integral) or not isinstance(value, numbers.Real) or math.isnan(value):
-                raise TypeError(f"logit_bias has {id_!r}: {value!r}; a token id and a number are expected")
-        if self.overflow not in ("error", "stop", "truncate_left", "slide"):
-            raise ValueError(f"overflow is {self.overflow!r}; error, stop, truncate_left or slide")
 
     def _check_conflicts(self) -> None:
         filters = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
@@ -76,6 +61,8 @@ class Options:
                 f"{', '.join(given)} chooses what to sample from, but temperature 0 does not sample; "
                 "set temperature (1.0 is the model's own distribution) or leave it off"
             )
+        if self.overflow not in OVERFLOWS:
+            raise ValueError(f"overflow is {self.overflow!r}; it must be one of {', '.join(OVERFLOWS)}")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.pinned_tokens and self.overflow != "slide":
@@ -84,7 +71,7 @@ class Options:
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return tuple(self.stop)  # made a tuple when it was checked
 
 
 class OptionsDict(TypedDict, total=False):
@@ -136,33 +123,72 @@ def make_options(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def _check(field: dataclasses.Field[Any], value: object) -> None:
-    """Type and range of a number; other kinds are checked by name."""
-    name, least, most = field.name, field.metadata["least"], field.metadata["most"]
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """The value as a plain int. Raises TypeError or ValueError unless it is a whole number of at least `least`."""
+    return int(_number(name, value, True, least, None))
+
+
+def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value as its field's type, checked."""
+    name, kind, limits = field.name, str(field.type), (field.metadata["least"], field.metadata["most"])
     if value is None and field.default is None:
-        return
-    if str(field.type) in ("int", "int | None"):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} is {value!r}; a whole number is expected")
-        _check_range(name, int(value), least, most)
-    elif str(field.type) in ("float", "float | None"):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} is {value!r}; a number is expected")
-        _check_range(name, float(value), least, most)
-    elif str(field.type) == "bool" and not isinstance(value, bool):
+        return None
+    if kind.startswith("int"):
+        return int(_number(name, value, True, *limits))
+    if kind.startswith("float"):
+        return float(_number(name, value, False, *limits))
+    if kind == "bool" and not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; True or False is expected")
+    plain: dict[str, Callable[[Any], Any]] = {"stop": _stops, "logit_bias": _bias, "cancel": _callback}
+    if kind == "Sequence[int]":
+        return _ids(name, value)
+    return plain[name](value) if name in plain else value
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise TypeError or ValueError unless the value is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; a whole number is expected")
-    _check_range(name, int(value), least, None)
+def _number(name: str, value: Any, whole: bool, least: float | None, most: float | None) -> Any:
+    """A number within its limits: a `least` of None means above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        raise TypeError(f"{name} is {value!r}; {'a whole number' if whole else 'a number'} is expected")
+    return _within(name, value, whole, least, most)
 
 
-def _check_range(name: str, value: float, least: float | None, most: float | None) -> None:
-    """A bound of None below means above 0."""
+def _within(name: str, value: Any, whole: bool, least: float | None, most: float | None) -> Any:
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        finite = whole
     too_small = value <= 0 if least is None else value < least
-    if not math.isfinite(value) or too_small or (most is not None and value > most):
+    if not finite or too_small or (most is not None and value > most):
         low = "above 0" if least is None else f"at least {least}" if math.isfinite(least) else "finite"
         raise ValueError(f"{name} is {value}; it must be {low}{'' if most is None else f' and at most {most}'}")
+    return value
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise ValueError(f"stop is {value!r}; a string or several, none of them empty")
+    return stops
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+    if any(isinstance(id_, bool) or not isinstance(id_, numbers.Integral) for id_ in ids):
+        raise TypeError(f"{name} is {value!r}; several token ids are expected")
+    return tuple(int(id_) for id_ in ids)
+
+
+def _bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"logit_bias is {value!r}; a mapping from token ids to numbers is expected")
+    for id_, number in value.items():
+        if not isinstance(id_, numbers.Integral) or not isinstance(number, numbers.Real) or math.isnan(number):
+            raise TypeError(f"logit_bias has {id_!r}: {number!r}; a token id and a number are expected")
+    return {int(id_): float(number) for id_, number in value.items()}
+
+
+def _callback(value: Any) -> Callable[[], bool]:
+    if not callable(value):
+        raise TypeError(f"cancel is {value!r}; a function without arguments is expected")
+    function: Callable[[], bool] = value
+    return function

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from runtime.model import Model
-from runtime.scoring import check_stride, window_log_probabilities
+from runtime.scoring import check_stride, perplexity, window_log_probabilities
 from runtime.text import encode, encode_prompt
 
 Progress = Callable[[int, int], object]  # how much is done, of how much
@@ -28,17 +28,17 @@ class Rolling:
     @property
     def token_perplexity(self) -> float:
         """Exponential of the mean negative log-probability a token."""
-        return math.exp(-self.logprob / self.n_tokens)
+        return perplexity(self.logprob, self.n_tokens)
 
     @property
     def word_perplexity(self) -> float:
         """The same a word: what white space separates."""
-        return math.exp(-self.logprob / self.n_words)
+        return perplexity(self.logprob, self.n_words)
 
     @property
     def byte_perplexity(self) -> float:
         """The same a byte of UTF-8."""
-        return math.exp(-self.logprob / self.n_bytes)
+        return perplexity(self.logprob, self.n_bytes)
 
     @property
     def bits_per_byte(self) -> float:
@@ -57,19 +57,19 @@ def measure_strided(model: Model, text: str, stride: int | None = None, progress
     ids, size = encode(model, text), model.config.n_positions
     if len(ids) < 2:
         raise ValueError(f"the text is {len(ids)} token(s) long; the first is not predicted, so two are needed")
-    stride, nll, n_counted, scored = check_stride(stride, size), 0.0, 0, 0
+    stride, logprob, n_counted, scored = check_stride(stride, size), 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + size, len(ids))
         n_counted_here = end - scored - 1
         if n_counted_here:  # a single new token weighs nothing, and without overlap has no loss
-            nll -= n_counted_here * float(np.mean(_logprobs(model, ids[begin:end], max(0, scored - begin - 1))))
+            logprob += n_counted_here * float(np.mean(_logprobs(model, ids[begin:end], max(0, scored - begin - 1))))
             n_counted += n_counted_here
         scored = end
         if progress:
             progress(end, len(ids))
         if end == len(ids):
             break
-    return math.exp(nll / n_counted)
+    return perplexity(logprob, n_counted)
 
 
 def measure_rolling(

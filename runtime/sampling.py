@@ -29,7 +29,8 @@ def make_sampler(options: Options, seed: int, sample_index: int = 0) -> Sampler:
         return lambda logits, _step: int(logits.argmax())
 
     def sample(logits: Logits, step: int) -> int:
-        scores = (logits.astype(np.float64) - logits.max()) / options.temperature
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the largest become -inf
+            scores = (logits.astype(np.float64) - logits.max()) / options.temperature
         scores = keep_top_p(keep_top_k(scores, options.top_k), options.top_p)
         scores = keep_typical_p(keep_min_p(scores, options.min_p), options.typical_p)
         return draw(softmax(scores), uniform(seed, step, sample_index))

@@ -38,7 +38,15 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Exponential of the mean negative log-probability a token."""
-        return math.exp(-self.logprob / len(self.logprobs))
+        return perplexity(self.logprob, len(self.logprobs))
+
+
+def perplexity(logprob: float, n: int) -> float:
+    """Exponential of the mean negative log-probability; infinite where a float cannot hold it."""
+    try:
+        return math.exp(-logprob / n)
+    except OverflowError:
+        return math.inf
 
 
 class Pair(NamedTuple):
@@ -126,8 +134,8 @@ def score_pairs(model: Model, pairs: Sequence[Pair]) -> list[Score]:
         room = max(len(pairs[index].ids) for index in group) - 1
         shared = SharedContext(model, context_ids, room, len(group))
         for index in group:
-            score = score_after(shared, pairs[index].ids)
-            scores[index] = dataclasses.replace(score, n_truncated=pairs[index].n_truncated)
+            one = score_after(shared, pairs[index].ids)
+            scores[index] = dataclasses.replace(one, n_truncated=pairs[index].n_truncated)
     return [scores[index] for index in range(len(pairs))]
 
 

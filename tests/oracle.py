@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.checkpoints import Floats, open_checkpoint, torch_logits
-from tests.conftest import DEMO
+from tests.conftest import DEMO, REPOSITORY, shared_data
 
 
 @functools.cache
@@ -55,3 +59,19 @@ def greedy(prompt: str, n: int) -> tuple[list[int], float]:
         ids.append(int(last.argmax()))
         total += float(last.max())
     return ids[n_prompt:], total
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What other projects record of GPT-2 with its real weights."""
+    entries = json.loads((shared_data("reference_outputs") / "gpt2_reference.json").read_text(encoding="utf-8"))
+    (entry,) = (entry for entry in entries if entry["id"] == name)
+    found: dict[str, Any] = entry
+    return found
+
+
+def real_gpt2() -> Path:
+    """The model folder of OpenAI's GPT-2; skips the test where it is not built."""
+    folder = REPOSITORY / "models" / "gpt2-fp32"
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} is not built: python export/build.py gpt2 --precision fp32")
+    return folder

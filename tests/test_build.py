@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from export import build, folder, hub, quality
+from export import build, folder, graph, hub, quality, reference
+from export.checkpoint import open_checkpoint
+from export.precision import Float32
 from tests.building import (
     FILES,
     QUICK,
@@ -134,6 +136,35 @@ def lossy(monkeypatch: pytest.MonkeyPatch, percent: float) -> None:
         return dataclasses.replace(measure(*arguments), loss_percent=percent)
 
     monkeypatch.setattr(quality, "measure_quality", measure_lossy)
+
+
+def stand_in_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the fused fp32 graph stand in for optimum's, which takes long."""
+
+    def export(checkpoint: Path, target: Path) -> None:
+        target.mkdir()
+        opened = open_checkpoint(str(checkpoint), target)
+        graph.build(opened.config, opened.tensors, Float32(), target)
+
+    monkeypatch.setattr(reference, "export_reference", export)
+
+
+def test_a_reference_is_kept_without_a_verification_too(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_export(monkeypatch)
+    kept = tmp_path / "reference"
+    build.main([str(tiny), "--verify", "none", "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
+    assert {path.name for path in kept.iterdir()} == FILES - {"README.md", "SHA256SUMS", "quality.json"}
+
+
+def test_no_reference_is_kept_of_a_refused_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_export(monkeypatch)
+    lossy(monkeypatch, 3.0)
+    kept = tmp_path / "new" / "reference"
+    with pytest.raises(ValueError, match="not published"):
+        build.main([str(tiny), "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keeps_optimums_reference(tiny: Path, tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def test_what_goes_wrong_at_work(
 def test_a_missing_optimum_is_said_before_any_work(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "optimum"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     assert run_here(monkeypatch, tiny, "--output", tmp_path / "model") == 1
     shown = capsys.readouterr()

@@ -220,7 +220,12 @@ def test_interface_has_the_names_other_tools_know(tiny_int8: Model) -> None:
     }
     logits = ["batch_size", "kept_length", 300]
     assert dimensions(list(graph.graph.output)) == {"logits": logits, **{f"present.{name}": present for name in names}}
-    assert tiny_int8.session.get_modelmeta().custom_metadata_map == FORMAT == {"gpt2_edge_format": "1"}
+
+
+def test_metadata_says_format_and_kernel(tiny_fp32: Model, tiny_int8: Model) -> None:
+    fp32, int8 = (model.session.get_modelmeta().custom_metadata_map for model in (tiny_fp32, tiny_int8))
+    assert fp32 == FORMAT == {"gpt2_edge_format": "1"}
+    assert int8 == FORMAT | {"gpt2_edge_kernel": "block"}
 
 
 def test_int8_products_run_on_int8_kernels_and_wte_is_stored_once(tiny_int8: Model) -> None:

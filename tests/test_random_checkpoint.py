@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -40,8 +39,9 @@ def test_the_weights_are_the_same_everywhere(tmp_path: Path) -> None:
         random_checkpoint.write("small", tmp_path / name)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
     opened = open_checkpoint(str(tmp_path / "first"), tmp_path).tensors
-    drawn = np.round(opened["h.1.attn.c_attn.weight"] * 1e4).astype(np.int16)  # libraries differ in the last bits
-    assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == "@@"
+    # written down, since processes and machines must agree; libraries differ in the last bits at most
+    assert opened["wte.weight"][0, :3] == pytest.approx([0.00119822, 0.00031119, -0.02328877], abs=1e-7)
+    assert opened["h.1.attn.c_attn.weight"][-1, -3:] == pytest.approx([0.01087703, 0.01886443, -0.00641444], abs=1e-7)
 
 
 def test_the_weights_are_drawn_as_gpt2s(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_a_build_says_that_its_figures_mean_nothing(
     assert "base_model" not in card
     assert "figures mean nothing" in capsys.readouterr().out
     with runtime.load(folder) as model:
-        runtime.generate(SPANISH, model=model, max_new_tokens=2)
+        runtime.generate(SPANISH[:20], model=model, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("size", ["gpt3", "", "../gpt2"])
 def test_an_unknown_size_lists_the_known(tmp_path: Path, size: str) -> None:
-    with pytest.raises(ValueError, match="the sizes are random:distilgpt2, random:gpt2, .*random:gpt2-xl"):
+    with pytest.raises(ValueError, match=r"the sizes are random:distilgpt2, random:gpt2, .*random:gpt2-xl"):
         random_checkpoint.write(size, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""P(output | input, task): prompts, answers and confidences of the tasks, against transformers."""
+"""P(output | input, task): answers and confidences of the tasks, against transformers."""
 
 from __future__ import annotations
 
@@ -9,72 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import runtime
-from runtime import tasks
 from runtime.choice import split_blank
 from runtime.last_word import find_word
 from runtime.model import Model
-from runtime.row import Row
-from runtime.sentences import first_line, first_sentence, first_sentences, three_sentences
+from runtime.sentences import three_sentences
 from runtime.stop_words import STOP_WORDS
-from runtime.task_library import QUESTIONS, TRANSLATIONS
-from runtime.tasks import TASKS, By, Task
+from runtime.tasks import TASKS, Task
 from tests import oracle
-from tests.conftest import DEMO
 
-STORY = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
-CLOSE = 1e-4
 KING = "The king was old. He had three sons."
-
-
-# prompts
-
-
-@pytest.mark.parametrize(
-    ("task", "fields", "prompt"),
-    [
-        ("summarize", {}, "X\nTL;DR:"),
-        ("summarize", {"examples": [("Y", "Z")]}, "Y\nTL;DR: Z\n\nX\nTL;DR:"),
-        ("translate", {"examples": [("¿Qué?", "What?"), ("Sí.", "Yes.")]}, "¿Qué? = What?\nSí. = Yes.\nX ="),
-        ("translate", {"examples": ()}, "Translate to Spanish.\nX ="),
-        ("translate", {"examples": (), "to": "German"}, "Translate to German.\nX ="),
-        ("answer", {"examples": [["Who?", "Me"]]}, "Q: Who?\nA: Me\nQ: X\nA:"),
-        ("answer", {"examples": ()}, "Answer the question.\nQ: X\nA:"),
-        ("read", {"question": "Who?"}, "X\n\nQ: Who?\nA:"),
-        ("read", {"question": "Who?", "turns": [("Why?", "{So}.")]}, "X\n\nQ: Why?\nA: {So}.\nQ: Who?\nA:"),
-        ("choose", {"options": ["a", "b"]}, "X"),
-        ("last_word", {}, "X"),
-    ],
-)
-def test_prompts(task: str, fields: dict[str, Any], prompt: str) -> None:
-    assert TASKS[task].prompt("X", **fields) == prompt
-
-
-def test_examples_lead_by_default() -> None:
-    assert TASKS["translate"].prompt("X").endswith("Los niños cantarán una canción mañana.\nX =")
-    assert "Où est la gare ?" in TASKS["translate"].prompt("X", to="French")
-    assert TASKS["answer"].prompt("X").startswith(f"Q: {QUESTIONS[0][0]}\nA: {QUESTIONS[0][1]}\n")
-
-
-@given(st.text(), st.text())
-def test_texts_stand_in_the_prompt_as_they_are(text: str, question: str) -> None:
-    """Braces and all."""
-    assert TASKS["read"].prompt(text, question=question) == f"{text}\n\nQ: {question}\nA:"
-
-
-def test_example_sets_are_sound() -> None:
-    for language, pairs in TRANSLATIONS.items():
-        assert len(pairs) == len(set(pairs)) >= 5
-        for ours, theirs in pairs:
-            assert ours[-1] == theirs[-1]  # both are sentences of one kind
-            assert first_sentence(ours) == ours
-            assert first_sentence(theirs) == theirs
-            assert "=" not in ours + theirs
-            assert language != "Spanish" or ("¿" in theirs) == ("?" in theirs)
-    assert all(question.endswith("?") and answer.strip() == answer for question, answer in QUESTIONS)
 
 
 # answers
@@ -226,90 +171,6 @@ def test_an_empty_answer_has_no_confidence(demo_fp32: Model) -> None:
     assert (answer.text, answer.confidence) == ("", 0.0)
 
 
-# prompts that are too long
-
-
-@pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The ids of every prompt that is decoded."""
-    seen: list[list[int]] = []
-
-    class Spy(Row):
-        def __init__(self, model: Model, ids: list[int], *rest: Any, **more: Any) -> None:
-            seen.append(list(ids))
-            super().__init__(model, ids, *rest, **more)
-
-    monkeypatch.setattr(tasks, "Row", Spy)
-    return seen
-
-
-def test_a_long_article_keeps_its_instruction(demo_fp32: Model, prompts: list[list[int]]) -> None:
-    article = STORY[:4000].strip()
-    with pytest.raises(ValueError, match=r"prompt is \d+ tokens and 412 fit: .*max_new_tokens 100.*truncate_left"):
-        runtime.perform("summarize", article, model=demo_fp32)
-    answer = runtime.perform("summarize", article, model=demo_fp32, overflow="truncate_left", seed=1)
-    (ids,) = prompts
-    text, _, tail = demo_fp32.tokenizer.decode(ids).rpartition("\n")
-    assert tail == "TL;DR:"
-    assert article.endswith(text)
-    assert 400 <= len(ids) <= 412
-    assert answer.n_truncated == len(demo_fp32.tokenizer.encode(f"{article}\nTL;DR:").ids) - len(ids)
-    assert answer.completion is not None
-    assert answer.completion.n_truncated == answer.n_truncated
-    assert runtime.generate(article, task="summarize", model=demo_fp32, overflow="truncate_left", seed=1) == answer.text
-
-
-@pytest.mark.parametrize("text", [STORY[:4000], "😀" * 900, "ñ" * 1500])
-def test_what_comes_before_the_text_stays_too(demo_fp32: Model, prompts: list[list[int]], text: str) -> None:
-    runtime.perform("translate", text, model=demo_fp32, examples=(), overflow="truncate_left", max_new_tokens=1)
-    prompt = demo_fp32.tokenizer.decode(prompts[0])
-    assert prompt.startswith("Translate to Spanish.\n")
-    assert prompt.endswith(f"{text.strip()[-20:]} =")
-    assert "�" not in prompt
-    assert len(prompts[0]) > 490
-
-
-def test_exactly_the_limit_and_one_over(demo_fp32: Model, prompts: list[list[int]]) -> None:
-    n_tail = len(demo_fp32.tokenizer.encode("a\nTL;DR:").ids) - 1
-    fitting = ("a " * (512 - 10 - n_tail)).strip()
-    runtime.perform("summarize", fitting, model=demo_fp32, max_new_tokens=10, temperature=0)
-    assert len(prompts[0]) == 502
-    with pytest.raises(ValueError, match="prompt is 503 tokens and 502 fit"):
-        runtime.perform("summarize", f"a {fitting}", model=demo_fp32, max_new_tokens=10)
-    cut = runtime.perform(
-        "summarize", f"a {fitting}", model=demo_fp32, max_new_tokens=10, temperature=0, overflow="truncate_left"
-    )
-    assert cut.n_truncated == 1
-    assert prompts[1] == prompts[0]
-
-
-def test_other_overflows_are_those_of_generate(demo_fp32: Model) -> None:
-    article = STORY[:1900]
-    answer = runtime.perform("summarize", article, model=demo_fp32, overflow="slide", temperature=0, max_new_tokens=40)
-    assert answer.completion is not None
-    assert answer.completion.n_slides + answer.n_truncated > 0
-
-
-def test_long_texts_before_a_choice_and_a_last_word(demo_fp32: Model) -> None:
-    text = f"{STORY[:3000]}. The _ was hungry."
-    for name, fields in (("choose", {"options": ["fox", "old king"]}), ("last_word", {})):
-        with pytest.raises(ValueError, match=r"prompt is \d+ tokens and \d+ fit: .*truncate_left"):
-            runtime.perform(name, text, model=demo_fp32, **fields)
-        cut = runtime.perform(name, text, model=demo_fp32, overflow="truncate_left", **fields)
-        assert cut.n_truncated > 0
-        assert cut.text
-        with pytest.raises(ValueError, match="error or truncate_left"):
-            runtime.perform(name, text, model=demo_fp32, overflow="slide", **fields)
-
-
-def test_what_cannot_be_cut(demo_fp32: Model) -> None:
-    cut: dict[str, Any] = {"model": demo_fp32, "overflow": "truncate_left"}
-    with pytest.raises(ValueError, match="too long without any of the text"):
-        runtime.perform("read", "A fox.", question="Why? " * 300, **cut)
-    with pytest.raises(ValueError, match="what follows the blank _ is too long"):
-        runtime.perform("choose", f"The _ {STORY[:3000]}", options=["fox", "king"], **cut)
-
-
 # tasks of one's own
 
 
@@ -328,181 +189,6 @@ def test_a_classifier_in_three_lines(demo_fp32: Model) -> None:
     )
     assert answer == expected
     assert runtime.generate("The mouse had lost its mother.", task=mood, model=demo_fp32) == answer.text
-
-
-def test_a_field_may_depend_on_another() -> None:
-    task = Task("t", "{greeting}, {text}", fields={"to": "en", "greeting": By("to", {"en": "Hello", "es": "¡Hola"})})
-    assert task.prompt("x") == "Hello, x"
-    assert task.prompt("x", to="es") == "¡Hola, x"
-
-
-def test_tasks_print_what_they_are() -> None:
-    for task in TASKS.values():
-        assert str(task).startswith(f"{task.name}: ")
-        assert repr(task.template) in str(task)
-    shown = str(TASKS["translate"])
-    assert "'Translate to {to}.\\n{text} ='" in shown
-    assert "to (default 'Spanish'), examples (default by to: Spanish, French)" in shown
-    assert "stop='\\n'" in shown
-    assert "first sentence" in shown
-    assert "question (needed)" in str(TASKS["read"])
-    assert (
-        str(Task("mine", "{text}"))
-        == "mine\n  prompt: '{text}'\n  fields: none\n  decoding: greedy\n  answer: whole text"
-    )
-
-
-def test_tasks_are_frozen() -> None:
-    with pytest.raises(AttributeError):
-        TASKS["summarize"].name = "x"  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        TASKS["summarize"].decoding["top_k"] = 5  # type: ignore[index]
-    with pytest.raises(TypeError):
-        TASKS["mine"] = TASKS["read"]  # type: ignore[index]
-
-
-# wrong arguments
-
-
-@pytest.mark.parametrize(
-    ("task", "fields", "error", "message"),
-    [
-        ("sumarize", {}, ValueError, "no task 'sumarize'; there are summarize, translate, answer, read, choose"),
-        (5, {}, TypeError, "task is 5; a Task or a name"),
-        ("summarize", {"examples": "one"}, TypeError, "examples is 'one'; pairs"),
-        ("summarize", {"examples": 5}, TypeError, "examples is 5; pairs"),
-        ("answer", {"examples": [("a", "b", "c")]}, TypeError, "pairs of texts"),
-        ("read", {}, ValueError, "read needs question="),
-        ("read", {"question": 5}, TypeError, "question is 5; a text"),
-        ("read", {"question": "q", "turns": ["q"]}, TypeError, "turns is"),
-        (
-            "read",
-            {"question": "q", "examples": ()},
-            TypeError,
-            r"'examples' is no field of read.*question.*max_new_tok",
-        ),
-        ("translate", {"to": "German"}, ValueError, "to is 'German'.*Spanish, French. Give examples="),
-        ("translate", {"langauge": "x"}, TypeError, "'langauge' is no field of translate, which has to"),
-        ("answer", {"temperature": -1}, ValueError, "temperature is -1"),
-        ("answer", {"top_k": 2}, ValueError, "top_k=2 chooses"),
-        ("answer", {"abstain_below": 2}, ValueError, "abstain_below is 2"),
-        ("answer", {"abstain_below": "x"}, ValueError, "abstain_below is 'x'"),
-        ("summarize", {"abstain_below": 0.5}, ValueError, "summarize has none"),
-        ("choose", {}, ValueError, "choose needs options="),
-        ("choose", {"options": "ab"}, TypeError, "options is 'ab'"),
-        ("choose", {"options": ["a"]}, ValueError, "two or more"),
-        ("choose", {"options": ["a", "a"]}, ValueError, "all different"),
-        ("choose", {"options": ["a", ""]}, TypeError, "none of them empty"),
-        ("choose", {"options": ["a", "b"], "scoring": "best"}, ValueError, "'best'; full or partial"),
-        ("choose", {"options": ["a", "b"], "scoring": "partial"}, ValueError, "after the blank _, and there is none"),
-        (
-            "choose",
-            {"options": ["a", "b"], "temperature": 1.0},
-            TypeError,
-            "'temperature' is no field.*options overflow",
-        ),
-        ("last_word", {"stop_words": "the"}, TypeError, "stop_words is 'the'"),
-    ],
-)
-def test_wrong_arguments(
-    demo_fp32: Model, task: Any, fields: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        runtime.perform(task, "A text", model=demo_fp32, **fields)
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        ("", ValueError, "text is empty"),
-        (" \n", ValueError, "text is empty"),
-        (None, TypeError, "a text is a str"),
-        ("\ud800", ValueError, "lone surrogate"),
-    ],
-)
-def test_wrong_texts(demo_fp32: Model, text: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        runtime.perform("summarize", text, model=demo_fp32)
-
-
-def test_several_blanks(demo_fp32: Model) -> None:
-    with pytest.raises(ValueError, match="2 blanks"):
-        runtime.perform("choose", "_ and _", options=["a", "b"], model=demo_fp32)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"template": "no text"}, "takes {text}"),
-        ({"template": "{text} {other}"}, "'other'"),
-        ({"template": "{text!r}"}, "no plain name"),
-        ({"template": "{text} {0}"}, "no plain name"),
-        ({"template": "{text}", "fields": {"stop": "x"}}, "cannot be called 'stop'"),
-        ({"template": "{text}", "fields": {"text": "x"}}, "cannot be called 'text'"),
-        ({"template": "{text}", "kind": "guess"}, "kind is 'guess'"),
-        ({"template": "{text}", "zero_shot": "{text}"}, "examples"),
-        ({"template": "{text}", "zero_shot": "none", "fields": {"examples": ()}}, "takes {text}"),
-        ({"template": "{text}", "pairs": {"examples": "{} {}"}}, "pairs is"),
-        ({"template": "{text}", "fields": {"a": ()}, "pairs": {"a": "{}"}}, "pairs is"),
-        ({"template": "{text}", "fields": {"a": By("b", {})}}, "depends on 'b'"),
-        ({"template": "{text}", "decoding": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
-        ({"template": "{text}", "kind": "choose", "decoding": {"stop": "x"}}, "overflow only"),
-    ],
-)
-def test_wrong_tasks(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Task("mine", **arguments)
-
-
-def test_options_can_be_overridden(demo_fp32: Model) -> None:
-    answer = runtime.perform("summarize", KING, model=demo_fp32, temperature=0, max_new_tokens=5)
-    assert answer.completion is not None
-    assert answer.completion.n_tokens == 5
-    assert answer.completion.seed is None
-    stopped = runtime.perform("summarize", KING, model=demo_fp32, temperature=0, max_new_tokens=30, stop="a")
-    assert "a" not in stopped.text
-
-
-# reading
-
-
-@pytest.mark.parametrize(
-    ("text", "one", "three"),
-    [
-        ("", "", ""),
-        ("no end", "no end", "no end"),
-        ("Mr. Fox ran. He hid! Was it 3.5 miles? Yes.", "Mr. Fox ran.", "Mr. Fox ran. He hid! Was it 3.5 miles?"),
-        ("¿Dónde? ¡Hola! Sí. No.", "¿Dónde?", "¿Dónde? ¡Hola! Sí."),
-        ("Où est la gare ? Là.", "Où est la gare ?", "Où est la gare ? Là."),
-        ('He said "stop." Then I. So. Now.', 'He said "stop."', 'He said "stop." Then I. So.'),
-        ("J. K. Fox ran. U.S. troops came", "J. K. Fox ran.", "J. K. Fox ran. U.S. troops came"),
-        ("A title\n\nOne. \n\n\nTwo. Three.", "A title", "A title\n\nOne. \n\n\nTwo."),
-        ("Wait… what", "Wait…", "Wait… what"),
-    ],
-)
-def test_sentences(text: str, one: str, three: str) -> None:
-    assert first_sentence(text) == one
-    assert three_sentences(f" {text}\n") == three
-
-
-@given(st.text("aB .!?\n\"'…", max_size=40), st.integers(1, 4))
-def test_sentences_are_a_beginning(text: str, n: int) -> None:
-    read = first_sentences(text, n)
-    assert text.strip().startswith(read)
-    assert first_sentences(read, n) == read
-    assert read.startswith(first_sentences(text, 1))
-
-
-def test_lines() -> None:
-    assert first_line("\n  a b \nc") == "a b"
-    assert first_line("") == ""
-
-
-@settings(max_examples=50)
-@given(st.text(max_size=20))
-def test_words(text: str) -> None:
-    assert find_word(text) in text
-    assert find_word(f" “{find_word(text)}”, x") == (find_word(text) or "x")
 
 
 def test_importing_the_package_loads_no_task() -> None:

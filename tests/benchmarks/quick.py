@@ -19,10 +19,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from optimum.onnxruntime import ORTModelForCausalLM
 
 from export import build
-from runtime.generation import generate_ids
+from runtime.generation import prefill
 from runtime.model import Model
-from runtime.options import Options
-from runtime.sampling import make_sampler
 
 PLACE = Path(__file__).resolve().parents[2] / "build" / "bench"
 N_PROMPT, N_NEW = 32, 128
@@ -83,8 +81,16 @@ def timed(contender: Contender, prompt: list[int], n_new: int) -> float:
 
 def edge(folder: Path, threads: int) -> Contender:
     """The runtime of the project."""
-    model, sampler = Model(folder, threads=threads), make_sampler(Options())
-    return lambda prompt, n_new: list(generate_ids(model, prompt, sampler, n_new))
+    model = Model(folder, threads=threads)
+
+    def run(prompt: list[int], n_new: int) -> object:
+        cache = model.new_cache(len(prompt) + n_new)
+        ids = [int(prefill(cache, prompt).argmax())]
+        while len(ids) < n_new:
+            ids.append(int(cache.step(ids[-1:])[0].argmax()))
+        return ids
+
+    return run
 
 
 def optimum(folder: Path, threads: int) -> Contender:
