@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export import quality
 from export.checkpoint import RANDOM, model_name
-from export.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZE
+from export.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.random_checkpoint import SIZES
 
 _DESCRIPTION = """\
@@ -32,10 +32,12 @@ class BuildOptions:
     revision: str | None
     output: Path
     precision: str
-    block_size: int | None  # None at fp32
+    kernel: str
+    block_size: int | None  # None where weights are not in blocks: fp32, and the dense kernel
     no_reference: bool
     keep_reference: Path | None
     verify: str
+    eval_text: Path | None
     max_loss: float
     tokenizer: Path | None
     force: bool
@@ -56,20 +58,22 @@ class BuildOptions:
     @property
     def precision_text(self) -> str:
         """The precision in words."""
-        return f"{self.precision} in blocks of {self.block_size}" if self.block_size else self.precision
+        if self.precision == "fp32":
+            return "fp32"
+        return f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:
     """Parse and check; exits with code 2 for wrong usage, with the usage and the reason."""
     parser = argument_parser()
     given = parser.parse_args(arguments)
-    output = given.output or Path("models") / f"{model_name(given.checkpoint)}-{given.precision}"
-    given.output = output.resolve()
+    kind = given.precision if given.kernel == "block" else f"{given.precision}-{given.kernel}"
+    given.output = (given.output or Path("models") / f"{model_name(given.checkpoint)}-{kind}").resolve()
     given.keep_reference = given.keep_reference and given.keep_reference.resolve()
     for mistake in _mistakes(given):
         parser.error(mistake)
-    if given.precision == "int8" and given.block_size is None:
-        given.block_size = DEFAULT_BLOCK_SIZE
+    if given.block_size is None and given.kernel == "block":
+        given.block_size = DEFAULT_BLOCK_SIZES.get(given.precision)
     if given.max_loss is None:
         given.max_loss = quality.MAX_LOSS[given.precision]
     typed = sys.argv[1:] if arguments is None else arguments
@@ -82,7 +86,13 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
     if is_random and given.checkpoint.removeprefix(RANDOM) not in SIZES:
         yield f"{given.checkpoint} is not known; there are {_RANDOM_SIZES}"
     if given.precision == "fp32" and given.block_size is not None:
-        yield "--block-size goes with --precision int8"
+        yield "--block-size goes with --precision int8 or int4"
+    if given.precision == "int4" and given.block_size not in (None, *INT4_BLOCK_SIZES):
+        yield f"--block-size is {' or '.join(map(str, INT4_BLOCK_SIZES))} with --precision int4"
+    if given.kernel == "dense" and (given.precision != "int8" or given.block_size is not None):
+        yield "--kernel dense goes with --precision int8 and without --block-size: it has a scale a column"
+    if given.eval_text and given.verify == "none":
+        yield "--eval-text is the text of the verification, which --verify none leaves out"
     if given.keep_reference and given.no_reference:
         yield "--keep-reference keeps optimum's export, which --no-reference does not make"
     if given.keep_reference and _overlap(given.keep_reference, given.output):
@@ -121,13 +131,18 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--output", type=Path, metavar="DIR", help="where the model goes (default: models/<name>-<precision>)")
     add("--precision", choices=sorted(quality.MAX_LOSS), default="int8", help="of the weights (default: int8)")
-    about = f"weights that share a scale (default: {DEFAULT_BLOCK_SIZE}); at 32 and 64 no row depends on its neighbours"
+    defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
+    about = f"weights that share a scale (default: {defaults}); at 32 and 64 no row depends on its neighbours"
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
+    about = "block, or dense for processors without dot-product instructions: gpt2-edge info tells (default: block)"
+    add("--kernel", choices=["block", "dense"], default="block", help=about)
     about = "do without optimum and torch: verify against the project's own fp32 graph"
     add("--no-reference", action="store_true", help=about)
     add("--keep-reference", type=Path, metavar="DIR", help="keep optimum's fp32 export in this new folder")
     about = "measure the loss of quality, or leave it out (default: quality)"
     add("--verify", choices=["quality", "none"], default="quality", help=about)
+    about = "your own text to verify on, UTF-8, at least 2,000 tokens (default: one that comes with the build)"
+    add("--eval-text", type=Path, metavar="FILE", help=about)
     bounds = ", ".join(f"{precision} {bound}" for precision, bound in quality.MAX_LOSS.items())
     about = f"loss of perplexity that refuses the model (default: {bounds})"
     add("--max-loss", type=float, metavar="PERCENT", help=about)

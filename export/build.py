@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import importlib.metadata
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ try:
     from safetensors import SafetensorError
     from tqdm import tqdm
 
-    from export import card, folder, graph, quality, reference
+    from export import card, folder, golden, graph, quality, reference
     from export.arguments import BuildOptions, parse
     from export.checkpoint import Checkpoint, open_checkpoint
+    from export.dense import DenseInt8
+    from export.int4 import Int4
     from export.precision import BLOCK_SIZES, Float32, Int8, Precision
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
@@ -40,6 +43,8 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(MISSING.format(name=error.name))
 
+VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")  # what a build's figures may depend on
+LEAST_TOKENS = 2000  # to verify on
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 
 
@@ -58,7 +63,7 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
         say(3, f"model: the fused graph, {options.precision_text}")
         make_model(checkpoint, options, work / "model")
 
-        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint).name}")
+        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
         measured = verify(checkpoint, options, work / "model", reference_work / "reference", work)
 
         say(5, f"publication: {options.output}")
@@ -86,6 +91,8 @@ def check_before_work(options: BuildOptions) -> None:
     folder.check_output(options.output, force=options.force)
     if options.keep_reference and options.keep_reference.exists():
         raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
+    if options.eval_text and not options.eval_text.is_file():
+        raise FileNotFoundError(f"no text at {options.eval_text}; --eval-text names a file")
     if options.needs_reference and not options.no_reference:
         reference.check_installed()
 
@@ -105,9 +112,15 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
 def make_model(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
     """The graph that ships, at its precision."""
     target.mkdir()
-    precision: Precision = Int8(options.block_size) if options.block_size else Float32()
-    graph.build(checkpoint.config, checkpoint.tensors, precision, target, progress=layer_progress)
+    graph.build(checkpoint.config, checkpoint.tensors, make_precision(options), target, progress=layer_progress)
     folder.write_tokenizer_and_config(checkpoint, target)
+
+
+def make_precision(options: BuildOptions) -> Precision:
+    """How the weights are stored and multiplied."""
+    if options.block_size is None:
+        return DenseInt8() if options.precision == "int8" else Float32()
+    return Int4(options.block_size) if options.precision == "int4" else Int8(options.block_size)
 
 
 def verify(
@@ -116,8 +129,8 @@ def verify(
     """Measure the loss against the reference; raises ValueError for a model that loses too much."""
     if options.verify == "none":
         return None
-    text = evaluation_text(checkpoint)
-    measured = quality.measure_quality(model, reference, options.reference_text, text, work)
+    text = evaluation_text(checkpoint, options)
+    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=LEAST_TOKENS)
     print(card.quality_text(checkpoint, measured))
     if not checkpoint.is_random:
         measured.check(options.max_loss)
@@ -125,16 +138,20 @@ def verify(
 
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Quality | None, target: Path) -> None:
-    """quality.json, the card and the checksums."""
+    """What the model writes, what it lost, the card and the checksums."""
+    folder.write_json(target / golden.NAME, golden.record(target, options.precision))
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
-    report |= {"precision": options.precision, "block_size": options.block_size}
+    report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
+    report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
     folder.write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
     card.write_card(target, checkpoint, options, measured)
     folder.write_checksums(target)
 
 
-def evaluation_text(checkpoint: Checkpoint) -> Path:
-    """The checkpoint's own evaluation.txt, where it has one; else plain exposition for models of general English."""
+def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
+    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition."""
+    if options.eval_text:
+        return options.eval_text
     own = checkpoint.folder / EVALUATION_TEXT.name
     return own if own.is_file() else EVALUATION_TEXT
 

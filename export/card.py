@@ -40,7 +40,8 @@ model = runtime.load("{folder}")
 print(runtime.generate("Once upon a time", model=model))
 ```
 
-`sha256sum -c SHA256SUMS` checks the files.
+`gpt2-edge check {folder}` tells whether a device runs the model as it should: it verifies the checksums and scores
+`golden.json`, recorded outputs of this very model. `sha256sum -c SHA256SUMS` checks the files alone.
 
 Other runtimes open the folder too: optimum's `ORTModelForCausalLM.from_pretrained` among them. Give them one prompt
 at a time, or pad on the right: a mask that begins with 0 (padding on the left) makes the graph fail, since its
@@ -55,7 +56,8 @@ attention operator would read the wrong positions.
 
 _MEASURED = """\
 Perplexity {perplexity:.3f}, where {reference} has {reference_perplexity:.3f}: a loss of {loss_percent:.3f} %. The
-likeliest token is the same at {top1:.2f} % of positions; the mean KL divergence is {mean_kl:.5f}. Measured over
+likeliest token is the same at {top1:.2f} % of positions; the KL divergence is {mean_kl:.5f} in the mean, and under
+{p99_kl:.4f} at 99 of 100. Measured over
 {n_tokens:,} tokens of `{text}` ({protocol})."""
 
 
@@ -106,6 +108,7 @@ def quality_text(checkpoint: Checkpoint, quality: Quality | None) -> str:
         loss_percent=quality.loss_percent,
         top1=100 * quality.top1_agreement,
         mean_kl=quality.mean_kl,
+        p99_kl=quality.p99_kl,
         n_tokens=quality.n_tokens,
         text=quality.text,
         protocol=quality.protocol,

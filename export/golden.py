@@ -19,7 +19,10 @@ PROMPTS = (
     "¿Qué tal? El niño comió una manzana y",
     "1, 2, 3, 4, 5, 6,",
 )
-TOLERANCE = {"fp32": 0.001, "int8": 0.25}
+NAME = "golden.json"
+# several times the largest difference between processors (AVX2, SSE only) and versions of onnxruntime (1.23, 1.32),
+# measured on the demo: fp32 0.00002, int8 0.073, int4 0.06
+TOLERANCE = {"fp32": 0.001, "int8": 0.25, "int4": 0.25}
 
 
 def record(folder: Path, precision: str) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from export.quantization import quantize
 
 Floats = NDArray[np.float32]
 BLOCK_SIZES = (32, 64, 128, 256)
-DEFAULT_BLOCK_SIZE = 64  # divides every OpenAI width, and rows do not depend on their neighbours
+INT4_BLOCK_SIZES = (32, 64)
+# at int8, 64 divides every OpenAI width and rows do not depend on their neighbours; at int4, 32 loses least
+DEFAULT_BLOCK_SIZES = {"int8": 64, "int4": 32}
 
 
 class Precision(Protocol):

@@ -16,7 +16,7 @@ from runtime.model import Model
 from runtime.scoring import log_probabilities
 from runtime.text import encode
 
-MAX_LOSS = {"fp32": 0.01, "int8": 0.5}  # per cent of perplexity
+MAX_LOSS = {"fp32": 0.01, "int8": 0.5, "int4": 4.0}  # per cent of perplexity
 PROTOCOL = "windows and stride of n_positions, nothing prepended, every token predicted once but the first"
 
 
@@ -34,6 +34,7 @@ class Quality:
     loss_percent: float  # of perplexity, relative
     top1_agreement: float  # share of positions where both find the same token likeliest
     mean_kl: float  # D(reference || model), natural logarithm, mean over positions
+    p99_kl: float  # 99 of 100 positions diverge less
 
     def check(self, max_loss: float) -> None:
         """Raise ValueError if the loss passes `max_loss` per cent, or if there is no telling."""
@@ -49,25 +50,31 @@ class Quality:
             )
 
 
-def measure_quality(model: Path, reference: Path, reference_name: str, text: Path, work: Path) -> Quality:
+def measure_quality(
+    model: Path, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2
+) -> Quality:
     """Run reference, then model, over the text: one of them in memory at a time.
 
-    The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile.
+    The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile. Raises
+    ValueError for a text of under `at_least` tokens, and one that is not UTF-8.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the figures
-        return _measure(model, reference, reference_name, text, work)
+        return _measure(model, reference, reference_name, text, work, at_least)
 
 
-def _measure(model: Path, reference: Path, reference_name: str, text: Path, work: Path) -> Quality:
-    content = text.read_text(encoding="utf-8")
+def _measure(model: Path, reference: Path, reference_name: str, text: Path, work: Path, at_least: int) -> Quality:
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text} is not UTF-8: {error}") from None
     with Model(model) as opened:
         ids, n_vocab = encode(opened, content), opened.config.vocab_size
-    if len(ids) < 2:
-        raise ValueError(f"{text} is {len(ids)} token(s) long; the first is not predicted, so two are needed")
+    if len(ids) < at_least:
+        raise ValueError(f"{text} is {len(ids)} token(s) long; {at_least} are needed to measure on")
     kept = work / "reference.logprobs"
     nll = _run_reference(reference, ids, kept)
     expected = np.memmap(kept, np.float32, "r", shape=(len(ids) - 1, n_vocab))
-    model_nll, agree, kl = _compare(model, ids, expected)
+    model_nll, agree, divergences = _compare(model, ids, expected)
     n = len(ids) - 1
     perplexities = _perplexity(nll / n), _perplexity(model_nll / n)
     return Quality(
@@ -80,7 +87,8 @@ def _measure(model: Path, reference: Path, reference_name: str, text: Path, work
         perplexity=perplexities[1],
         loss_percent=100 * (perplexities[1] / perplexities[0] - 1),
         top1_agreement=agree / n,
-        mean_kl=kl / n,
+        mean_kl=float(divergences.mean()),
+        p99_kl=float(np.percentile(divergences, 99)),
     )
 
 
@@ -99,17 +107,18 @@ def _run_reference(folder: Path, ids: list[int], kept: Path) -> float:
     return nll
 
 
-def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tuple[float, int, float]:
-    """Summed negative log-likelihood, number of equal likeliest tokens, summed KL divergence."""
-    nll, agree, kl, done = 0.0, 0, 0.0, 0
+def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tuple[float, int, NDArray[np.float64]]:
+    """Summed negative log-likelihood, number of equal likeliest tokens, KL divergence of every position [n]."""
+    nll, agree, done = 0.0, 0, 0
+    divergences = np.empty(len(expected), np.float64)
     with Model(folder) as model:
         for targets, logprobs in _passes(model, ids, "model"):
-            reference = expected[done : done + len(targets)]
-            done += len(targets)
+            here = slice(done, done + len(targets))
+            reference, done = expected[here], here.stop
             nll -= _of_targets(logprobs, targets)
             agree += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
-            kl += float((np.exp(reference) * (reference - logprobs)).sum(dtype=np.float64))
-    return nll, agree, kl
+            divergences[here] = (np.exp(reference) * (reference - logprobs)).sum(-1, dtype=np.float64)
+    return nll, agree, divergences
 
 
 def _of_targets(logprobs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:

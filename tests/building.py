@@ -20,7 +20,7 @@ from export.config import Config
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "export" / "build.py"
 END = random_checkpoint.END
-TINY = Config(vocab_size=257, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
+TINY = Config(vocab_size=257, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
 TEXT = "A tiny model needs a tiny text, and a little of it is enough.\n" * 5
 QUICK = ("--no-reference", "--verify", "none")
 FILES = {
@@ -28,6 +28,7 @@ FILES = {
     "SHA256SUMS",
     "config.json",
     "generation_config.json",
+    "golden.json",
     "model.onnx",
     "model.onnx_data",
     "quality.json",

@@ -97,7 +97,7 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
         (configure(n_embd="wide"), "n_embd is 'wide'"),
         (configure(n_head=3), "n_embd 64 is not a multiple of n_head 3"),
         (configure(n_layer=3), "no tensor 'h.2.ln_1.weight', which config.json asks for"),
-        (configure(n_positions=65), r"wpe.weight is \[64, 64\], but config.json makes it \[65, 64\]"),
+        (configure(n_positions=129), r"wpe.weight is \[128, 64\], but config.json makes it \[129, 64\]"),
         (configure(vocab_size=100), "token id 256 .*vocab_size 100"),
         (remove("model.safetensors"), "model.safetensors is missing; transformers' save_pretrained writes one"),
         (only_a_pickle, r"pytorch_model.bin is a pickle, which is not read. .*save_pretrained\('DIR'\)"),

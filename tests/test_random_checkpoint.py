@@ -17,7 +17,7 @@ from export.checkpoint import open_checkpoint
 from export.config import Config
 from tests.building import END, QUICK, byte_tokenizer, contents
 
-SMALL = Config(vocab_size=9000, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=8999, eos_token_id=8999)
+SMALL = Config(vocab_size=9000, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=8999, eos_token_id=8999)
 SPANISH = "¿Dónde está el pingüino? ¡Mañana, en el corazón de la montaña!\nAñadió: «qué lástima»… 🐧"
 
 
