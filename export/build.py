@@ -44,7 +44,7 @@ except ModuleNotFoundError as error:
     sys.exit(MISSING.format(name=error.name))
 
 VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")  # what a build's figures may depend on
-LEAST_TOKENS = 2000  # to verify on
+LEAST_TOKENS = 2000  # of a text of the user's, for figures that mean something
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 
 
@@ -130,7 +130,8 @@ def verify(
     if options.verify == "none":
         return None
     text = evaluation_text(checkpoint, options)
-    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=LEAST_TOKENS)
+    least = LEAST_TOKENS if options.eval_text else 2
+    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=least)
     print(card.quality_text(checkpoint, measured))
     if not checkpoint.is_random:
         measured.check(options.max_loss)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from runtime.options import OVERFLOWS, Options, check_count
+from runtime.options import OVERFLOWS, Options, check_count, make_options
 
 NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C
 
@@ -21,32 +21,33 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every option of generation: `max_new_tokens` is --max-new-tokens."""
-    group = parser.add_argument_group("options")
+    """Every option of generation: `max_new_tokens` is --max-new-tokens. Those not given keep their defaults."""
+    group = parser.add_argument_group("options of generation")
     for field in dataclasses.fields(Options):
         if field.name not in NOT_ON_THE_COMMAND_LINE:
-            _add_option(group, field)
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                dest=f"option_{field.name}",
+                default=argparse.SUPPRESS,
+                **_how(field),
+            )
 
 
-def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field[Any]) -> None:
-    flag, about, kind = f"--{field.name.replace('_', '-')}", field.metadata["about"], str(field.type)
-    about = about.replace("%", "%%")
+def _how(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """What `add_argument` needs to know of an option."""
+    kind, about = str(field.type), field.metadata["about"].replace("%", "%%")
     if kind == "bool":
-        group.add_argument(flag, action="store_true", help=about)
-    elif field.name == "overflow":
-        group.add_argument(flag, choices=OVERFLOWS, default=field.default, help=f"{about} (default: error)")
-    elif field.name == "logit_bias":
-        group.add_argument(flag, action="append", type=_bias, metavar="ID=NUMBER", help=f"{about}; may be repeated")
-    elif "Sequence" in kind:
-        of = int if "int" in kind else str
-        group.add_argument(
-            flag, action="append", type=of, default=[], metavar=of.__name__.upper(), help=f"{about}; may be repeated"
-        )
-    else:
-        of_number = int if kind.startswith("int") else float
-        default = "" if field.default is None else f" (default: {field.default})"
-        metavar = "N" if of_number is int else "X"
-        group.add_argument(flag, type=of_number, default=field.default, metavar=metavar, help=f"{about}{default}")
+        return {"action": "store_true", "help": about}
+    if field.name == "overflow":
+        return {"choices": OVERFLOWS, "help": f"{about} (default: {field.default})"}
+    if field.name == "logit_bias":
+        return {"action": "append", "type": _bias, "metavar": "ID=NUMBER", "help": f"{about}; may be repeated"}
+    if "Sequence" in kind:
+        of: type = int if "int" in kind else str
+        return {"action": "append", "type": of, "metavar": of.__name__.upper(), "help": f"{about}; may be repeated"}
+    of = int if kind.startswith("int") else float
+    default = "" if field.default is None else f" (default: {field.default})"
+    return {"type": of, "metavar": "N" if of is int else "X", "help": f"{about}{default}"}
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -56,11 +57,12 @@ def _bias(text: str) -> tuple[int, float]:
 
 def read_usage(given: argparse.Namespace) -> None:
     """Check what can be checked before a model is opened, and add `options`. Raises TypeError or ValueError."""
-    for name in ("threads", "n", "num_beams", "batch_size"):
+    for name in ("threads", "n", "num_beams", "stride", "limit"):
         if getattr(given, name, None) is not None:
             check_count(name, getattr(given, name))
-    if hasattr(given, "temperature"):
-        names = [field.name for field in dataclasses.fields(Options) if hasattr(given, field.name)]
-        values: dict[str, Any] = {name: getattr(given, name) for name in names}
-        values["logit_bias"] = dict(values["logit_bias"]) if values["logit_bias"] else None
-        given.options = Options(**values)
+    options = {name.removeprefix("option_"): v for name, v in vars(given).items() if name.startswith("option_")}
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(options["logit_bias"])
+    given.options = options
+    if given.checks_options:
+        make_options(options)

@@ -17,6 +17,15 @@ _EXAMPLES = {
   printf "Once upon a time" | gpt2-edge generate -""",
     "complete": """\
   gpt2-edge complete "One day" "At night" --n 3 --temperature 0.9 --json""",
+    "score": """\
+  gpt2-edge score " Paris." --context "The capital of France is"
+  gpt2-edge score - < story.txt""",
+    "perform": """\
+  gpt2-edge perform translate "Where is the train station?" --field to=Spanish
+  gpt2-edge perform choose "The sky is _." --field 'options=["blue", "loud"]'
+  gpt2-edge perform summarize - < article.txt""",
+    "evaluate": """\
+  gpt2-edge evaluate lambada lambada_test.jsonl --limit 100""",
     "check": """\
   gpt2-edge check models/demo-int8""",
     "info": """\
@@ -59,38 +68,86 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpt2-edge", description=runtime.__doc__)
     parser.add_argument("--version", action="version", version=f"gpt2-edge {runtime.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (about, define) in _COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"example:\n{_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=getattr(commands, name), parser=command, checks_options=False)
+        define(command)
+    return parser
 
-    one = _add(subparsers, "generate", "continue a prompt as it is decoded", commands.generate)
+
+def _define_generate(parser: argparse.ArgumentParser) -> None:
     about = "the text to continue; - reads standard input; without it a terminal asks for prompts"
-    one.add_argument("prompt", nargs="?", help=about)
-    add_model_arguments(one)
-    add_option_arguments(one)
-
-    many = _add(subparsers, "complete", "continue several prompts together", commands.complete)
-    many.add_argument("prompts", nargs="*", help="the texts to continue; - reads one a line from standard input")
-    many.add_argument("--n", type=int, default=1, metavar="N", help="samples for each prompt (default: 1)")
-    many.add_argument("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token")
-    add_model_arguments(many)
-    add_option_arguments(many)
-
-    check = _add(subparsers, "check", "whether this device runs a model as it should", commands.check)
-    check.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
-    check.add_argument("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
-    check.add_argument("--json", action="store_true", help="print the result as JSON")
-
-    info = _add(subparsers, "info", "what a model folder holds, and what this processor is", commands.info)
-    info.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
-    info.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    parser.add_argument("prompt", nargs="?", help=about)
+    parser.set_defaults(checks_options=True)
+    add_model_arguments(parser)
+    add_option_arguments(parser)
 
 
-def _add(subparsers: argparse._SubParsersAction, name: str, about: str, command: object) -> argparse.ArgumentParser:  # type: ignore[type-arg]
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=about,
-        description=f"{about[0].upper()}{about[1:]}.",
-        epilog=f"example:\n{_EXAMPLES[name]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=command, parser=parser)
-    return parser
+def _define_complete(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="the texts to continue; - reads one a line from standard input")
+    add("--n", type=int, default=1, metavar="N", help="continuations for each prompt (default: 1)")
+    add("--num-beams", type=int, default=1, metavar="N", help="search with so many beams (default: 1, no search)")
+    about = "beams compare by log-probability / length ** X (default: 1)"
+    add("--length-penalty", type=float, default=1.0, metavar="X", help=about)
+    add("--early-stopping", action="store_true", help="end the search once --num-beams continuations are finished")
+    add("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token, with --json")
+    parser.set_defaults(checks_options=True)
+    add_model_arguments(parser)
+    add_option_arguments(parser)
+
+
+def _define_score(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="?", help="the text to score; - or nothing reads standard input")
+    parser.add_argument("--context", metavar="TEXT", help="score the text as the continuation of this one")
+    about = "of a text without context: a window begins every N tokens (default: the model's context)"
+    parser.add_argument("--stride", type=int, metavar="N", help=about)
+    add_model_arguments(parser)
+
+
+def _define_perform(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("task", help="summarize, translate, answer, read, choose or last_word")
+    add("text", nargs="?", help="the article, sentence, question or passage; - or nothing reads standard input")
+    about = "a field of the task, as text or as JSON; may be repeated"
+    add("--field", action="append", default=[], metavar="NAME=VALUE", help=about)
+    add("--show", action="store_true", help="show the task, its fields and defaults, and do nothing")
+    add("--abstain-below", type=float, metavar="P", help="no answer rather than one of a lower confidence")
+    add_model_arguments(parser)
+    add_option_arguments(parser)
+
+
+def _define_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("task", help="lambada, choose, perplexity or wikitext")
+    add("file", help="JSON lines of examples, or a text; see help(runtime.evaluate)")
+    add("--limit", type=int, metavar="N", help="only the first N lines of the file")
+    add_model_arguments(parser)
+
+
+def _define_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _define_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+_COMMANDS = {
+    "generate": ("continue a prompt as it is decoded", _define_generate),
+    "complete": ("continue several prompts together", _define_complete),
+    "score": ("how likely a model finds a text", _define_score),
+    "perform": ("summarize, translate, answer, read, choose or complete a word", _define_perform),
+    "evaluate": ("accuracy or perplexity on a file", _define_evaluate),
+    "check": ("whether this device runs a model as it should", _define_check),
+    "info": ("what a model folder holds, and what this processor is", _define_info),
+}

@@ -14,6 +14,7 @@ import runtime
 from runtime.default_model import find
 from runtime.generation import generate_pieces
 from runtime.model import Model
+from runtime.options import make_options
 from runtime.row import Place, Row
 from runtime.text import encode_prompt
 
@@ -45,8 +46,9 @@ def _ask(model: Model, given: argparse.Namespace) -> int:
 
 
 def _generate_one(model: Model, prompt: str, given: argparse.Namespace) -> None:
-    ids = encode_prompt(model, prompt, special_tokens=given.options.special_tokens)
-    row = Row(model, ids, given.options, Place(), n_top=0 if given.json else None)
+    options = make_options(given.options)
+    ids = encode_prompt(model, prompt, special_tokens=options.special_tokens)
+    row = Row(model, ids, options, Place(), n_top=0 if given.json else None)
     for _, piece in generate_pieces(model, [row]):
         if not given.json:
             print(piece, end="", flush=True)
@@ -59,10 +61,11 @@ def _generate_one(model: Model, prompt: str, given: argparse.Namespace) -> None:
 def complete(given: argparse.Namespace) -> int:
     """Continuations of several prompts, each under a line that names it, or as a JSON list."""
     prompts = _read_input().splitlines() if given.prompts in ([], ["-"]) else given.prompts
-    options = {field.name: getattr(given.options, field.name) for field in dataclasses.fields(given.options)}
+    names = ("n", "num_beams", "length_penalty", "early_stopping", "logprobs")
+    options = {name: getattr(given, name) for name in names} | given.options
     with runtime.load(given.model, threads=given.threads) as model:
         start = time.perf_counter()
-        completions = runtime.complete(prompts, model=model, n=given.n, logprobs=given.logprobs, **options)
+        completions = runtime.complete(prompts, model=model, **options)
         seconds = time.perf_counter() - start
     if given.json:
         print(json.dumps([dataclasses.asdict(c) for c in completions], ensure_ascii=False, indent=2))
@@ -73,6 +76,80 @@ def complete(given: argparse.Namespace) -> int:
     if given.verbose:
         _say_speed(completions, seconds)
     return 0
+
+
+def score(given: argparse.Namespace) -> int:
+    """Log-probability and perplexity of a text, or of the continuation of a context."""
+    text = _read_input() if given.text in (None, "-") else given.text
+    if given.context is not None and given.stride is not None:
+        raise ValueError("--stride is for a text without --context, which may be longer than the model's")
+    with runtime.load(given.model, threads=given.threads) as model:
+        start = time.perf_counter()
+        if given.context is None:
+            result = runtime.score_text(text, model=model, stride=given.stride)
+        else:
+            result = runtime.score(text, context=given.context, model=model)
+        seconds = time.perf_counter() - start
+    n = len(result.ids)
+    if given.json:
+        print(_as_json(result, logprob=result.logprob, perplexity=result.perplexity))
+    else:
+        print(f"logprob {result.logprob:.4f}, perplexity {result.perplexity:.4f}, {n} tokens")
+    if given.verbose:
+        print(f"{n} tokens in {seconds:.2f} s: {n / seconds:.1f} tokens/s", file=sys.stderr)
+    return 0
+
+
+def perform(given: argparse.Namespace) -> int:
+    """Do a task with a text, or show the task."""
+    if given.show:
+        from runtime.tasks import find_task
+
+        print(find_task(given.task))
+        return 0
+    text = _read_input() if given.text in (None, "-") else given.text
+    fields = dict(_field(field) for field in given.field) | given.options
+    with runtime.load(given.model, threads=given.threads) as model:
+        start = time.perf_counter()
+        answer = runtime.perform(given.task, text, model=model, abstain_below=given.abstain_below, **fields)
+        seconds = time.perf_counter() - start
+    print(_as_json(answer) if given.json else answer.text)
+    if given.verbose:
+        confidence = "" if answer.confidence is None else f", confidence {answer.confidence:.4f}"
+        print(f"{seconds:.2f} s{confidence}", file=sys.stderr)
+    return 0
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--field {text!r} is no NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:  # plain text
+        return name, value
+
+
+def evaluate(given: argparse.Namespace) -> int:
+    """What a file measures of a model, as JSON; progress on standard error."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    with runtime.load(given.model, threads=given.threads) as model:
+        start = time.perf_counter()
+        report = runtime.evaluate(given.task, given.file, model=model, limit=given.limit, progress=show)
+        seconds = time.perf_counter() - start
+    print(json.dumps(report, ensure_ascii=False, indent=2) if given.json else _table(report))
+    if given.verbose:
+        print(f"{seconds:.2f} s", file=sys.stderr)
+    return 0
+
+
+def _table(facts: dict[str, Any]) -> str:
+    width = max(map(len, facts)) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in facts.items())
 
 
 def check(given: argparse.Namespace) -> int:
@@ -89,10 +166,7 @@ def info(given: argparse.Namespace) -> int:
     from runtime.info import describe
 
     facts = describe(Path(given.folder) if given.folder else find())
-    if given.json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
-    else:
-        print("\n".join(f"{name:<14}{value}" for name, value in facts.items()))
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if given.json else _table(facts))
     return 0
 
 

@@ -67,11 +67,11 @@ def test_announces_the_steps_in_order(tiny: Path, tmp_path: Path) -> None:
         assert f"{bar}: 100%" in done.stderr
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_the_model_writes_text(tiny: Path, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("kind", ["int8", "int8 --kernel dense", "int4", "fp32"])
+def test_the_model_writes_text(tiny: Path, tmp_path: Path, kind: str) -> None:
     import runtime
 
-    build.main([str(tiny), *QUICK, "--precision", precision, "--output", str(tmp_path / "model")])
+    build.main([str(tiny), *QUICK, "--precision", *kind.split(), "--output", str(tmp_path / "model")])
     with runtime.load(tmp_path / "model") as model:
         assert isinstance(runtime.generate("A tiny", model=model, max_new_tokens=4), str)
 
@@ -132,8 +132,8 @@ def lossy(monkeypatch: pytest.MonkeyPatch, percent: float) -> None:
     """Let every verification measure this loss."""
     measure: Callable[..., quality.Quality] = quality.measure_quality
 
-    def measure_lossy(*arguments: object) -> quality.Quality:
-        return dataclasses.replace(measure(*arguments), loss_percent=percent)
+    def measure_lossy(*arguments: object, **options: object) -> quality.Quality:
+        return dataclasses.replace(measure(*arguments, **options), loss_percent=percent)
 
     monkeypatch.setattr(quality, "measure_quality", measure_lossy)
 
@@ -155,7 +155,7 @@ def test_a_reference_is_kept_without_a_verification_too(
     stand_in_export(monkeypatch)
     kept = tmp_path / "reference"
     build.main([str(tiny), "--verify", "none", "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
-    assert {path.name for path in kept.iterdir()} == FILES - {"README.md", "SHA256SUMS", "quality.json"}
+    assert {path.name for path in kept.iterdir()} == FILES - {"README.md", "SHA256SUMS", "golden.json", "quality.json"}
 
 
 def test_no_reference_is_kept_of_a_refused_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_full_disk_at_any_step(
 ) -> None:
     monkeypatch.setitem(random_checkpoint.SIZES, "tiny", TINY)
     monkeypatch.setattr(build, "EVALUATION_TEXT", tmp_path / "evaluation.txt")
-    (tmp_path / "evaluation.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "evaluation.txt").write_text(TEXT[:300], encoding="utf-8")
     byte_tokenizer(TINY.vocab_size).save(str(tmp_path / "tokenizer.json"))
     output = small_disk(2000) / "model"
     typed: list[str | Path] = ["random:tiny", "--tokenizer", tmp_path, "--no-reference", "--output", output]

@@ -39,6 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("owner/name", "no folder 'owner/name' here, and the hub, which may have it, is not reached"),
         ("file", "file is a file; give the folder that holds the checkpoint"),
         ("empty", "config.json is missing"),
+        ("empty --verify quality --eval-text missing", "no text at missing; --eval-text names a file"),
         ("random:gpt2 --tokenizer missing", "missing/tokenizer.json is missing; --tokenizer FOLDER names a folder"),
     ],
 )
@@ -53,7 +54,7 @@ def test_a_checkpoint_that_is_not_there(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert run_here(monkeypatch, *typed.split(), *QUICK, "--output", "new/model") == 1
+    assert run_here(monkeypatch, *QUICK, *typed.split(), "--output", "new/model") == 1
     assert message in error_line(capsys.readouterr().err).replace(os.sep, "/")
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 

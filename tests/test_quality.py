@@ -24,7 +24,7 @@ from tests.checkpoints import Weights, build_model, edit_weights, open_checkpoin
 from tests.conftest import DEMO
 
 TEXT = "Había una vez un ratón que vivía en el monte. One day it saw the moon, and ran home to tell everyone. " * 4
-GOOD = Quality("reference", "text", "0", "protocol", 10, 20.0, 20.1, 0.5, 0.9, 0.01)
+GOOD = Quality("reference", "text", "0", "protocol", 10, 20.0, 20.1, 0.5, 0.9, 0.01, 0.05)
 
 
 def log_probabilities(oracle: GPT2LMHeadModel, ids: list[int], size: int) -> NDArray[np.float64]:

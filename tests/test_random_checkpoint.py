@@ -41,7 +41,7 @@ def test_the_weights_are_the_same_everywhere(tmp_path: Path) -> None:
     opened = open_checkpoint(str(tmp_path / "first"), tmp_path).tensors
     # written down, since processes and machines must agree; libraries differ in the last bits at most
     assert opened["wte.weight"][0, :3] == pytest.approx([0.00119822, 0.00031119, -0.02328877], abs=1e-7)
-    assert opened["h.1.attn.c_attn.weight"][-1, -3:] == pytest.approx([0.01087703, 0.01886443, -0.00641444], abs=1e-7)
+    assert opened["h.1.attn.c_attn.weight"][-1, -3:] == pytest.approx([-0.01035819, 0.01356744, -0.00808873], abs=1e-7)
 
 
 def test_the_weights_are_drawn_as_gpt2s(tmp_path: Path) -> None:
