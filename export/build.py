@@ -162,7 +162,11 @@ def check_block_size(checkpoint: Checkpoint, block_size: int | None) -> None:
     widths = sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
     if block_size and any(width % block_size for width in widths):
         fitting = [str(size) for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
-        cure = f"--block-size {' or '.join(fitting)} does" if fitting else "none does: use --precision fp32"
+        cure = (
+            f"--block-size {' or '.join(fitting)} does"
+            if fitting
+            else "none does: --kernel dense or --precision fp32 does"
+        )
         raise ValueError(f"blocks of {block_size} do not divide the widths {widths}; {cure}")
 
 
@@ -186,7 +190,7 @@ def run() -> int:
     except MemoryError:
         print("error: not enough memory; nothing was changed", file=sys.stderr)
         return 1
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     return 0

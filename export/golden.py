@@ -36,15 +36,18 @@ def record(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def _record(model: Model, prompt: str) -> dict[str, Any]:
-    prompt_ids = encode(model, prompt)
-    cache = model.new_cache(len(prompt_ids) + N_IDS)
+    n_positions = model.config.n_positions
+    prompt_ids = encode(model, prompt)[: n_positions // 2]  # a tiny context takes the beginning
+    n_ids = min(N_IDS, n_positions - len(prompt_ids))
+    cache = model.new_cache(n_positions)
     logits = prefill(cache, prompt_ids)
     found: dict[str, list[Any]] = {"ids": [], "logprobs": [], "margins": []}
-    for _ in range(N_IDS):
+    for step in range(n_ids):
         logprobs = log_softmax(logits[None].copy())[0]
         second, first = (int(id_) for id_ in np.argsort(logprobs)[-2:])
         found["ids"].append(first)
         found["logprobs"].append(float(logprobs[first]))
         found["margins"].append(float(logprobs[first] - logprobs[second]))
-        logits = cache.step([first])[0]
+        if step + 1 < n_ids:
+            logits = cache.step([first])[0]
     return {"prompt": prompt, "prompt_ids": prompt_ids, **found}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -143,9 +144,10 @@ class InPlaceCache:
         return _Pass(ids, positions, kept, logits, feeds, fetches)
 
     def _run(self, one: _Pass) -> None:
-        self._session.run_with_ortvaluevector(
-            self._options, self._feed_names, one.feeds, self._fetch_names, one.fetches, self._devices
-        )
+        with _named_failure():
+            self._session.run_with_ortvaluevector(
+                self._options, self._feed_names, one.feeds, self._fetch_names, one.fetches, self._devices
+            )
 
 
 class _Pass(NamedTuple):
@@ -178,7 +180,8 @@ class GrowingCache:
         if self._takes_positions:
             arrays["position_ids"] = np.arange(begin, end, dtype=np.int64)[None]
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
+        with _named_failure():
+            logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
         self._past = dict(zip(self._past, present, strict=True))
         self.lengths[row] = end
         # a copy: the array of an OrtValue does not keep it alive
@@ -201,6 +204,15 @@ class GrowingCache:
         """There is one row."""
         if list(order) != [0]:
             raise ValueError(f"a plain ONNX export decodes one row at a time; there are no rows {list(order)}")
+
+
+@contextlib.contextmanager
+def _named_failure() -> Iterator[None]:
+    """onnxruntime's own exceptions share no base class but Exception: out of memory is the commonest."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"onnxruntime could not run the model: {error}") from error
 
 
 def _share(array: NDArray[np.int64] | Logits) -> OrtValue:

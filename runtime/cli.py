@@ -57,7 +57,7 @@ def _run(given: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader, say `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would flush into the pipe
         return 1
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"gpt2-edge: error: {error}", file=sys.stderr)
         return 1
     return status
