@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from runtime.generation import prefill
+from runtime.logprobs import log_softmax
 from runtime.model import Model
-from runtime.scoring import log_softmax
 from runtime.text import encode
 
 N_IDS = 24

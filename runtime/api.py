@@ -11,7 +11,7 @@ from runtime import generation, scoring
 from runtime.completion import Completion
 from runtime.default_model import check_path, find, resolve
 from runtime.model import Model
-from runtime.options import Options, OptionsDict, check_count, make_options, takes_options
+from runtime.options import Options, OptionsDict, UnseededDict, check_count, make_options, make_seeded_options, takes_options
 from runtime.row import Place, Row
 from runtime.scoring import Score, ScoreOverflow
 from runtime.text import encode_prompt
@@ -96,7 +96,8 @@ def complete(
     early_stopping: bool | Literal["never"] = False,
     logprobs: int = 0,
     batch_size: int = generation.BATCH_SIZE,
-    **options: Unpack[OptionsDict],
+    seed: int | Sequence[int] | None = None,
+    **options: Unpack[UnseededDict],
 ) -> list[Completion]:
     """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
 
@@ -109,8 +110,10 @@ def complete(
         present length; "never", when they cannot become better.
     logprobs: how many alternatives to record for each token.
     batch_size: how many rows decode at a time; the others wait. Beams are rows of their own, all at a time.
+    seed: one for every prompt, or a sequence with one for each; the same seed writes the same `n` continuations.
     """
-    opened, checked, texts = resolve(model), make_options(options), _as_list(prompts)
+    opened, texts = resolve(model), _as_list(prompts)
+    checked = make_seeded_options(options, seed, len(texts))
     for name, count in (("n", n), ("num_beams", num_beams), ("batch_size", batch_size)):
         check_count(name, count)
     check_count("logprobs", logprobs, least=0)
@@ -119,19 +122,19 @@ def complete(
     if num_beams > 1:
         from runtime import beam  # only where it is used: importing the package stays quick
 
-        return beam.search(opened, texts, checked, beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs))
+        return beam.search(opened, texts, checked[0], beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs))
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
     return _complete_rows(opened, texts, checked, n, logprobs, batch_size)
 
 
 def _complete_rows(
-    model: Model, prompts: Sequence[str], options: Options, n: int, n_top: int, batch_size: int
+    model: Model, prompts: Sequence[str], options: Sequence[Options], n: int, n_top: int, batch_size: int
 ) -> list[Completion]:
-    if n > 1 and options.temperature == 0:
+    if n > 1 and options[0].temperature == 0:
         raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
     rows = [
-        _make_row(model, prompt, options, Place(index, sample), n_top)
+        _make_row(model, prompt, options[index], Place(index, sample), n_top)
         for index, prompt in enumerate(prompts)
         for sample in range(n)
     ]

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.cache import Logits
 from runtime.completion import Completion, FinishReason
 from runtime.generation import prefill
+from runtime.interruption import Interruption
+from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
-from runtime.scoring import log_softmax
 from runtime.text import PieceDecoder, StopFilter, encode_prompt
 from runtime.window import fit_prompt
 
@@ -76,7 +76,7 @@ def search(model: Model, prompts: Sequence[str], options: Options, shape: Beams)
     than `n` continuations.
     """
     shape.check(model, options)
-    interruption = _Interruption(options)
+    interruption = Interruption(options)
     given = [encode_prompt(model, prompt, special_tokens=options.special_tokens) for prompt in prompts]
     windows = [fit_prompt(ids, options, model.config.n_positions) for ids in given]
     completions = []
@@ -85,22 +85,6 @@ def search(model: Model, prompts: Sequence[str], options: Options, shape: Beams)
         one.run()
         completions += one.completions(index, n_truncated=len(ids) - len(window))
     return completions
-
-
-class _Interruption:
-    """Why to end before the next pass, for all prompts of a call; a reason once given stays."""
-
-    def __init__(self, options: Options) -> None:
-        self._cancel = options.cancel
-        self._deadline = None if options.deadline is None else time.monotonic() + options.deadline
-        self.reason: FinishReason | None = None
-
-    def __call__(self) -> FinishReason | None:
-        if self.reason is None and self._cancel is not None and self._cancel():
-            self.reason = "cancelled"
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "deadline"
-        return self.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +104,7 @@ class _Search:
     """The beams of one prompt: `run` finds them, `completions` shows the best."""
 
     def __init__(
-        self, model: Model, prompt: list[int], options: Options, shape: Beams, interruption: _Interruption
+        self, model: Model, prompt: list[int], options: Options, shape: Beams, interruption: Interruption
     ) -> None:
         self._model, self._prompt, self._options, self._shape = model, prompt, options, shape
         self._interruption = interruption
@@ -198,7 +182,7 @@ class _Search:
             total=total,
             score=score,
             logprobs=[*parent.logprobs, float(logprobs[id_])],
-            top_logprobs=[*parent.top_logprobs, _likeliest(logprobs, n_top)] if n_top else [],
+            top_logprobs=[*parent.top_logprobs, likeliest(logprobs, n_top)] if n_top else [],
             finish_reason=self._find_end(ids),
         )
 
@@ -254,9 +238,3 @@ class _Search:
             decode_seconds=self._decode_seconds,
             beam_score=beam.score,
         )
-
-
-def _likeliest(logprobs: NDArray[np.float32], n: int) -> dict[int, float]:
-    """The n likeliest ids and their log-probabilities, likeliest first."""
-    ids = np.argpartition(-logprobs, n - 1)[:n]
-    return {int(id_): float(logprobs[id_]) for id_ in ids[np.argsort(-logprobs[ids], kind="stable")]}

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.generation import prefill
+from runtime.logprobs import log_softmax
 from runtime.model import Model
-from runtime.scoring import log_softmax
 
 CHECKSUMS, GOLDEN = "SHA256SUMS", "golden.json"
 

@@ -61,7 +61,7 @@ def _join(cache: Cache, waiting: deque[tuple[int, Row]], active: list[tuple[int,
         if done is not None and done[1] == row.window:
             cache.copy_row(done[0], slot)
         else:
-            logits = prefill(cache, row.window, slot, lambda row=row: row.interruption)  # type: ignore[misc]
+            logits = prefill(cache, row.window, slot, row.interruption)
             done = (slot, row.window, logits.copy()) if logits.size else None
         row.prefill_seconds = time.perf_counter() - start
         active.append((index, row))
@@ -72,7 +72,7 @@ def _join(cache: Cache, waiting: deque[tuple[int, Row]], active: list[tuple[int,
 def _interrupt(active: list[tuple[int, Row]]) -> Pieces:
     """End the rows that were cancelled or are late."""
     for index, row in active:
-        if row.finish_reason is None and (reason := row.interruption):
+        if row.finish_reason is None and (reason := row.interruption()):
             yield index, row.end(reason)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from runtime.logprobs import log_softmax
 from runtime.model import Model
-from runtime.scoring import log_softmax
 from runtime.shared_context import SharedContext
 from runtime.text import REPLACEMENT
 

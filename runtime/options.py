@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+import numpy as np
+
 MAX_SEED = 2**64 - 1
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
@@ -74,8 +76,8 @@ class Options:
         return tuple(self.stop)  # made a tuple when it was checked
 
 
-class OptionsDict(TypedDict, total=False):
-    """`Options` for type checkers: what `**options` may hold."""
+class UnseededDict(TypedDict, total=False):
+    """`OptionsDict` without the seed, for a function that takes several."""
 
     max_new_tokens: int
     min_new_tokens: int
@@ -92,7 +94,6 @@ class OptionsDict(TypedDict, total=False):
     suppress_ids: Sequence[int]
     stop: str | Sequence[str]
     stop_ids: Sequence[int]
-    seed: int | None
     overflow: Overflow
     pinned_tokens: int
     special_tokens: bool
@@ -101,12 +102,19 @@ class OptionsDict(TypedDict, total=False):
     cancel: Callable[[], bool] | None
 
 
+class OptionsDict(UnseededDict, total=False):
+    """`Options` for type checkers: what `**options` may hold."""
+
+    seed: int | None
+
+
 def takes_options(function: Function) -> Function:
     """Write every option out in the signature and the documentation of a function that takes `**options`."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     fields = dataclasses.fields(Options)
     keyword = inspect.Parameter.KEYWORD_ONLY
     options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
+    options = [option for option in options if option.name not in {p.name for p in own}]
     signature = inspect.signature(function).replace(parameters=[*own, *options])
     function.__signature__ = signature  # type: ignore[attr-defined]  # inspect and help() read it
     meanings = "\n".join(f"    {f.name}: {f.metadata['about']}." for f in fields)
@@ -121,6 +129,20 @@ def make_options(given: Mapping[str, Any]) -> Options:
     if unknown:
         raise TypeError(f"{unknown[0]!r} is not an option; there are {', '.join(names)}")
     return Options(**given)
+
+
+def make_seeded_options(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[Options]:
+    """Options for each of several prompts: `seed` is one number for all of them, None, or a sequence of one for each.
+
+    Raises TypeError or ValueError naming the entry that is no seed, and for a sequence of another length.
+    """
+    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str | bytes):
+        return [make_options({**given, "seed": seed})] * n_prompts
+    if len(seed) != n_prompts:
+        raise ValueError(f"seed has {len(seed)} entries for {n_prompts} prompts; give one for each, or a single number")
+    seeds = [int(_number(f"seed[{index}]", one, True, 0, MAX_SEED)) for index, one in enumerate(seed)]
+    options = make_options(given)
+    return [dataclasses.replace(options, seed=one) for one in seeds]
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:

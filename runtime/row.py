@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,8 @@ from numpy.typing import NDArray
 
 from runtime.completion import Completion, FinishReason
 from runtime.healing import heal
+from runtime.interruption import Interruption
+from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
@@ -61,7 +62,7 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.n_pinned = options.pinned_tokens
         self.n_slides, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
-        self._deadline = None if options.deadline is None else time.monotonic() + options.deadline
+        self.interruption = Interruption(options)
 
     def accept(self, logits: Logits) -> str:
         """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
@@ -82,14 +83,6 @@ class Row:
         elif step + 1 == self._n_max:
             piece += self.end("length" if self._n_max == self._options.max_new_tokens else "context")
         return piece
-
-    @property
-    def interruption(self) -> FinishReason | None:
-        """Why the row should end before its next pass: its cancel callback, or its deadline."""
-        if self._options.cancel is not None and self._options.cancel():
-            return "cancelled"
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        return "deadline" if late else None
 
     def end(self, reason: FinishReason) -> str:
         """End here; returns the text that was held back."""
@@ -130,10 +123,7 @@ class Row:
     def _record(self, logits: Logits, id_: int) -> None:
         if self._n_top is None:
             return
-        shifted = logits - logits.max()
-        log_total = np.log(np.exp(shifted).sum())
-        self._logprobs.append(float(shifted[id_] - log_total))
+        logprobs = log_softmax(logits[None].copy())[0]
+        self._logprobs.append(float(logprobs[id_]))
         if self._n_top:
-            likeliest = np.argpartition(-shifted, self._n_top - 1)[: self._n_top]
-            ordered = likeliest[np.argsort(-shifted[likeliest], kind="stable")]
-            self._top.append({int(i): float(shifted[i] - log_total) for i in ordered})
+            self._top.append(likeliest(logprobs, self._n_top))

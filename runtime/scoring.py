@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.generation import PREFILL_STEP
+from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.shared_context import SharedContext
 from runtime.text import encode, encode_prompt
@@ -214,10 +215,3 @@ def window_log_probabilities(model: Model, ids: Sequence[int], skip: int) -> Ite
         else:
             logits = cache.extend(chunk, keep=n_wanted)
             yield targets[end - n_wanted : end], log_softmax(logits)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n, n_vocab] -> logarithms of the probabilities, computed in the given array."""
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits

@@ -19,8 +19,8 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, PreTrainedTokenizerFa
 import runtime
 from runtime import Completion
 from runtime.cache import Cache, GrowingCache
+from runtime.logprobs import log_softmax
 from runtime.model import Model
-from runtime.scoring import log_softmax
 from runtime.text import encode_prompt
 from tests.checkpoints import build_model, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO
