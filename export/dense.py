@@ -11,8 +11,7 @@ from onnx import TensorProto
 
 from export.onnx_file import MICROSOFT, OnnxFile
 from export.precision import Floats
-
-ROWS_AT_ONCE = 2048
+from export.quantization import ROWS_AT_ONCE, TINY
 
 
 def quantize_columns(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
@@ -21,7 +20,7 @@ def quantize_columns(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
     Unsigned, since on AVX2 the product of u8 and s8 saturates and that of u8 and u8 does not.
     """
     scales = np.abs(matrix).max(0) / np.float32(127)
-    scales[scales == 0] = 1
+    scales[scales < TINY] = 1  # a column of zeros, or of what rounds to them
     quantized = np.empty(matrix.shape, np.uint8)
     for start in range(0, len(matrix), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)

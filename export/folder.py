@@ -110,11 +110,16 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer.write(checkpoint.folder, folder)
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": ends,
-        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.n_positions},
+        "tokenizer_config.json": {
+            "tokenizer_class": tokenizer.class_name(folder),
+            "model_max_length": config.n_positions,
+        },
     }
+    # others are added to GPT-2's embeddings by transformers, and are no input of the graph
+    always = {"tokenizer_config.json": {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
         own = checkpoint.folder / name
-        write_json(folder / name, read_json(own) if own.is_file() else value)
+        write_json(folder / name, (read_json(own) if own.is_file() else value) | always.get(name, {}))
 
 
 def read_json(path: Path) -> dict[str, Any]:

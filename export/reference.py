@@ -41,19 +41,21 @@ def export_reference(checkpoint: Path, folder: Path) -> None:
 
 
 def _export(checkpoint: Path, folder: Path) -> None:
-    from optimum.exporters.onnx import main_export  # imports torch: only here
+    """What optimum's `main_export` does, but for the attention: it would take the default one for any checkpoint."""
+    from optimum.exporters.onnx import onnx_export_from_model  # these import torch: only here
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     for library in ("optimum", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    config = AutoConfig.from_pretrained(checkpoint)
+    # transformers' default, sdpa, ignores both of these
+    is_plain = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
+    attention = "sdpa" if is_plain else "eager"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns about every branch on a shape
-        main_export(
-            str(checkpoint),
-            output=str(folder),
-            task="text-generation-with-past",
-            dtype="fp32",
-            do_validation=False,  # the fused graph is compared with this one: a wrong export does not pass that
-        )
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32", attn_implementation=attention)
+        # no validation: the fused graph is compared with this one, and a wrong export does not pass that
+        onnx_export_from_model(model, output=folder, task="text-generation-with-past", do_validation=False)
 
 
 def _last_line(error: BaseException) -> str:

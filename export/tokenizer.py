@@ -31,6 +31,12 @@ def write(folder: Path, target: Path) -> None:
         read(folder).save(str(target / NAME))
 
 
+def class_name(folder: Path) -> str:
+    """The class of transformers that opens the folder's `tokenizer.json`."""
+    is_byte_level = isinstance(read(folder).model, models.BPE)
+    return "GPT2Tokenizer" if is_byte_level else "PreTrainedTokenizerFast"
+
+
 def read(folder: Path) -> Tokenizer:
     """Open `tokenizer.json`, or build GPT-2's byte-level BPE from the two older files.
 

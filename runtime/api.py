@@ -11,7 +11,15 @@ from runtime import generation, scoring
 from runtime.completion import Completion
 from runtime.default_model import check_path, find, resolve
 from runtime.model import Model
-from runtime.options import Options, OptionsDict, UnseededDict, check_count, make_options, make_seeded_options, takes_options
+from runtime.options import (
+    Options,
+    OptionsDict,
+    UnseededDict,
+    check_count,
+    make_options,
+    make_seeded_options,
+    takes_options,
+)
 from runtime.row import Place, Row
 from runtime.scoring import Score, ScoreOverflow
 from runtime.text import encode_prompt

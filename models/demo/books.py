@@ -53,7 +53,12 @@ def new_tokenizer(texts: list[str], vocab: int, context: int) -> Any:
         trainers.BpeTrainer(vocab_size=vocab, special_tokens=[END], show_progress=False, initial_alphabet=alphabet),
     )
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, model_max_length=context
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        unk_token=END,
+        model_max_length=context,
+        model_input_names=["input_ids", "attention_mask"],  # no token_type_ids: GPT-2 would add their embeddings
     )
 
 
