@@ -127,6 +127,7 @@ def test_the_checkpoints_own_settings_are_kept(tiny: Path, tmp_path: Path) -> No
     own = {"config.json": read(tiny, "config.json") | {"task": "stories"}}
     own["generation_config.json"] = {"eos_token_id": [1, 256], "temperature": 0.9}
     own["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "ñ"}
+    own["tokenizer_config.json"]["model_input_names"] = ["input_ids", "attention_mask"]  # always written
     for name, value in own.items():
         (checkpoint / name).write_text(json.dumps(value), encoding="utf-8")
     build.main([str(checkpoint), *QUICK, "--output", str(tmp_path / "model")])
