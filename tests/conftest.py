@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from export import build
 from runtime.model import Model
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the hub makes its own
+# a shell starts what it puts in the background with SIGINT ignored, and every process under it inherits that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "models" / "demo"
