@@ -32,6 +32,7 @@ try:
     from export.checkpoint import Checkpoint, open_checkpoint
     from export.dense import DenseInt8
     from export.int4 import Int4
+    from export.json_file import write_json
     from export.precision import BLOCK_SIZES, Float32, Int8, Precision
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
@@ -140,11 +141,11 @@ def verify(
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Quality | None, target: Path) -> None:
     """What the model writes, what it lost, the card and the checksums."""
-    folder.write_json(target / golden.NAME, golden.record(target, options.precision))
+    write_json(target / golden.NAME, golden.record(target, options.precision))
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
-    folder.write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
+    write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
     card.write_card(target, checkpoint, options, measured)
     folder.write_checksums(target)
 

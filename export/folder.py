@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from export import tokenizer
 from export.checkpoint import Checkpoint
+from export.json_file import write_json
+from runtime.json_file import read_json
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -120,22 +121,6 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     for name, value in defaults.items():
         own = checkpoint.folder / name
         write_json(folder / name, (read_json(own) if own.is_file() else value) | always.get(name, {}))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError naming the file for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write indented UTF-8 JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_checksums(folder: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from export.config import Config
+from export.json_file import write_json
 
 SIZES = {
     "distilgpt2": Config(n_layer=6),
@@ -40,11 +41,11 @@ def write(size: str, folder: Path, tokenizer: Path | None = None) -> None:
         raise FileNotFoundError(f"{source} is missing; --tokenizer FOLDER names a folder with a tokenizer.json")
     folder.mkdir(parents=True)
     config = SIZES[size]
-    _write_json(folder / "config.json", _config_json(config))
+    write_json(folder / "config.json", _config_json(config))
     if tokenizer:
         shutil.copyfile(source, folder / "tokenizer.json")
     else:
-        _write_json(folder / "tokenizer.json", stand_in_tokenizer(source, config.vocab_size))
+        write_json(folder / "tokenizer.json", stand_in_tokenizer(source, config.vocab_size))
     _write_shards(config, folder, size)
 
 
@@ -85,7 +86,7 @@ def _write_shards(config: Config, folder: Path, size: str) -> None:
     if len(set(index.values())) == 1:
         (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
     else:
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
 def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -97,7 +98,3 @@ def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:
         else:
             deviation = 0.02 * ((2 * config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1)
             yield name, generator.standard_normal(shape, np.float32) * np.float32(deviation)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -130,7 +130,9 @@ def complete(
     if num_beams > 1:
         from runtime import beam  # only where it is used: importing the package stays quick
 
-        return beam.search(opened, texts, checked[0], beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs))
+        return beam.search(
+            opened, texts, checked[0], beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
+        )
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
     return _complete_rows(opened, texts, checked, n, logprobs, batch_size)

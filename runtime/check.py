@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.generation import prefill
+from runtime.json_file import read_json
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 
@@ -57,7 +57,7 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     damaged = verify_checksums(folder)
     if damaged:
         return Check(damaged, 0, 0, 0.0, 0.0, 0)
-    golden = _read(folder / GOLDEN)
+    golden = read_json(folder / GOLDEN)
     tolerance = float(golden["tolerance"])
     with Model(folder, threads=threads) as model:
         scored = [_score(model, record, tolerance) for record in golden["records"]]
@@ -86,13 +86,6 @@ def _digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; build the model again to record its outputs")
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
 def _score(model: Model, record: dict[str, Any], tolerance: float) -> tuple[NDArray[np.float32], int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
+
+from runtime.json_file import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,11 @@ def read_config(folder: Path) -> Config:
     Raises FileNotFoundError or ValueError naming the file and the key.
     """
     path = folder / "config.json"
-    raw = _read_json(path)
+    raw = read_json(path)
     if raw.get("model_type") != "gpt2":
         raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; this runtime decodes 'gpt2' only")
     generation = folder / "generation_config.json"
-    ids = raw | (_read_json(generation) if generation.is_file() else {})
+    ids = raw | (read_json(generation) if generation.is_file() else {})
     sizes = {key: _count(path, raw, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     eos = ids.get("eos_token_id")
     ends = [_token_id(path, "eos_token_id", id_) for id_ in (eos if isinstance(eos, list) else [eos])]
@@ -45,20 +46,6 @@ def read_config(folder: Path) -> Config:
         bos_token_id=_token_id(path, "bos_token_id", ids.get("bos_token_id")),
         eos_token_ids=frozenset(id_ for id_ in ends if id_ is not None),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; a model folder has one (python export/build.py makes model folders)"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
 
 
 def _count(path: Path, raw: dict[str, Any], key: str) -> int:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 import runtime
 from export import build, folder
 from export.quality import Quality
+from runtime.json_file import read_json
 from tests.building import END, FILES, QUICK, TEXT, TINY, contents, write_tiny
 
 
@@ -225,7 +226,7 @@ def test_one_workspace_at_a_time(tmp_path: Path) -> None:
 def test_json_that_is_none_is_named(tmp_path: Path, value: str) -> None:
     (tmp_path / "x.json").write_text(value, encoding="utf-8")
     with pytest.raises(ValueError, match=r"x\.json is not"):
-        folder.read_json(tmp_path / "x.json")
+        read_json(tmp_path / "x.json")
 
 
 def test_a_model_without_a_beginning_of_text(tmp_path: Path) -> None:
