@@ -13,8 +13,7 @@ endif
 PROMPT ?= Once upon a time there was a little mouse who
 
 demo: models/demo-int8/SHA256SUMS
-	@echo
-	@echo "$(PROMPT) ..."
+	@printf "\n%s" "$(PROMPT)"
 	@$(BIN)/gpt2-edge generate "$(PROMPT)" --model models/demo-int8 --max-new-tokens 200 --temperature 0.7 --top-p 0.9 --seed 7
 
 models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/demo/*)

@@ -27,13 +27,15 @@ try:
     from safetensors import SafetensorError
     from tqdm import tqdm
 
-    from export import card, folder, golden, graph, quality, reference
+    from export import card, folder, golden, graph, needs, quality, reference
     from export.arguments import BuildOptions, parse
-    from export.checkpoint import Checkpoint, open_checkpoint
+    from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
+    from export.config import Config
     from export.dense import DenseInt8
     from export.int4 import Int4
     from export.json_file import write_json
     from export.precision import BLOCK_SIZES, Float32, Int8, Precision
+    from export.random_checkpoint import SIZES
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
         raise
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
     check_before_work(options)
     with workspaces(options) as (work, reference_work):
         say(1, f"checkpoint: {options.checkpoint}")
-        checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer, revision=options.revision)
+        checkpoint = open_with_room(options, work)
         check_block_size(checkpoint, options.block_size)
 
         say(2, f"reference: {options.reference_text}")
@@ -96,6 +98,25 @@ def check_before_work(options: BuildOptions) -> None:
         raise FileNotFoundError(f"no text at {options.eval_text}; --eval-text names a file")
     if options.needs_reference and not options.no_reference:
         reference.check_installed()
+
+
+def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
+    """Open the checkpoint and say what the build needs, before a random one is written, as soon as others are read.
+
+    Raises OSError for too little disk, ValueError for too little memory.
+    """
+    size = SIZES[options.checkpoint.removeprefix(RANDOM)] if options.checkpoint.startswith(RANDOM) else None
+    if size:
+        say_needs(size, options, options.eval_text or EVALUATION_TEXT)
+    checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer, revision=options.revision)
+    if not size:
+        say_needs(checkpoint.config, options, evaluation_text(checkpoint, options))
+    return checkpoint
+
+
+def say_needs(config: Config, options: BuildOptions, text: Path) -> None:
+    """One line: what the build needs, and what is free."""
+    print(f"      {needs.estimate(config, options, text.stat().st_size).check(options.output)}", flush=True)
 
 
 def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:

@@ -11,15 +11,7 @@ from runtime import generation, scoring
 from runtime.completion import Completion
 from runtime.default_model import check_path, find, resolve
 from runtime.model import Model
-from runtime.options import (
-    Options,
-    OptionsDict,
-    UnseededDict,
-    check_count,
-    make_options,
-    make_seeded_options,
-    takes_options,
-)
+from runtime.options import Options, OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
 from runtime.row import Place, Row
 from runtime.scoring import Score, ScoreOverflow
 from runtime.text import encode_prompt
@@ -121,7 +113,7 @@ def complete(
     seed: one for every prompt, or a sequence with one for each; the same seed writes the same `n` continuations.
     """
     opened, texts = resolve(model), _as_list(prompts)
-    checked = make_seeded_options(options, seed, len(texts))
+    checked = make_seeded(options, seed, len(texts))
     for name, count in (("n", n), ("num_beams", num_beams), ("batch_size", batch_size)):
         check_count(name, count)
     check_count("logprobs", logprobs, least=0)

@@ -45,10 +45,11 @@ def generate_pieces(model: Model, rows: Sequence[Row], batch_size: int = BATCH_S
     waiting, active = deque(enumerate(rows)), list[tuple[int, Row]]()
     while waiting or active:
         yield from _join(cache, waiting, active, n_slots)
+        _slide(cache, active, model.config.n_positions)
         yield from _interrupt(active)
         _leave(cache, active)
         if active:
-            yield from _step(model, cache, active)
+            yield from _step(cache, active)
             _leave(cache, active)
 
 
@@ -76,13 +77,20 @@ def _interrupt(active: list[tuple[int, Row]]) -> Pieces:
             yield index, row.end(reason)
 
 
-def _step(model: Model, cache: Cache, active: list[tuple[int, Row]]) -> Pieces:
-    """One pass for every active row; a row that has filled the context slides first."""
-    start = time.perf_counter()
+def _slide(cache: Cache, active: list[tuple[int, Row]], n_positions: int) -> None:
+    """Move the window of every row that has filled the context, all but its last id, which the next pass takes."""
     for slot, (_, row) in enumerate(active):
-        if cache.lengths[slot] == model.config.n_positions:
+        if cache.lengths[slot] == n_positions:
+            start = time.perf_counter()
+            ids = slide(row.ids, row.n_pinned, n_positions)[:-1]
+            prefill(cache, ids, slot, row.interruption)
             row.n_slides += 1
-            prefill(cache, slide(row.ids, row.n_pinned, model.config.n_positions)[:-1], slot)
+            row.decode_seconds += time.perf_counter() - start
+
+
+def _step(cache: Cache, active: list[tuple[int, Row]]) -> Pieces:
+    """One pass for every active row."""
+    start = time.perf_counter()
     logits = cache.step([row.ids[-1] for _, row in active])
     seconds = time.perf_counter() - start
     for slot, (index, row) in enumerate(active):

@@ -27,9 +27,11 @@ class Healing(NamedTuple):
 
 def heal(tokenizer: Tokenizer, ids: Sequence[int]) -> Healing | None:
     """How to heal the end of a prompt; None where there is nothing before it, or it ends inside a character."""
-    text = tokenizer.decode(ids)[len(tokenizer.decode(ids[:-1])) :]
-    if len(ids) < 2 or not text or REPLACEMENT in text:
+    before = tokenizer.decode(ids[:-1])
+    text = tokenizer.decode(ids)[len(before) :]
+    if len(ids) < 2 or not text or REPLACEMENT in text or before.endswith(REPLACEMENT):
         return None
-    begin = tokenizer.id_to_token(ids[-1])
-    allowed = [id_ for token, id_ in tokenizer.get_vocab().items() if token.startswith(begin)]
+    begin, special = tokenizer.id_to_token(ids[-1]), tokenizer.get_added_tokens_decoder()
+    vocabulary = tokenizer.get_vocab().items()
+    allowed = [id_ for token, id_ in vocabulary if token.startswith(begin) and id_ not in special]
     return Healing(text, np.array(sorted(allowed), np.int64))

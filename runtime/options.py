@@ -131,7 +131,7 @@ def make_options(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def make_seeded_options(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[Options]:
+def make_seeded(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[Options]:
     """Options for each of several prompts: `seed` is one number for all of them, None, or a sequence of one for each.
 
     Raises TypeError or ValueError naming the entry that is no seed, and for a sequence of another length.

@@ -30,6 +30,7 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
         return None
     late = [id_ for id_ in {*eos_ids, *options.stop_ids} if 0 <= id_ < n_vocab]
 
+    @np.errstate(over="ignore")  # beyond float32 is infinite: certain, or never
     def apply(logits: Logits, ids: Sequence[int], n_prompt: int) -> Logits:
         logits = logits.copy()
         add_bias(logits, options.logit_bias or {})
@@ -40,7 +41,8 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
         if len(ids) - n_prompt < options.min_new_tokens:
             logits[late] = -np.inf
         logits[suppressed] = -np.inf
-        return logits
+        certain = np.isposinf(logits)
+        return np.where(certain, np.float32(0), np.float32(-np.inf)) if certain.any() else logits
 
     return apply
 

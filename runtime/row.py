@@ -60,7 +60,7 @@ class Row:
         self._logprobs: list[float] = []
         self._top: list[dict[int, float]] = []
         self.finish_reason: FinishReason | None = None
-        self.n_pinned = options.pinned_tokens
+        self.n_pinned = min(options.pinned_tokens, self._n_prompt)
         self.n_slides, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
         self.interruption = Interruption(options)
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -123,7 +122,6 @@ def product(x: Floats, matrix: Floats, block_size: int, level: int) -> Floats:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_graph([node], "product", [inputs], [outputs], constants)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(model)
     result: Floats = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
     return result
 

@@ -1,0 +1,155 @@
+"""What a build needs of disk and memory, said and compared with what is free before the work."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from export.arguments import BuildOptions
+from export.config import Config
+from export.random_checkpoint import SHARD_BYTES
+
+# Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
+# verification and with it against the fused graph: int8 gpt2 0.28 and 0.47 GB, distilgpt2 0.26 and 0.39, gpt2-xl 2.55
+# with it; fp32 gpt2 0.64 and 0.83, dense 0.52 and 0.53; random:gpt2 0.55. What is computed here is up to 15 % more.
+BASE_BYTES = 80e6  # Python and its libraries
+PASS_BYTES = 200e6  # logits and activations of a pass while verifying
+LOADED = 1.15  # bytes in memory for a byte of the model's files
+# optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.35 GB, distilgpt2 (0.33 GB) 1.79; torch, then copies
+TORCH_BYTES, TORCH_COPIES = 650e6, 3.4
+PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
+BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
+SCALE_BYTES, INT4_BYTES = 4, 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Bytes that a build takes at its peak."""
+
+    disk: float  # on the output's file system, temporary files included, the new model too
+    memory: float  # anonymous: pages of mapped files can be evicted
+
+    def check(self, output: Path) -> str:
+        """Compare with what is free; returns the line that says both.
+
+        Raises OSError for too little disk, ValueError for too little memory. Memory is not checked where the system
+        does not tell.
+        """
+        free, memory = free_disk(output), free_memory()
+        if self.disk > free:
+            raise OSError(
+                f"not enough disk: the build needs about {_gb(self.disk)} and {_gb(free)} is free where {output} goes; "
+                "free some space, name an --output on another disk, or verify on a shorter --eval-text"
+            )
+        if memory is not None and self.memory > memory:
+            raise ValueError(
+                f"not enough memory: the build needs about {_gb(self.memory)} and {_gb(memory)} is free; end other "
+                "programs; --no-reference needs less than optimum's reference, and --verify none less than either"
+            )
+        known = f"{_gb(free)} and {_gb(memory)} are free" if memory is not None else f"{_gb(free)} of disk is free"
+        return f"needs about {_gb(self.disk)} of disk and {_gb(self.memory)} of memory; {known}"
+
+
+def estimate(config: Config, options: BuildOptions, n_text_bytes: int) -> Needs:
+    """Needs of a build; `n_text_bytes`: of the evaluation text as UTF-8."""
+    return Needs(_disk(config, options, n_text_bytes), _memory(config, options))
+
+
+def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
+    weights, output_layer = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
+    kept = weights if _is_random(options) else 0
+    exporting = 0.0
+    if options.needs_reference:
+        reference = weights if options.no_reference else weights + output_layer  # torch unties the two
+        is_split = not options.no_reference and reference > PROTOBUF_BYTES
+        exporting = kept + reference * (2 if is_split else 1)
+        kept += reference
+    if options.verify != "none":
+        kept += math.ceil(n_text_bytes / BYTES_PER_TOKEN) * config.vocab_size * 4
+    return max(exporting, kept + model_bytes(config, options))
+
+
+def _memory(config: Config, options: BuildOptions) -> float:
+    weights, largest = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
+    cache = 2 * config.n_layer * config.n_embd * config.n_positions * 4
+    running = LOADED * model_bytes(config, options) + cache
+    stages = [largest * (3 if options.kernel == "dense" else 1.25), running]  # quantizing, golden outputs
+    if _is_random(options):
+        stages.append(min(weights, SHARD_BYTES + largest))
+    if options.verify != "none":
+        stages.append(running + PASS_BYTES)
+    if options.needs_reference and not options.no_reference:
+        stages.append(TORCH_BYTES + TORCH_COPIES * weights)
+    return BASE_BYTES + max(stages)
+
+
+def model_bytes(config: Config, options: BuildOptions) -> float:
+    """Size of the model's weights as they are stored."""
+    matrices = _matrices(config)
+    embedding = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
+    rest = (_parameters(config) - matrices - embedding) * 4
+    if options.precision == "fp32":
+        return rest + (matrices + embedding) * 4
+    scale = SCALE_BYTES / options.block_size if options.block_size else 0  # of a column, it is nothing
+    return rest + embedding * (1 + scale) + matrices * ((INT4_BYTES if options.precision == "int4" else 1) + scale)
+
+
+def _parameters(config: Config) -> int:
+    return sum(math.prod(shape) for shape in config.tensor_shapes().values())
+
+
+def _matrices(config: Config) -> int:
+    shapes = config.tensor_shapes()
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("h.") and len(shape) == 2)
+
+
+def _is_random(options: BuildOptions) -> bool:
+    return options.checkpoint.startswith("random:")
+
+
+def free_disk(output: Path) -> int:
+    """Bytes free on the file system that `output` is on, or will be."""
+    return shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
+
+
+def free_memory() -> int | None:
+    """Bytes: available on Linux and Windows; of the whole machine on macOS, which does not tell; else None."""
+    try:
+        if sys.platform == "darwin":
+            told = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True)
+            return int(told.stdout)
+        if sys.platform == "win32":
+            return _windows_memory()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration, AttributeError, subprocess.CalledProcessError):
+        return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h."""
+
+    _fields_ = [  # noqa: RUF012
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        *((f"other_{index}", ctypes.c_uint64) for index in range(5)),
+    ]
+
+
+def _windows_memory() -> int | None:
+    status = _MemoryStatus()
+    status.length = ctypes.sizeof(status)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined,unused-ignore]
+        return None
+    return int(status.available)
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB"

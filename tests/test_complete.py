@@ -1,0 +1,236 @@
+"""Several continuations at once: each is the one its prompt has alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime import complete, generate, stream, stream_many
+from runtime.completion import Completion
+from runtime.model import Model
+from runtime.text import encode
+from tests import oracle
+
+PROMPT = "Once upon a time there was a little mouse who"
+PROMPTS = ["", "The", PROMPT, "¿Qué tal, señor? El niño", "A party 🎉🙂 with", "THE END.\n", PROMPT]
+few = settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAMPLED = {"temperature": 1.0, "seed": 5}
+
+
+def ids_of(found: Sequence[Completion]) -> list[list[int]]:
+    return [one.ids for one in found]
+
+
+def collect(prompts: Sequence[str], **options: Any) -> list[str]:
+    texts = [""] * len(prompts)
+    for index, piece in stream_many(prompts, **options):
+        texts[index] += piece
+    return texts
+
+
+# as if alone -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8"])
+@few
+@given(
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=5),
+    n=st.integers(1, 3),
+    batch_size=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    stop=st.sampled_from([(), ("the", "."), ("a",)]),
+)
+def test_every_continuation_is_the_one_it_is_alone(
+    request: pytest.FixtureRequest,
+    name: str,
+    prompts: list[str],
+    n: int,
+    batch_size: int,
+    seed: int,
+    stop: tuple[str, ...],
+) -> None:
+    shared: dict[str, Any] = {"model": request.getfixturevalue(name), "max_new_tokens": 12, "stop": stop}
+    shared |= {"temperature": 1.0, "seed": seed}
+    found = complete(prompts, n=n, batch_size=batch_size, **shared)
+    alone = [complete(prompt, n=n, batch_size=1, **shared) for prompt in prompts]
+    assert ids_of(found) == [ids for one in alone for ids in ids_of(one)]
+    assert [(one.prompt_index, one.sample_index) for one in found] == [
+        (index, sample) for index in range(len(prompts)) for sample in range(n)
+    ]
+    first = [one.text for one in found if one.sample_index == 0]
+    assert first == ["".join(stream(prompt, **shared)) for prompt in prompts]
+    assert first == collect(prompts, batch_size=batch_size, **shared)
+
+
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8"])
+def test_rows_that_end_at_different_times_leave_the_others_alone(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    options: dict[str, Any] = {"model": model, "max_new_tokens": 30, "stop": [" the", ",", "."]}
+    found = complete(PROMPTS, batch_size=3, **options)
+    assert ids_of(found) == [complete(prompt, **options)[0].ids for prompt in PROMPTS]
+    assert len({one.n_tokens for one in found}) > 2
+
+
+def test_the_same_prompt_is_computed_once(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime import generation
+
+    prefilled: list[int] = []
+    original = generation.prefill
+    monkeypatch.setattr(generation, "prefill", lambda cache, ids, *rest: (prefilled.append(1), original(cache, ids, *rest))[1])
+    found = complete(PROMPT, n=4, model=demo_fp32, max_new_tokens=10, **SAMPLED)
+    assert len(prefilled) == 1
+    assert len({tuple(one.ids) for one in found}) == 4
+    assert found[0].ids == complete(PROMPT, model=demo_fp32, max_new_tokens=10, **SAMPLED)[0].ids
+
+
+def test_greedy_rows_are_what_generate_writes(demo_int8: Model) -> None:
+    found = complete(PROMPTS, model=demo_int8, max_new_tokens=20)
+    assert [one.text for one in found] == [generate(p, model=demo_int8, max_new_tokens=20) for p in PROMPTS]
+
+
+# log-probabilities -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 3, "repetition_penalty": 1.3}], ids=repr)
+def test_logprobs_are_those_of_transformers(demo_fp32: Model, options: dict[str, Any]) -> None:
+    for one in complete(["The", PROMPT], model=demo_fp32, max_new_tokens=12, logprobs=5, **options):
+        prompt_ids = encode(demo_fp32, ["The", PROMPT][one.prompt_index])
+        rows = oracle.logprobs(oracle.demo(), prompt_ids + one.ids)[len(prompt_ids) - 1 : -1]
+        expected = rows[np.arange(12), one.ids]
+        np.testing.assert_allclose(one.logprobs, expected, atol=1e-4)
+        assert one.logprob == pytest.approx(sum(one.logprobs))
+        for row, top in zip(rows, one.top_logprobs, strict=True):
+            assert list(top.values()) == sorted(top.values(), reverse=True)
+            np.testing.assert_allclose(list(top.values()), np.sort(row)[::-1][:5], atol=1e-4)
+            np.testing.assert_allclose([row[id_] for id_ in top], list(top.values()), atol=1e-4)
+
+
+def test_as_many_alternatives_as_there_are_tokens(demo_fp32: Model) -> None:
+    n_vocab = demo_fp32.config.vocab_size
+    [one] = complete("The", model=demo_fp32, max_new_tokens=1, logprobs=n_vocab)
+    assert sorted(one.top_logprobs[0]) == list(range(n_vocab))
+    assert np.exp(list(one.top_logprobs[0].values())).sum() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match=str(n_vocab)):
+        complete("The", model=demo_fp32, logprobs=n_vocab + 1)
+    assert complete("The", model=demo_fp32, max_new_tokens=2)[0].top_logprobs == []
+
+
+# why it ended ------------------------------------------------------------------------------------------------------
+
+
+def test_every_reason_to_end(demo_fp32: Model) -> None:
+    eos = next(iter(demo_fp32.config.eos_token_ids))
+    greedy = complete(PROMPT, model=demo_fp32, max_new_tokens=5)[0]
+    reasons: dict[str, dict[str, Any]] = {
+        "eos": {"logit_bias": {eos: 1000.0}},
+        "stop": {"stop_ids": [greedy.ids[2]]},
+        "length": {"max_new_tokens": 3},
+        "context": {"overflow": "stop", "max_new_tokens": 600, "logit_bias": {eos: -1000.0}},
+        "deadline": {"deadline": 1e-9},
+        "cancelled": {"cancel": lambda: True},
+    }
+    found = {why: complete(PROMPT, model=demo_fp32, **options)[0] for why, options in reasons.items()}
+    assert {why: one.finish_reason for why, one in found.items()} == {why: why for why in reasons}
+    assert [found[why].ids for why in ("eos", "deadline", "cancelled")] == [[], [], []]
+    assert found["stop"].ids == greedy.ids[:2]
+    assert complete(PROMPT, model=demo_fp32, stop=greedy.text[5:9])[0].finish_reason == "stop"
+
+
+# seeds -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_for_every_prompt_is_that_of_each_alone(demo_fp32: Model) -> None:
+    options: dict[str, Any] = {"model": demo_fp32, "max_new_tokens": 10, "temperature": 1.0, "n": 2}
+    prompts, seeds = [PROMPT, PROMPT, "The"], [4, 9, 4]
+    found = complete(prompts, seed=seeds, **options)
+    alone = [complete(prompt, seed=seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert ids_of(found) == [ids for one in alone for ids in ids_of(one)]
+    assert [one.seed for one in found] == [4, 4, 9, 9, 4, 4]
+    assert found[0].ids != found[2].ids
+    assert ids_of(complete(prompts, seed=np.array(seeds), **options)) == ids_of(found)
+
+
+def test_one_seed_is_that_of_every_prompt(demo_fp32: Model) -> None:
+    found = complete([PROMPT, PROMPT], model=demo_fp32, max_new_tokens=10, temperature=1.0, seed=4)
+    assert found[0].ids == found[1].ids
+
+
+def test_a_drawn_seed_is_reported_and_gives_the_same_again(demo_fp32: Model) -> None:
+    options: dict[str, Any] = {"model": demo_fp32, "max_new_tokens": 10, "temperature": 1.0}
+    found = complete([PROMPT, PROMPT], **options)
+    seeds = [one.seed for one in found if one.seed is not None]
+    assert len(set(seeds)) == 2
+    assert ids_of(complete([PROMPT, PROMPT], seed=seeds, **options)) == ids_of(found)
+    assert complete(PROMPT, model=demo_fp32, max_new_tokens=1)[0].seed is None
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind", "named"),
+    [
+        ([1], ValueError, "1 entries for 2 prompts"),
+        ([1, 2, 3], ValueError, "3 entries for 2 prompts"),
+        ([], ValueError, "0 entries"),
+        ([1, -1], ValueError, r"seed\[1\] is -1"),
+        ([1, 2**64], ValueError, r"seed\[1\] is 18446744073709551616"),
+        ([True, 1], TypeError, r"seed\[0\] is True"),
+        ([1, None], TypeError, r"seed\[1\] is None"),
+        ([1.5, 2], TypeError, r"seed\[0\] is 1.5"),
+        ("12", TypeError, "seed is '12'"),
+        ({1, 2}, TypeError, "seed is {1, 2}"),
+    ],
+)
+def test_a_wrong_seed_is_named(demo_fp32: Model, seed: Any, kind: type[Exception], named: str) -> None:
+    with pytest.raises(kind, match=named):
+        complete([PROMPT, "The"], model=demo_fp32, temperature=1.0, seed=seed)
+
+
+@pytest.mark.parametrize("function", [generate, stream])
+def test_elsewhere_a_seed_is_one_number(demo_fp32: Model, function: Any) -> None:
+    with pytest.raises(TypeError, match="seed is"):
+        function(PROMPT, model=demo_fp32, temperature=1.0, seed=[1])
+
+
+def test_the_signature_shows_the_seed_once() -> None:
+    names = list(inspect.signature(complete).parameters)
+    assert names.count("seed") == 1
+    assert (inspect.getdoc(complete) or "").count("seed: ") >= 1
+
+
+# refused -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "named"),
+    [
+        ({"n": 2}, ValueError, "temperature"),
+        ({"n": 0}, ValueError, "n is 0"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"logprobs": -1}, ValueError, "logprobs is -1"),
+        ({"colour": "red"}, TypeError, "'colour' is not an option"),
+        ({"length_penalty": 2.0}, ValueError, "num_beams"),
+    ],
+)
+def test_wrong_use_is_refused_by_name(
+    demo_fp32: Model, options: dict[str, Any], kind: type[Exception], named: str
+) -> None:
+    with pytest.raises(kind, match=named):
+        complete(PROMPT, model=demo_fp32, **options)
+
+
+def test_no_prompts_are_refused(demo_fp32: Model) -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        complete([], model=demo_fp32)
+
+
+def test_a_plain_export_does_one_row_at_a_time(demo_reference: Model, demo_fp32: Model) -> None:
+    with pytest.raises(ValueError, match="plain ONNX export"):
+        complete(["The", PROMPT], model=demo_reference)
+    options: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 1}
+    found = complete(["The", PROMPT], model=demo_reference, **options)
+    assert ids_of(found) == ids_of(complete(["The", PROMPT], model=demo_fp32, **options))
