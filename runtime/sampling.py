@@ -12,6 +12,7 @@ from runtime.options import MAX_SEED, Options
 
 Logits = NDArray[np.float32]
 Scores = NDArray[np.float64]
+FEW = (128, 2048)
 Sampler = Callable[[Logits, int], int]  # logits [n_vocab], step -> token id
 
 
@@ -53,9 +54,28 @@ def keep_top_p(scores: Scores, p: float) -> Scores:
     """
     if p == 1:
         return scores
+    probabilities = softmax(scores)
+    order = _likeliest_first(scores, probabilities, p)
+    return _keep_until(scores, order, probabilities[order], p)
+
+
+def _likeliest_first(scores: Scores, probabilities: Scores, p: float) -> NDArray[np.int64]:
+    """Ids in order of probability, equal ones by id: the first few where these reach p, else all candidates.
+
+    Sorting a whole vocabulary takes longer than a pass through a small model.
+    """
+    for n in FEW:
+        if n >= len(probabilities):
+            break
+        few = np.sort(np.argpartition(-probabilities, n)[:n])
+        least = probabilities[few].min()
+        surely = few[probabilities[few] > least]  # others as likely as the least may be missing
+        if probabilities[surely].sum() > p:
+            order: NDArray[np.int64] = surely[np.argsort(-probabilities[surely], kind="stable")]
+            return order
     candidates = np.flatnonzero(scores > -np.inf)
-    order = candidates[np.argsort(-scores[candidates], kind="stable")]
-    return _keep_until(scores, order, softmax(scores[order]), p)
+    ordered: NDArray[np.int64] = candidates[np.argsort(-scores[candidates], kind="stable")]
+    return ordered
 
 
 def keep_min_p(scores: Scores, p: float) -> Scores:

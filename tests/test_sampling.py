@@ -43,6 +43,18 @@ def test_top_k_is_that_of_transformers(scores: Scores, k: int) -> None:
     np.testing.assert_array_equal(keep_top_k(scores, k), warp(warpers.TopKLogitsWarper(k), scores))
 
 
+@pytest.mark.parametrize("spread", [0.1, 2.0, 5.0])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
+def test_top_p_of_a_large_vocabulary_is_that_of_transformers(spread: float, p: float) -> None:
+    scores = np.random.default_rng(7).standard_normal(5000) * spread
+    np.testing.assert_array_equal(keep_top_p(scores, p), warp(warpers.TopPLogitsWarper(p), scores))
+
+
+def test_top_p_keeps_the_first_of_equals_in_a_large_vocabulary() -> None:
+    kept = np.flatnonzero(keep_top_p(np.zeros(5000), 0.1) > -math.inf)
+    assert kept.tolist() == list(range(500))
+
+
 @calm
 @given(scores=APART, p=SHARE)
 def test_top_p_is_that_of_transformers(scores: Scores, p: float) -> None:
