@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow lint bench-quick bench-sizes clean
+.PHONY: demo test test-slow lint bench-quick bench-sizes bench-precisions clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -30,6 +30,9 @@ bench-quick: .venv/export
 
 bench-sizes: .venv/export
 	$(BIN)/python -m tests.benchmarks.sizes
+
+bench-precisions: .venv/export
+	$(BIN)/python -m tests.benchmarks.precisions
 
 lint: .venv/export
 	$(BIN)/ruff format --check .

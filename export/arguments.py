@@ -40,6 +40,7 @@ class BuildOptions:
     eval_text: Path | None
     max_loss: float
     tokenizer: Path | None
+    allow_pickle: bool
     force: bool
     command: str  # as the user typed it, for the card
 
@@ -101,6 +102,8 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield from _mistakes_of_max_loss(given.max_loss, given.verify, is_random)
     if given.tokenizer and not is_random:
         yield f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own"
+    if given.allow_pickle and is_random:
+        yield f"--allow-pickle reads a pytorch_model.bin, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
         yield f"--revision goes with a hub id, and {given.checkpoint} is none"
 
@@ -148,5 +151,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--max-loss", type=float, metavar="PERCENT", help=about)
     about = f"with {RANDOM}SIZE, the folder whose tokenizer.json to take (default: one grown from the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
+    about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"
+    add("--allow-pickle", action="store_true", help=about)
     add("--force", action="store_true", help="replace a model folder that is there")
     return parser

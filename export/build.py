@@ -27,7 +27,7 @@ try:
     from safetensors import SafetensorError
     from tqdm import tqdm
 
-    from export import card, folder, golden, graph, needs, quality, reference
+    from export import card, folder, golden, graph, needs, pickle_file, provenance, quality, reference
     from export.arguments import BuildOptions, parse
     from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
@@ -96,6 +96,8 @@ def check_before_work(options: BuildOptions) -> None:
         raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
     if options.eval_text and not options.eval_text.is_file():
         raise FileNotFoundError(f"no text at {options.eval_text}; --eval-text names a file")
+    if options.allow_pickle:
+        pickle_file.check_installed()
     if options.needs_reference and not options.no_reference:
         reference.check_installed()
 
@@ -108,7 +110,8 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
     size = SIZES[options.checkpoint.removeprefix(RANDOM)] if options.checkpoint.startswith(RANDOM) else None
     if size:
         say_needs(size, options, options.eval_text or EVALUATION_TEXT)
-    checkpoint = open_checkpoint(options.checkpoint, work, tokenizer=options.tokenizer, revision=options.revision)
+    named: dict[str, Any] = {name: getattr(options, name) for name in ("tokenizer", "revision", "allow_pickle")}
+    checkpoint = open_checkpoint(options.checkpoint, work, **named)
     if not size:
         say_needs(checkpoint.config, options, evaluation_text(checkpoint, options))
     return checkpoint
@@ -162,12 +165,15 @@ def verify(
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Quality | None, target: Path) -> None:
     """What the model writes, what it lost, the card and the checksums."""
-    write_json(target / golden.NAME, golden.record(target, options.precision))
+    known = provenance.recognize(checkpoint.folder)
+    outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
+    write_json(target / golden.NAME, outputs)
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
+    report |= {"weights": known.said} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
     write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
-    card.write_card(target, checkpoint, options, measured)
+    card.write_card(target, checkpoint, options, measured, weights=known.said if known else None)
     folder.write_checksums(target)
 
 

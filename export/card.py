@@ -61,13 +61,15 @@ likeliest token is the same at {top1:.2f} % of positions; the KL divergence is {
 {n_tokens:,} tokens of `{text}` ({protocol})."""
 
 
-def write_card(folder: Path, checkpoint: Checkpoint, options: BuildOptions, quality: Quality | None) -> None:
-    """Write `README.md`; `quality` None says that nothing was verified."""
+def write_card(
+    folder: Path, checkpoint: Checkpoint, options: BuildOptions, quality: Quality | None, *, weights: str | None = None
+) -> None:
+    """Write `README.md`; `quality` None says that nothing was verified, `weights` whose they are where it is known."""
     config = checkpoint.config
     card = _CARD.format(
         name=checkpoint.name,
         folder=options.output.name,
-        source=_source(checkpoint),
+        source=_source(checkpoint) + (f": {weights}" if weights else ""),
         # only a hub id means something to other people's tools
         base_model=f"base_model: {json.dumps(checkpoint.source)}\n" if checkpoint.commit else "",
         precision=options.precision,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from export import config as config_file
-from export import hub, random_checkpoint
+from export import hub, pickle_file, random_checkpoint
 from export import tokenizer as tokenizer_file
 from export.config import Config
 from export.weights import weight_files
@@ -106,11 +106,17 @@ def model_name(source: str) -> str:
 
 
 def open_checkpoint(
-    source: str, work: Path, *, tokenizer: Path | None = None, revision: str | None = None
+    source: str,
+    work: Path,
+    *,
+    tokenizer: Path | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Open a folder, a hub id (downloaded once, then cached) or `random:SIZE` (written under `work`).
 
-    `tokenizer`: folder whose tokenizer.json a random checkpoint takes; `revision`: of a hub repository. Raises
+    `tokenizer`: folder whose tokenizer.json a random checkpoint takes; `revision`: of a hub repository;
+    `allow_pickle`: it has a pytorch_model.bin, which is converted under `work`. Raises
     ValueError or OSError saying what is wrong with which file.
     """
     commit = None
@@ -120,8 +126,10 @@ def open_checkpoint(
     elif Path(source).exists():
         folder = _check_folder(Path(source))
     else:
-        folder = hub.download(source, revision)
+        folder = hub.download(source, revision, allow_pickle=allow_pickle)
         commit = folder.name
+    if allow_pickle:
+        folder = pickle_file.convert(folder, work / "checkpoint")
     config, raw = config_file.read(folder / "config.json")
     tokenizer_file.check(folder, config.vocab_size)
     return Checkpoint(model_name(source), source, folder, config, raw, Tensors(folder, config), commit)

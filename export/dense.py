@@ -29,8 +29,10 @@ def quantize_columns(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
 
 
 class DenseInt8:
-    """`DynamicQuantizeMatMul` scales activations by tensor; each row is divided by its own maximum before, and
-    multiplied by it after, so that they are scaled by token and a row does not depend on its neighbours.
+    """Products of u8 and u8 with one scale a row of activations and one a column of weights.
+
+    Each row is divided by its own maximum, rounded to a fixed grid from -1 to 1, and multiplied by the maximum after.
+    `DynamicQuantizeMatMul` would choose the grid from the whole tensor, and a row would depend on its neighbours.
     """
 
     kernel = "dense"
@@ -69,5 +71,10 @@ class DenseInt8:
         # a row of zeros stays one
         node("Max", [f"{out}.largest", file.constant(f"{out}.least", np.array(1e-30, np.float32))], [f"{out}.max"])
         node("Div", [x, f"{out}.max"], [f"{out}.unit"])
-        node("DynamicQuantizeMatMul", [f"{out}.unit", *stored], [f"{out}.units"], MICROSOFT)
+        step = file.constant(f"{out}.step", np.array(1 / 127, np.float32))
+        middle = file.constant(f"{out}.middle", np.array(128, np.uint8))
+        node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
+        weight, scale, zero = stored
+        inputs = [f"{out}.rounded", weight, step, scale, middle, zero]
+        node("MatMulIntegerToFloat", inputs, [f"{out}.units"], MICROSOFT)
         return node("Mul", [f"{out}.units", f"{out}.max"], [out])

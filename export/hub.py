@@ -17,7 +17,7 @@ from requests import RequestException  # huggingface_hub raises these
 from requests.exceptions import ChunkedEncodingError
 
 from export import config as config_file
-from export import weights
+from export import pickle_file, weights
 
 # what the build reads, and no more: other formats of the same weights double the download
 CONFIG = "config.json"
@@ -28,16 +28,16 @@ OLDER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json")
 ATTEMPTS = 5  # at one file, each going on where the connection was cut
 
 
-def download(repo_id: str, revision: str | None = None) -> Path:
+def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
     """Folder of the repository's checkpoint in the local cache, with what was missing fetched.
 
-    `revision` is a branch, tag or commit; None is the main branch. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and
-    `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises FileNotFoundError for what the hub does not have,
-    PermissionError for what it refuses to give, ConnectionError when it is not reached and the cache does not hold
-    the model, ValueError for a repository that is no GPT-2.
+    `revision` is a branch, tag or commit; None is the main branch. `allow_pickle` takes pytorch_model.bin. `HF_HOME`,
+    `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises FileNotFoundError for what
+    the hub does not have, PermissionError for what it refuses to give, ConnectionError when it is not reached and the
+    cache does not hold the model, ValueError for a repository that is no GPT-2.
     """
     try:
-        return _download(repo_id, revision)
+        return _download(repo_id, revision, allow_pickle)
     except HFValidationError:
         message = f"no folder {repo_id!r} here, and it is no hub id (like gpt2 or owner/name) either"
         raise FileNotFoundError(message) from None
@@ -53,14 +53,14 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         raise _refused_or_unreached(repo_id, error) from None
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
     """From the hub where it answers, else from the cache: `hf_hub_download` would try each file for half a minute."""
     try:
         info = HfApi().model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (RequestException, ConnectionError) as error:
         if 400 <= _status(error) < 500:
             raise
-        return _cached(repo_id, revision, error)
+        return _cached(repo_id, revision, allow_pickle, error)
     names = {file.rfilename for file in info.siblings or []}
 
     def fetch(name: str) -> Path:
@@ -68,21 +68,21 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
     if CONFIG in names:
         _fetch(repo_id, CONFIG, revision)  # by its branch: the cache notes which commit that is
-    return _collect(repo_id, names, fetch)
+    return _collect(repo_id, names, fetch, allow_pickle)
 
 
-def _cached(repo_id: str, revision: str | None, reason: BaseException) -> Path:
+def _cached(repo_id: str, revision: str | None, allow_pickle: bool, reason: BaseException) -> Path:
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise _unreached(repo_id, reason) from None
     try:
-        return _collect(repo_id, {path.name for path in folder.iterdir()}, folder.joinpath)
+        return _collect(repo_id, {path.name for path in folder.iterdir()}, folder.joinpath, allow_pickle)
     except ValueError as error:
         raise ConnectionError(f"the hub is not reached, and in the local cache {error}") from None
 
 
-def _collect(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> Path:
+def _collect(repo_id: str, names: set[str], fetch: Callable[[str], Path], allow_pickle: bool) -> Path:
     """One file after the other, the big ones last: a wrong model is refused early, and Ctrl-C is heard at once.
 
     Raises ValueError unless `names` has what a checkpoint needs.
@@ -94,7 +94,8 @@ def _collect(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> Pat
     for name in (*OPTIONAL, *_tokenizer_files(repo_id, names)):
         if name in names:
             fetch(name)
-    for name in _weight_files(repo_id, names, fetch):
+    weight_files = _pickle(repo_id, names) if allow_pickle else _weight_files(repo_id, names, fetch)
+    for name in weight_files:
         fetch(name)
     return config.parent
 
@@ -109,6 +110,14 @@ def _weight_files(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -
     if not names.issuperset(shards):
         raise ValueError(f"{repo_id} has no {min(set(shards) - names)}, which its {weights.INDEX} names")
     return shards
+
+
+def _pickle(repo_id: str, names: set[str]) -> list[str]:
+    if not names.isdisjoint((weights.SINGLE, weights.INDEX)):
+        raise ValueError(pickle_file.NOT_NEEDED.format(name=repo_id, pickle=weights.PICKLE))
+    if weights.PICKLE not in names:
+        raise ValueError(f"{repo_id} has no {weights.PICKLE}, which --allow-pickle reads")
+    return [weights.PICKLE]
 
 
 def _tokenizer_files(repo_id: str, names: set[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from export.random_checkpoint import SHARD_BYTES
 BASE_BYTES = 80e6  # Python and its libraries
 PASS_BYTES = 200e6  # logits and activations of a pass while verifying
 LOADED = 1.15  # bytes in memory for a byte of the model's files
-# optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.35 GB, distilgpt2 (0.33 GB) 1.79; torch, then copies
+# optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.35 GB, distilgpt2 (0.33) 1.79
 TORCH_BYTES, TORCH_COPIES = 650e6, 3.4
 PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
 BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
@@ -134,7 +134,7 @@ def free_memory() -> int | None:
 class _MemoryStatus(ctypes.Structure):
     """MEMORYSTATUSEX of sysinfoapi.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("length", ctypes.c_uint32),
         ("load", ctypes.c_uint32),
         ("total", ctypes.c_uint64),

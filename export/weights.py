@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-CURE = (  # reading it, in plain numpy, would be an alternative
+CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
-    "\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained('DIR')\""
+    "\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained('DIR')\"; "
+    "or --allow-pickle reads it, its tensors only, with torch"
 )
 
 

@@ -231,7 +231,7 @@ class _Search:
             logprobs=beam.logprobs,
             top_logprobs=beam.top_logprobs,
             seed=None,
-            n_prompt_tokens=len(self._prompt),
+            n_prompt_tokens=len(self._prompt) + n_truncated,
             n_truncated=n_truncated,
             n_slides=0,
             prefill_seconds=self._prefill_seconds,

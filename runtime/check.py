@@ -28,6 +28,8 @@ class Check:
     largest_difference: float  # of a log-probability from the recorded one
     tolerance: float
     n_exact: int  # ids whose log-probability is the recorded one to the last bit
+    n_openai: int = 0  # ids that OpenAI's gpt2 is recorded to write elsewhere; only a folder of its weights has them
+    n_openai_likeliest: int = 0  # of them, how many this model finds likeliest; information, since int8 may differ
 
     @property
     def passed(self) -> bool:
@@ -42,6 +44,11 @@ class Check:
             f"{self.n_tokens} recorded tokens scored, {exact}; log-probabilities differ by at most "
             f"{self.largest_difference:.4f}, {self.tolerance} is allowed"
         )
+        if self.n_openai:
+            figures += (
+                f"; {self.n_openai_likeliest} of {self.n_openai} tokens that OpenAI's gpt2 is recorded to write are "
+                "the likeliest here"
+            )
         if self.passed:
             return f"ok: this device runs the model as it should ({figures})"
         return f"NOT OK: this device computes something else ({figures}; {self.n_unlikely} unlikely)"
@@ -51,8 +58,9 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     """Verify the checksums of a model folder, then score its recorded outputs by teacher forcing.
 
     A recorded id must be the likeliest, unless its margin over the second was below the tolerance, and its
-    log-probability within the tolerance, which is stored with the record. Raises FileNotFoundError for a folder
-    without checksums or record, ValueError for a model that cannot be opened.
+    log-probability within the tolerance, which is stored with the record. A folder of OpenAI's gpt2 holds what that
+    model is recorded to write elsewhere, too: agreement is counted, and fails nothing. Raises FileNotFoundError for a
+    folder without checksums or record, ValueError for a model that cannot be opened.
     """
     damaged = verify_checksums(folder)
     if damaged:
@@ -61,6 +69,7 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     tolerance = float(golden["tolerance"])
     with Model(folder, threads=threads) as model:
         scored = [_score(model, record, tolerance) for record in golden["records"]]
+        openai = [_agreement(model, record) for record in golden.get("openai", [])]
     differences = np.concatenate([differences for differences, _ in scored])
     return Check(
         damaged=[],
@@ -69,6 +78,8 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
         largest_difference=float(differences.max()),
         tolerance=tolerance,
         n_exact=int((differences == 0).sum()),
+        n_openai=sum(n for n, _ in openai),
+        n_openai_likeliest=sum(likeliest for _, likeliest in openai),
     )
 
 
@@ -95,6 +106,12 @@ def _score(model: Model, record: dict[str, Any], tolerance: float) -> tuple[NDAr
     differences = np.abs(logprobs[at] - np.array(record["logprobs"], np.float32))
     sure = np.array(record["margins"]) >= tolerance
     return differences, int(((logprobs.argmax(-1) != at[1]) & sure).sum())
+
+
+def _agreement(model: Model, record: dict[str, Any]) -> tuple[int, int]:
+    """How many ids a record has, and how many of them are the likeliest by teacher forcing."""
+    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
+    return len(record["ids"]), int((logprobs.argmax(-1) == np.array(record["ids"])).sum())
 
 
 def forced_logprobs(model: Model, prompt_ids: list[int], ids: list[int]) -> NDArray[np.float32]:

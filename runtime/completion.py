@@ -25,7 +25,7 @@ class Completion:
     logprobs: list[float]  # one for each of ids
     top_logprobs: list[dict[int, float]]  # likeliest first, as many as asked for; empty when none were
     seed: int | None  # None where nothing was drawn
-    n_prompt_tokens: int
+    n_prompt_tokens: int  # of the whole prompt, what was left out included
     n_truncated: int  # tokens of the prompt left out by overflow "truncate_left" or "slide"
     n_slides: int  # how often overflow "slide" moved the window
     prefill_seconds: float

@@ -19,10 +19,10 @@ _SYSCTL = {"avx2": "hw.optional.avx2_0", "asimddp": "hw.optional.arm.FEAT_DotPro
 
 def suitable_kernel() -> Kernel | None:
     """The kernel to build models with for this processor; None where the system does not tell."""
-    features = processor_features()
-    if features is None:
+    features, needed = processor_features(), _NEEDED.get(_family())
+    if features is None or needed is None:
         return None
-    return "block" if features & set(_NEEDED[_family()]) else "dense"
+    return "block" if features & set(needed) else "dense"
 
 
 def advice(kernel: str | None, suitable: str | None) -> str | None:

@@ -48,6 +48,7 @@ class Row:
         self.window = fit_prompt(given, options, config.n_positions)  # what the cache holds or is to be filled with
         self.ids = list(given) if options.overflow == "slide" else list(self.window)
         self._n_prompt, self._n_dropped = len(self.ids), len(given) - len(self.window)
+        self._n_given = len(prompt_ids)
         self._seed = options.seed if options.seed is not None or options.temperature == 0 else draw_seed()
         self._sample = make_sampler(options, self._seed or 0, place.sample_index)
         self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size)
@@ -105,7 +106,7 @@ class Row:
             logprobs=self._logprobs,
             top_logprobs=self._top,
             seed=self._seed,
-            n_prompt_tokens=self._n_prompt,
+            n_prompt_tokens=self._n_given,
             n_truncated=self._n_dropped,
             n_slides=self.n_slides,
             prefill_seconds=self.prefill_seconds,

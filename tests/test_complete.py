@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import complete, generate, stream, stream_many
+from runtime import complete, generate, generation, stream, stream_many
+from runtime.cache import Cache
 from runtime.completion import Completion
 from runtime.model import Model
 from runtime.text import encode
 from tests import oracle
+from tests.checkpoints import build_model, write_checkpoint
 
 PROMPT = "Once upon a time there was a little mouse who"
 PROMPTS = ["", "The", PROMPT, "¿Qué tal, señor? El niño", "A party 🎉🙂 with", "THE END.\n", PROMPT]
 few = settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SAMPLED = {"temperature": 1.0, "seed": 5}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 5}
 
 
 def ids_of(found: Sequence[Completion]) -> list[list[int]]:
@@ -78,15 +80,30 @@ def test_rows_that_end_at_different_times_leave_the_others_alone(name: str, requ
 
 
 def test_the_same_prompt_is_computed_once(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime import generation
-
     prefilled: list[int] = []
     original = generation.prefill
-    monkeypatch.setattr(generation, "prefill", lambda cache, ids, *rest: (prefilled.append(1), original(cache, ids, *rest))[1])
+
+    def counted(cache: Cache, ids: Sequence[int], *rest: Any) -> Any:
+        prefilled.append(len(ids))
+        return original(cache, ids, *rest)
+
+    monkeypatch.setattr(generation, "prefill", counted)
     found = complete(PROMPT, n=4, model=demo_fp32, max_new_tokens=10, **SAMPLED)
     assert len(prefilled) == 1
     assert len({tuple(one.ids) for one in found}) == 4
     assert found[0].ids == complete(PROMPT, model=demo_fp32, max_new_tokens=10, **SAMPLED)[0].ids
+
+
+@pytest.mark.parametrize("block_size", [32, 64])
+def test_no_block_size_lets_a_row_see_its_neighbours(tmp_path: Path, block_size: int) -> None:
+    write_checkpoint(tmp_path / "tiny", n_layer=2)
+    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3, "n": 2}
+    with Model(build_model(tmp_path / "tiny", "int8", block_size), threads=1) as model:
+        prompts = ["a", "bcd", "efghijk" * 5]
+        together = complete(prompts, model=model, **options)
+        assert ids_of(together) == [
+            ids for prompt in prompts for ids in ids_of(complete(prompt, model=model, **options))
+        ]
 
 
 def test_greedy_rows_are_what_generate_writes(demo_int8: Model) -> None:
@@ -140,66 +157,6 @@ def test_every_reason_to_end(demo_fp32: Model) -> None:
     assert [found[why].ids for why in ("eos", "deadline", "cancelled")] == [[], [], []]
     assert found["stop"].ids == greedy.ids[:2]
     assert complete(PROMPT, model=demo_fp32, stop=greedy.text[5:9])[0].finish_reason == "stop"
-
-
-# seeds -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_seed_for_every_prompt_is_that_of_each_alone(demo_fp32: Model) -> None:
-    options: dict[str, Any] = {"model": demo_fp32, "max_new_tokens": 10, "temperature": 1.0, "n": 2}
-    prompts, seeds = [PROMPT, PROMPT, "The"], [4, 9, 4]
-    found = complete(prompts, seed=seeds, **options)
-    alone = [complete(prompt, seed=seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
-    assert ids_of(found) == [ids for one in alone for ids in ids_of(one)]
-    assert [one.seed for one in found] == [4, 4, 9, 9, 4, 4]
-    assert found[0].ids != found[2].ids
-    assert ids_of(complete(prompts, seed=np.array(seeds), **options)) == ids_of(found)
-
-
-def test_one_seed_is_that_of_every_prompt(demo_fp32: Model) -> None:
-    found = complete([PROMPT, PROMPT], model=demo_fp32, max_new_tokens=10, temperature=1.0, seed=4)
-    assert found[0].ids == found[1].ids
-
-
-def test_a_drawn_seed_is_reported_and_gives_the_same_again(demo_fp32: Model) -> None:
-    options: dict[str, Any] = {"model": demo_fp32, "max_new_tokens": 10, "temperature": 1.0}
-    found = complete([PROMPT, PROMPT], **options)
-    seeds = [one.seed for one in found if one.seed is not None]
-    assert len(set(seeds)) == 2
-    assert ids_of(complete([PROMPT, PROMPT], seed=seeds, **options)) == ids_of(found)
-    assert complete(PROMPT, model=demo_fp32, max_new_tokens=1)[0].seed is None
-
-
-@pytest.mark.parametrize(
-    ("seed", "kind", "named"),
-    [
-        ([1], ValueError, "1 entries for 2 prompts"),
-        ([1, 2, 3], ValueError, "3 entries for 2 prompts"),
-        ([], ValueError, "0 entries"),
-        ([1, -1], ValueError, r"seed\[1\] is -1"),
-        ([1, 2**64], ValueError, r"seed\[1\] is 18446744073709551616"),
-        ([True, 1], TypeError, r"seed\[0\] is True"),
-        ([1, None], TypeError, r"seed\[1\] is None"),
-        ([1.5, 2], TypeError, r"seed\[0\] is 1.5"),
-        ("12", TypeError, "seed is '12'"),
-        ({1, 2}, TypeError, "seed is {1, 2}"),
-    ],
-)
-def test_a_wrong_seed_is_named(demo_fp32: Model, seed: Any, kind: type[Exception], named: str) -> None:
-    with pytest.raises(kind, match=named):
-        complete([PROMPT, "The"], model=demo_fp32, temperature=1.0, seed=seed)
-
-
-@pytest.mark.parametrize("function", [generate, stream])
-def test_elsewhere_a_seed_is_one_number(demo_fp32: Model, function: Any) -> None:
-    with pytest.raises(TypeError, match="seed is"):
-        function(PROMPT, model=demo_fp32, temperature=1.0, seed=[1])
-
-
-def test_the_signature_shows_the_seed_once() -> None:
-    names = list(inspect.signature(complete).parameters)
-    assert names.count("seed") == 1
-    assert (inspect.getdoc(complete) or "").count("seed: ") >= 1
 
 
 # refused -----------------------------------------------------------------------------------------------------------

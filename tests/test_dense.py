@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from onnx import TensorProto
+from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save_file
 
 import runtime
 from export import build
-from export.dense import quantize_columns
+from export.dense import DenseInt8, quantize_columns
+from export.onnx_file import OnnxFile
+from runtime.check import check_folder
 from runtime.model import Model
-from tests.building import QUICK
+from tests.building import QUICK, run_here
 from tests.checkpoints import (
     Floats,
     folder_logits,
@@ -25,6 +31,7 @@ from tests.checkpoints import (
     torch_logits,
     write_checkpoint,
 )
+from tests.conftest import DEMO
 
 # processors with dot-product instructions are better served by blocks, and the runtime says so
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -110,7 +117,9 @@ def test_a_row_in_a_batch_is_bit_equal_to_alone(model_folder: Path) -> None:
 def run_graph(folder: Path, file: OnnxFile, feeds: dict[str, Any], shape: list[str | int]) -> Floats:
     """Save the nodes with the output `y` and run them."""
     types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-    inputs = [(name, types[array.dtype.name], [f"{name}.{i}" for i in range(array.ndim)]) for name, array in feeds.items()]
+    inputs = [
+        (name, types[array.dtype.name], [f"{name}.{i}" for i in range(array.ndim)]) for name, array in feeds.items()
+    ]
     file.save(inputs, [("y", TensorProto.FLOAT, shape)], {})
     result: Floats = InferenceSession(folder / "model.onnx").run(["y"], feeds)[0]
     return result

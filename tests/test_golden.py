@@ -28,9 +28,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_ids_are_the_greedy_ones(demo_int8_folder: Path, demo_int8: Model) -> None:
     for record in records(demo_int8_folder):
-        completion = runtime.complete(
-            record["prompt"], model=demo_int8, max_new_tokens=golden.N_IDS, temperature=0
-        )[0]
+        completion = runtime.complete(record["prompt"], model=demo_int8, max_new_tokens=golden.N_IDS, temperature=0)[0]
         n = len(completion.ids)  # generation ends with the text, the record does not
         assert n
         assert completion.ids == record["ids"][:n]

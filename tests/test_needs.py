@@ -92,7 +92,7 @@ def test_the_build_says_it_on_one_line(tiny: Path, tmp_path: Path, capsys: pytes
 def test_too_little_disk(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     assert run_here(monkeypatch, tiny, "--output", tmp_path / "model", *QUICK) == 1
     assert "not enough disk: the build needs about 0.00 GB" in error_line(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +103,7 @@ def test_too_little_memory(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: str
 ) -> None:
     monkeypatch.setattr(needs, "free_memory", lambda: 50_000_000)
-    monkeypatch.setattr(needs, "free_disk", lambda output: 10**12)
+    monkeypatch.setattr(needs, "free_disk", lambda _: 10**12)
     source = tiny if checkpoint == "tiny" else checkpoint  # the random one is refused before it is written
     assert run_here(monkeypatch, source, "--output", tmp_path / "model", *QUICK) == 1
     assert "0.05 GB is free" in error_line(capsys.readouterr().err)
@@ -119,7 +119,7 @@ def test_free_memory_of_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
     free = needs.free_memory()
     assert free is None or 1e6 < free < 1e14
     if sys.platform == "linux":
-        monkeypatch.setattr(Path, "read_text", lambda *given, **named: "MemTotal: 3 kB\nMemAvailable:  2048 kB\n")
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: "MemTotal: 3 kB\nMemAvailable:  2048 kB\n")
         assert needs.free_memory() == 2048 * 1024
 
 

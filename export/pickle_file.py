@@ -1,0 +1,69 @@
+"""`pytorch_model.bin`: weights as a pickle, converted to safetensors where the user allows it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from export.weights import INDEX, PICKLE, SINGLE
+
+MISSING = "--allow-pickle needs torch, which is not installed: pip install -e '.[export]'"
+NOT_NEEDED = "{name} has safetensors; leave --allow-pickle out, which is for a checkpoint that has only a {pickle}"
+
+
+def check_installed() -> None:
+    """Raise ModuleNotFoundError, saying which extra to install, unless torch can be imported."""
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(MISSING)
+
+
+def convert(folder: Path, target: Path) -> Path:
+    """Make `target` the same checkpoint with safetensors; returns it.
+
+    torch reads tensors only (`weights_only`): a pickle that would run code is refused, and its code does not run.
+    Raises ValueError for that, for a damaged file, and for a checkpoint that has safetensors; FileNotFoundError where
+    there is no `pytorch_model.bin`.
+    """
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        raise ValueError(NOT_NEEDED.format(name=folder, pickle=PICKLE))
+    if not (folder / PICKLE).is_file():
+        raise FileNotFoundError(f"{folder / PICKLE} is missing; --allow-pickle reads that file")
+    tensors = _read(folder / PICKLE)
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, target / path.name)
+    _write(tensors, target / SINGLE)
+    return target
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import torch  # takes a second: only here
+
+    try:  # the format before torch 1.6 is no zip file and cannot be mapped
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns about is refused, or read well
+            read = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is damaged, or holds more than tensors, and is not read: {reason}") from None
+    if not isinstance(read, dict) or not all(isinstance(value, torch.Tensor) for value in read.values()):
+        raise ValueError(f"{path} is not a checkpoint: a dictionary of tensors is expected")
+    return dict(read)
+
+
+def _write(tensors: dict[str, Any], path: Path) -> None:
+    """Tensors that share memory, like tied weights, are written once each: safetensors has no sharing."""
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.detach().clone() if address in seen else tensor.detach().contiguous()
+        seen.add(address)
+    save_file(tensors, path, metadata={"format": "pt"})
