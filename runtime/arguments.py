@@ -57,7 +57,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 def read_usage(given: argparse.Namespace) -> None:
     """Check what can be checked before a model is opened, and add `options`. Raises TypeError or ValueError."""
-    for name in ("threads", "n", "num_beams", "stride", "limit"):
+    for name in ("threads", "n", "num_beams", "batch_size", "stride", "limit"):
         if getattr(given, name, None) is not None:
             check_count(name, getattr(given, name))
     options = {name.removeprefix("option_"): v for name, v in vars(given).items() if name.startswith("option_")}

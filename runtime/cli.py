@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import runtime
 from runtime import commands
 from runtime.arguments import add_model_arguments, add_option_arguments, read_usage
+from runtime.generation import BATCH_SIZE
 
 _EXAMPLES = {
     "generate": """\
@@ -96,7 +97,9 @@ def _define_complete(parser: argparse.ArgumentParser) -> None:
     add("--num-beams", type=int, default=1, metavar="N", help="search with so many beams (default: 1, no search)")
     about = "beams compare by log-probability / length ** X (default: 1)"
     add("--length-penalty", type=float, default=1.0, metavar="X", help=about)
-    add("--early-stopping", action="store_true", help="end the search once --num-beams continuations are finished")
+    about = "end the search once --num-beams are finished (yes), when others are no better (no, default), or cannot be"
+    add("--early-stopping", choices=list(commands.EARLY_STOPPING), default="no", help=about)
+    add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"rows at a time (default: {BATCH_SIZE})")
     add("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token, with --json")
     parser.set_defaults(checks_options=True)
     add_model_arguments(parser)
@@ -108,6 +111,8 @@ def _define_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", metavar="TEXT", help="score the text as the continuation of this one")
     about = "of a text without context: a window begins every N tokens (default: the model's context)"
     parser.add_argument("--stride", type=int, metavar="N", help=about)
+    about = "of a context that is too long: an error, or leave out its beginning (default: error)"
+    parser.add_argument("--overflow", choices=["error", "truncate_left"], default="error", help=about)
     add_model_arguments(parser)
 
 

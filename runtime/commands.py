@@ -18,6 +18,8 @@ from runtime.options import make_options
 from runtime.row import Place, Row
 from runtime.text import encode_prompt
 
+EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}  # transformers' values
+
 
 def generate(given: argparse.Namespace) -> int:
     """Stream the continuation of a prompt; without one, a terminal asks for prompts until it is closed."""
@@ -61,8 +63,9 @@ def _generate_one(model: Model, prompt: str, given: argparse.Namespace) -> None:
 def complete(given: argparse.Namespace) -> int:
     """Continuations of several prompts, each under a line that names it, or as a JSON list."""
     prompts = _read_input().splitlines() if given.prompts in ([], ["-"]) else given.prompts
-    names = ("n", "num_beams", "length_penalty", "early_stopping", "logprobs")
+    names = ("n", "num_beams", "length_penalty", "logprobs", "batch_size")
     options = {name: getattr(given, name) for name in names} | given.options
+    options["early_stopping"] = EARLY_STOPPING[given.early_stopping]
     with runtime.load(given.model, threads=given.threads) as model:
         start = time.perf_counter()
         completions = runtime.complete(prompts, model=model, **options)
@@ -81,6 +84,8 @@ def complete(given: argparse.Namespace) -> int:
 def score(given: argparse.Namespace) -> int:
     """Log-probability and perplexity of a text, or of the continuation of a context."""
     text = _read_input() if given.text in (None, "-") else given.text
+    if given.context is None and given.overflow != "error":
+        raise ValueError("--overflow is for a --context; a text without one may be of any length")
     if given.context is not None and given.stride is not None:
         raise ValueError("--stride is for a text without --context, which may be longer than the model's")
     with runtime.load(given.model, threads=given.threads) as model:
@@ -88,7 +93,7 @@ def score(given: argparse.Namespace) -> int:
         if given.context is None:
             result = runtime.score_text(text, model=model, stride=given.stride)
         else:
-            result = runtime.score(text, context=given.context, model=model)
+            result = runtime.score(text, context=given.context, model=model, overflow=given.overflow)
         seconds = time.perf_counter() - start
     n = len(result.ids)
     if given.json:

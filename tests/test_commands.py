@@ -106,12 +106,18 @@ def test_complete_as_json(command: Command, demo_fp32: Model) -> None:
     assert "4 new in" in err
 
 
-def test_complete_with_beams(command: Command, demo_fp32: Model) -> None:
-    arguments = ["--num-beams=3", "--n=2", "--length-penalty=0.5", "--early-stopping", "--max-new-tokens=6", "--json"]
-    found = json.loads(command("complete", PROMPT, *arguments)[1])
-    options: dict[str, Any] = {"num_beams": 3, "n": 2, "length_penalty": 0.5, "early_stopping": True}
+@pytest.mark.parametrize(("typed", "means"), [("yes", True), ("no", False), ("never", "never")])
+def test_complete_with_beams(command: Command, demo_fp32: Model, typed: str, means: bool | str) -> None:
+    shape = ["--num-beams=3", "--n=2", "--length-penalty=0.5", f"--early-stopping={typed}"]
+    found = json.loads(command("complete", PROMPT, *shape, "--max-new-tokens=6", "--json")[1])
+    options: dict[str, Any] = {"num_beams": 3, "n": 2, "length_penalty": 0.5, "early_stopping": means}
     expected = runtime.complete(PROMPT, model=demo_fp32, max_new_tokens=6, **options)
     assert [(one["ids"], one["beam_score"]) for one in found] == [(one.ids, one.beam_score) for one in expected]
+
+
+def test_complete_takes_a_batch_size(command: Command) -> None:
+    typed = ["complete", PROMPT, "The king", "--max-new-tokens=4"]
+    assert command(*typed, "--batch-size=1")[:2] == command(*typed)[:2]
 
 
 # score -------------------------------------------------------------------------------------------------------------
@@ -142,6 +148,17 @@ def test_score_reads_standard_input_in_strides(command: Command, demo_fp32: Mode
     status, out, err = command("score", "a", "--context=b", "--stride=5")
     assert (status, out) == (1, "")
     assert "--stride" in err
+
+
+def test_score_cuts_a_long_context_when_told_to(command: Command) -> None:
+    typed = ["score", " cat", "--context", "word " * 700]
+    status, out, err = command(*typed)
+    assert (status, out) == (1, "")
+    assert "truncate_left" in err
+    status, out, _ = command(*typed, "--overflow=truncate_left", "--json")
+    assert status == 0
+    assert json.loads(out)["n_truncated"] > 0
+    assert command("score", "a", "--overflow=truncate_left")[0] == 1
 
 
 # perform -----------------------------------------------------------------------------------------------------------
