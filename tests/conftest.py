@@ -6,11 +6,15 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from export import build
 from runtime.model import Model
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the hub makes its own
 # a shell starts what it puts in the background with SIGINT ignored, and every process under it inherits that
@@ -73,3 +77,15 @@ def demo_fp32(demo_fp32_folder: Path) -> Iterator[Model]:
 def demo_reference(demo_reference_folder: Path) -> Iterator[Model]:
     with Model(demo_reference_folder) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def torch_demo() -> Iterator[GPT2LMHeadModel]:
+    """The demo in transformers, on one thread."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
+    torch.set_num_threads(n_threads)

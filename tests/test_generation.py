@@ -32,14 +32,6 @@ PROMPTS = {
 N_POSITIONS = 512
 
 
-@pytest.fixture(scope="module")
-def torch_demo() -> Iterator[GPT2LMHeadModel]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
-    torch.set_num_threads(n_threads)
-
-
 def torch_greedy(model: GPT2LMHeadModel, prompts: list[list[int]], n: int, eos: int = 0) -> list[list[int]]:
     """The ids that transformers adds to each prompt, all in one batch; the end of text is left out."""
     longest = max(map(len, prompts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,6 @@ from tests.conftest import DEMO
 
 N_POSITIONS = 512
 EVALUATION = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def torch_demo() -> Iterator[GPT2LMHeadModel]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
-    torch.set_num_threads(n_threads)
 
 
 def text_of(model: Model, n_tokens: int) -> str:
