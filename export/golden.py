@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.generation import prefill
+from runtime.grid import prefill
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.text import encode

@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.cache import Logits
 from runtime.completion import Completion, FinishReason
-from runtime.generation import prefill
+from runtime.grid import prefill
 from runtime.interruption import Interruption
 from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model

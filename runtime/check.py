@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation import prefill
+from runtime.grid import prefill
 from runtime.json_file import read_json
 from runtime.logprobs import log_softmax
 from runtime.model import Model

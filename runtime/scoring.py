@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation import PREFILL_STEP
+from runtime.grid import cut
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.shared_context import SharedContext
@@ -206,9 +206,9 @@ def window_log_probabilities(model: Model, ids: Sequence[int], skip: int) -> Ite
     """Targets and log-probabilities of ids[skip + 1:], given all ids before each; at most n_positions + 1 ids."""
     inputs, targets = ids[:-1], np.array(ids[1:], np.int64)
     cache = model.new_cache(len(inputs))
-    for begin in range(0, len(inputs), PREFILL_STEP):
-        chunk = inputs[begin : begin + PREFILL_STEP]
-        end = begin + len(chunk)
+    end = 0
+    for chunk in cut(inputs):
+        end += len(chunk)
         n_wanted = min(len(chunk), end - skip)
         if n_wanted < 1:
             cache.extend(chunk)

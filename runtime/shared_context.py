@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from runtime.cache import Logits
-from runtime.generation import PREFILL_STEP, prefill
+from runtime.grid import cut, prefill
 from runtime.model import Model
 
 
@@ -40,11 +40,7 @@ class SharedContext:
     def extend(self, row: int, ids: Sequence[int]) -> Iterator[Logits]:
         """Run `ids` on top of what the row holds; logits [n, n_vocab] after each of them, in passes.
 
-        Passes end on multiples of PREFILL_STEP, as `runtime.generation.prefill` has them.
+        The passes are those of `runtime.grid.cut`.
         """
-        begin = 0
-        while begin < len(ids):
-            n_left = PREFILL_STEP - self._cache.lengths[row] % PREFILL_STEP
-            chunk = ids[begin : begin + n_left]
-            begin += len(chunk)
+        for chunk in cut(ids, self._cache.lengths[row]):
             yield self._cache.extend(chunk, row=row, keep=len(chunk))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import complete, generate, generation, stream, stream_many
+from runtime import batch, complete, generate, stream, stream_many
 from runtime.cache import Cache
 from runtime.completion import Completion
 from runtime.model import Model
@@ -81,13 +81,13 @@ def test_rows_that_end_at_different_times_leave_the_others_alone(name: str, requ
 
 def test_the_same_prompt_is_computed_once(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prefilled: list[int] = []
-    original = generation.prefill
+    original = batch.prefill
 
     def counted(cache: Cache, ids: Sequence[int], *rest: Any) -> Any:
         prefilled.append(len(ids))
         return original(cache, ids, *rest)
 
-    monkeypatch.setattr(generation, "prefill", counted)
+    monkeypatch.setattr(batch, "prefill", counted)
     found = complete(PROMPT, n=4, model=demo_fp32, max_new_tokens=10, **SAMPLED)
     assert len(prefilled) == 1
     assert len({tuple(one.ids) for one in found}) == 4

@@ -10,7 +10,7 @@ import pytest
 
 from runtime import complete, generate, stream
 from runtime.cache import InPlaceCache
-from runtime.generation import PREFILL_STEP
+from runtime.grid import PREFILL_STEP
 from runtime.model import Model
 from tests.conftest import DEMO
 

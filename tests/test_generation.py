@@ -14,7 +14,7 @@ from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from runtime import complete, generate, load, row, stream
 from runtime.cache import InPlaceCache
-from runtime.generation import PREFILL_STEP
+from runtime.grid import PREFILL_STEP
 from runtime.model import Model
 from runtime.text import encode, encode_prompt
 from tests.conftest import DEMO
