@@ -82,7 +82,8 @@ def stream_many(
     checked = make_options(options)
     check_count("batch_size", batch_size)
     rows = [_make_row(opened, prompt, checked, Place(index)) for index, prompt in enumerate(_as_list(prompts))]
-    return (event for event in generation.generate_pieces(opened, rows, batch_size) if event[1])
+    pieces = generation.generate_pieces(opened, rows, batch_size)
+    return ((row.place.prompt_index, piece) for row, piece in pieces if piece)
 
 
 @takes_options

@@ -34,8 +34,8 @@ class Cache(Protocol):
         Returns the logits [len(ids), n_vocab], valid until the next step.
         """
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make the target row hold what the source row holds."""
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        """Make the target row hold what the source row holds, or the first `length` tokens of it."""
 
     def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:
         """Make row i hold what row order[i] held, for each of the first len(order) rows; the others stay.
@@ -103,11 +103,11 @@ class InPlaceCache:
         logits: Logits = step.logits[:, 0]
         return logits
 
-    def copy_row(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
         """See `Cache.copy_row`."""
-        n = self.lengths[target] = self.lengths[source]
+        n = self.lengths[target] = self.lengths[source] if length is None else length
         self._buffers[:, :, target, :, :n] = self._buffers[:, :, source, :, :n]
-        self._mask[target] = self._mask[source]
+        self._mask[target] = np.arange(self._mask.shape[1]) < n
 
     def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:
         """See `Cache.reorder`."""
@@ -195,7 +195,7 @@ class GrowingCache:
         """See `Cache.clear_row`."""
         self.lengths[row], self._past = 0, self._empty
 
-    def copy_row(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:  # noqa: ARG002
         """There is one row."""
         if source != target:
             raise ValueError(f"a plain ONNX export decodes one row at a time; there is no row {target}")

@@ -64,6 +64,11 @@ class Row:
         self.n_pinned = min(options.pinned_tokens, self._n_prompt)
         self.n_slides, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
         self.interruption = Interruption(options)
+        self.prompt_logits: Logits | None = None  # [n_vocab] after the window, for rows with the same one
+
+    def holds_prompt_of(self, other: Row) -> bool:
+        """Whether this row's part of a cache begins with all that the other is to be filled with."""
+        return self.prompt_logits is not None and self.n_slides == 0 and self.window == other.window
 
     def accept(self, logits: Logits) -> str:
         """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
