@@ -10,28 +10,43 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.onnx_file import MICROSOFT, OnnxFile
-from export.precision import Floats
+from export.precision import Floats, Linear
 from export.quantization import ROWS_AT_ONCE, TINY
 
+SYMMETRIC_ZERO = 128  # the grid's zero, of 0 to 255: as far down as up
+FLOORED_ZERO = 64  # for what hardly goes below 0, such as the output of gelu: half as many steps again above it
 
-def quantize_columns(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """[n_in, n_out] -> unsigned [n_in, n_out] around 128, scales [n_out].
 
-    Unsigned, since on AVX2 the product of u8 and s8 saturates and that of u8 and u8 does not.
+def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """[n_in, n_out] -> signed [n_in, n_out], scales [n_out].
+
+    The AVX2 and SSE kernels add the products of two neighbours in a column in 16 bits, which saturate. With
+    activations of at most 255, that cannot happen where the two weights add to no more than 128.
     """
-    scales = np.abs(matrix).max(0) / np.float32(127)
+    scales = _largest_pairs(matrix) / np.float32(127)  # rounding adds at most 1
     scales[scales < TINY] = 1  # a column of zeros, or of what rounds to them
-    quantized = np.empty(matrix.shape, np.uint8)
+    quantized = np.empty(matrix.shape, np.int8)
     for start in range(0, len(matrix), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        quantized[rows] = np.rint(matrix[rows] / scales) + 128
+        quantized[rows] = np.rint(matrix[rows] / scales)
     return quantized, scales
 
 
-class DenseInt8:
-    """Products of u8 and u8 with one scale a row of activations and one a column of weights.
+def _largest_pairs(matrix: Floats) -> Floats:
+    """[n_in, n_out] -> [n_out]: the largest sum, of either sign, that two neighbours in a column reach."""
+    largest = np.zeros(matrix.shape[1], np.float32)
+    for start in range(0, len(matrix), ROWS_AT_ONCE):
+        for sign in (1, -1):
+            positive = np.maximum(sign * matrix[start : start + ROWS_AT_ONCE], 0)
+            pairs = np.add.reduceat(positive, np.arange(0, len(positive), 2))
+            np.maximum(largest, pairs.max(0), out=largest)
+    return largest
 
-    Each row is divided by its own maximum, rounded to a fixed grid from -1 to 1, and multiplied by the maximum after.
+
+class DenseInt8:
+    """Products of u8 and s8 with one scale a row of activations and one a column of weights.
+
+    Each row is divided by its own largest number, rounded to a fixed grid, and multiplied by that number after.
     `DynamicQuantizeMatMul` would choose the grid from the whole tensor, and a row would depend on its neighbours.
     """
 
@@ -41,40 +56,43 @@ class DenseInt8:
         quantized, scales = quantize_columns(matrix.T)
         file.constant(f"{name}.q", quantized)  # [n_embd, n_vocab]
         file.constant(f"{name}.scale", scales)
-        file.constant(f"{name}.zero", np.full(scales.shape, 128, np.uint8))
 
     def embed(self, file: OnnxFile, name: str, out: str) -> str:
         node = file.node
         node("Gather", [f"{name}.q", "input_ids"], [f"{out}.columns"], axis=1)  # [n_embd, batch, sequence]
         node("Transpose", [f"{out}.columns"], [f"{out}.rows"], perm=[1, 2, 0])
         node("Cast", [f"{out}.rows"], [f"{out}.cast"], to=TensorProto.FLOAT)
-        node("Sub", [f"{out}.cast", file.constant(f"{out}.middle", np.array(128, np.float32))], [f"{out}.centred"])
         node("Gather", [f"{name}.scale", "input_ids"], [f"{out}.scale"])
         last = file.constant(f"{out}.last", np.array([-1], np.int64))
         node("Unsqueeze", [f"{out}.scale", last], [f"{out}.scales"])
-        return node("Mul", [f"{out}.centred", f"{out}.scales"], [out])
+        return node("Mul", [f"{out}.cast", f"{out}.scales"], [out])
 
     def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
-        return self._product(file, x, [f"{name}.q", f"{name}.scale", f"{name}.zero"], out)
+        return self._product(file, x, name, out)
 
-    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
-        quantized, scales = quantize_columns(weight)
-        stored = [file.constant(f"{name}.q", quantized), file.constant(f"{name}.scale", scales)]
-        zero = file.constant(f"{name}.zero", np.full(scales.shape, 128, np.uint8))
-        product = self._product(file, x, [*stored, zero], f"{out}.product")
-        return file.node("Add", [product, file.constant(f"{name}.bias", bias)], [out])
+    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+        quantized, scales = quantize_columns(linear.weight)
+        file.constant(f"{name}.q", quantized)
+        file.constant(f"{name}.scale", scales)
+        return self._product(file, x, name, f"{name}.out", linear.floor), file.constant(f"{name}.bias", linear.bias)
 
-    def _product(self, file: OnnxFile, x: str, stored: list[str], out: str) -> str:
-        node, last = file.node, file.constant(f"{out}.axis", np.array([-1], np.int64))
-        node("Abs", [x], [f"{out}.abs"])
-        node("ReduceMax", [f"{out}.abs", last], [f"{out}.largest"])
-        # a row of zeros stays one
-        node("Max", [f"{out}.largest", file.constant(f"{out}.least", np.array(1e-30, np.float32))], [f"{out}.max"])
-        node("Div", [x, f"{out}.max"], [f"{out}.unit"])
-        step = file.constant(f"{out}.step", np.array(1 / 127, np.float32))
-        middle = file.constant(f"{out}.middle", np.array(128, np.uint8))
+    def _product(self, file: OnnxFile, x: str, name: str, out: str, floor: float | None = None) -> str:
+        node, zero = file.node, SYMMETRIC_ZERO if floor is None else FLOORED_ZERO
+        largest = self._largest(file, x, out, floor)
+        # a row of zeros is divided by 0: whatever integers that makes are multiplied by 0 again
+        node("Div", [x, largest], [f"{out}.unit"])
+        step = file.constant(f"{out}.step", np.array(1 / (255 - zero), np.float32))
+        middle = file.constant(f"{out}.middle", np.array(zero, np.uint8))
         node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
-        weight, scale, zero = stored
-        inputs = [f"{out}.rounded", weight, step, scale, middle, zero]
+        inputs = [f"{out}.rounded", f"{name}.q", step, f"{name}.scale", middle]
         node("MatMulIntegerToFloat", inputs, [f"{out}.units"], MICROSOFT)
-        return node("Mul", [f"{out}.units", f"{out}.max"], [out])
+        return node("Mul", [f"{out}.units", largest], [out])
+
+    def _largest(self, file: OnnxFile, x: str, out: str, floor: float | None) -> str:
+        """What each row is divided by, [..., 1]: the grid goes up to it, and down at least to the floor."""
+        last = file.constant(f"{out}.axis", np.array([-1], np.int64))
+        if floor is None:
+            return file.node("ReduceMax", [file.node("Abs", [x], [f"{out}.abs"]), last], [f"{out}.largest"])
+        largest = file.node("ReduceMax", [x, last], [f"{out}.largest"])
+        least = np.array(-floor * (255 - FLOORED_ZERO) / FLOORED_ZERO, np.float32)
+        return file.node("Max", [largest, file.constant(f"{out}.least", least)], [f"{out}.range"])

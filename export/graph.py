@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 from export.config import Config
 from export.onnx_file import MICROSOFT, OnnxFile, ValueInfo
-from export.precision import Floats, Precision
+from export.precision import Floats, Linear, Precision
 
 FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -35,16 +35,18 @@ class Weights(Protocol):
         """The tensor, fp32."""
 
 
-_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {  # operator, domain, attributes
-    "gelu_new": ("FastGelu", MICROSOFT, {}),
-    "gelu_fast": ("FastGelu", MICROSOFT, {}),
-    "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}),
-    "gelu": ("Gelu", MICROSOFT, {}),
-    "quick_gelu": ("QuickGelu", MICROSOFT, {"alpha": 1.702}),
-    "relu": ("Relu", "", {}),
-    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
-    "swish": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
-    "tanh": ("Tanh", "", {}),
+_GELU_FLOOR, _SILU_FLOOR = -0.1701, -0.2785  # none of the family goes lower
+# operator, domain, attributes, and what its output never goes below
+_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
+    "gelu_new": ("FastGelu", MICROSOFT, {}, _GELU_FLOOR),
+    "gelu_fast": ("FastGelu", MICROSOFT, {}, _GELU_FLOOR),
+    "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}, _GELU_FLOOR),
+    "gelu": ("Gelu", MICROSOFT, {}, _GELU_FLOOR),
+    "quick_gelu": ("QuickGelu", MICROSOFT, {"alpha": 1.702}, _GELU_FLOOR),
+    "relu": ("Relu", "", {}, 0.0),
+    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}, _SILU_FLOOR),
+    "swish": ("QuickGelu", MICROSOFT, {"alpha": 1.0}, _SILU_FLOOR),
+    "tanh": ("Tanh", "", {}, None),
 }
 
 
@@ -85,7 +87,10 @@ class _GraphBuilder:
         self.file.save(self.inputs, self.outputs, FORMAT | kernel)
 
     def lengths(self) -> None:
-        """From the mask, what GroupQueryAttention wants: seqlens_k [batch] and total_sequence_length, a scalar."""
+        """What several nodes need: which positions get logits, and from the mask, what GroupQueryAttention wants.
+
+        That is seqlens_k [batch] and total_sequence_length, a scalar.
+        """
         node, one = self.file.node, self.file.constant("one", np.array([1], np.int64))
         node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
         node("Sub", ["n_tokens", one], ["last_index"])
@@ -98,6 +103,10 @@ class _GraphBuilder:
         node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
         node("Squeeze", ["mask_length"], ["total"])
         node("Cast", ["total"], ["total_sequence_length"], to=TensorProto.INT32)
+        # an input with a default, so that others need not know it
+        self.file.constant("num_logits_to_keep", np.zeros(1, np.int64))
+        node("Neg", ["num_logits_to_keep"], ["first_kept"])
+        self.file.constant("end", np.array([2**62], np.int64))
 
     def embeddings(self) -> tuple[str, str]:
         self.precision.store(self.file, "wte", self.tensors["wte.weight"])
@@ -107,13 +116,15 @@ class _GraphBuilder:
         return self.norm(tokens, positions, "h.0.ln_1")
 
     def layer(self, i: int, x: str, residual: str) -> tuple[str, str]:
-        attended = self.attention(i, self.linear(x, f"h.{i}.attn.c_attn"))
-        x, residual = self.norm(residual, self.linear(attended, f"h.{i}.attn.c_proj"), f"h.{i}.ln_2")
-        hidden = self.linear(x, f"h.{i}.mlp.c_fc")
-        operator, domain, attributes = _ACTIVATIONS[self.config.activation_function]
-        hidden = self.file.node(operator, [hidden], [f"h.{i}.mlp.act"], domain, **attributes)
-        following = f"h.{i + 1}.ln_1" if i + 1 < self.config.n_layer else "ln_f"
-        return self.norm(residual, self.linear(hidden, f"h.{i}.mlp.c_proj"), following)
+        is_last = i + 1 == self.config.n_layer
+        attended = self.attention(i, self.add(*self.linear(x, f"h.{i}.attn.c_attn")))
+        if is_last:  # what follows the last attention is wanted only where logits are
+            attended, residual = self.kept(attended), self.kept(residual)
+        projected, bias = self.linear(attended, f"h.{i}.attn.c_proj")
+        x, residual = self.norm(residual, projected, f"h.{i}.ln_2", bias)
+        hidden, floor = self.activation(*self.linear(x, f"h.{i}.mlp.c_fc"), f"h.{i}.mlp.act")
+        projected, bias = self.linear(hidden, f"h.{i}.mlp.c_proj", floor)
+        return self.norm(residual, projected, "ln_f" if is_last else f"h.{i + 1}.ln_1", bias)
 
     def attention(self, i: int, qkv: str) -> str:
         """Query, key and value packed side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
@@ -129,27 +140,37 @@ class _GraphBuilder:
         heads = {"num_heads": n_head, "kv_num_heads": n_head, "scale": self.config.attention_scale(i)}
         return self.file.node("GroupQueryAttention", inputs, [f"h.{i}.attn", *present], MICROSOFT, **heads)
 
-    def linear(self, x: str, name: str) -> str:
+    def linear(self, x: str, name: str, floor: float | None = None) -> tuple[str, str]:
+        """The product, and the name of the bias that is left to add: "" for none."""
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        return self.precision.linear(self.file, x, name, weight, bias, f"{name}.out")
+        return self.precision.linear(self.file, x, name, Linear(weight, bias, floor))
 
-    def norm(self, x: str, skip: str, name: str) -> tuple[str, str]:
-        """LayerNorm(x + skip), and the sum itself for the next residual."""
+    def add(self, x: str, bias: str) -> str:
+        return self.file.node("Add", [x, bias], [f"{x}.biased"]) if bias else x
+
+    def activation(self, x: str, bias: str, out: str) -> tuple[str, float | None]:
+        """Of x + bias; and what the result never goes below."""
+        operator, domain, attributes, floor = _ACTIVATIONS[self.config.activation_function]
+        inputs = [x, bias] if operator == "FastGelu" and bias else [self.add(x, bias)]
+        return self.file.node(operator, inputs, [out], domain, **attributes), floor
+
+    def kept(self, x: str) -> str:
+        """The last num_logits_to_keep positions; 0 keeps all."""
+        return self.file.node("Slice", [x, "first_kept", "end", "one"], [f"{x}.kept"])
+
+    def norm(self, x: str, skip: str, name: str, bias: str = "") -> tuple[str, str]:
+        """LayerNorm(x + skip + bias), and the sum itself for the next residual."""
         gamma, beta = (
             self.file.constant(f"{name}.{part}", self.tensors[f"{name}.{part}"]) for part in ("weight", "bias")
         )
         outputs = [f"{name}.out", "", "", f"{name}.sum"]
         epsilon = self.config.layer_norm_epsilon
-        self.file.node("SkipLayerNormalization", [x, skip, gamma, beta], outputs, MICROSOFT, epsilon=epsilon)
+        inputs = [x, skip, gamma, beta, bias] if bias else [x, skip, gamma, beta]
+        self.file.node("SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=epsilon)
         return outputs[0], outputs[3]
 
     def logits(self, x: str) -> None:
-        """Logits of the last num_logits_to_keep positions; an input with a default, so others need not know it."""
-        self.file.constant("num_logits_to_keep", np.zeros(1, np.int64))
-        first = self.file.node("Neg", ["num_logits_to_keep"], ["first_kept"])
-        end = self.file.constant("end", np.array([2**62], np.int64))
-        kept = self.file.node("Slice", [x, first, end, "one"], ["kept_states"])
         if not self.config.tie_word_embeddings:
             self.precision.store(self.file, "lm_head", self.tensors["lm_head.weight"])
         output_layer = "wte" if self.config.tie_word_embeddings else "lm_head"
-        self.precision.logits(self.file, kept, output_layer, "logits")
+        self.precision.logits(self.file, x, output_layer, "logits")

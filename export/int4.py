@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_file import MICROSOFT, OnnxFile
-from export.precision import Floats, Int8
+from export.precision import Floats, Int8, Linear
 
 LEVELS = 15  # of 4 bits, 0 to 15
 SPANS = np.linspace(0.84, 1.0, 5, dtype=np.float32)  # of the blocks' own range: clipping the ends may pay
@@ -74,11 +74,11 @@ def _fit(blocks: Floats, centred: Floats, step: Floats) -> Floats:
 class Int4(Int8):
     """Products in blocks of 4-bit integers; `wte` stays int8, since the output layer loses most by rounding."""
 
-    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
+    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """See `Precision.linear`."""
-        packed, scales, zeros = quantize_int4(weight.T, self.block_size)
+        packed, scales, zeros = quantize_int4(linear.weight.T, self.block_size)
         stored = [file.constant(f"{name}.q", packed), file.constant(f"{name}.scale", scales)]
         stored += [file.constant(f"{name}.zero", zeros)]
-        inputs = [x, *stored, "", file.constant(f"{name}.bias", bias)]
-        sizes = {"N": weight.shape[1], "K": weight.shape[0], "bits": 4, "block_size": self.block_size}
-        return file.node("MatMulNBits", inputs, [out], MICROSOFT, accuracy_level=4, **sizes)
+        inputs = [x, *stored, "", file.constant(f"{name}.bias", linear.bias)]
+        sizes = {"N": linear.weight.shape[1], "K": linear.weight.shape[0], "bits": 4, "block_size": self.block_size}
+        return file.node("MatMulNBits", inputs, [f"{name}.out"], MICROSOFT, accuracy_level=4, **sizes), ""

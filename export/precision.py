@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ BLOCK_SIZES = (32, 64, 128, 256)
 INT4_BLOCK_SIZES = (32, 64)
 # at int8, 64 divides every OpenAI width and rows do not depend on their neighbours; at int4, 32 loses least
 DEFAULT_BLOCK_SIZES = {"int8": 64, "int4": 32}
+
+
+class Linear(NamedTuple):
+    """What a Conv1D is made of: x times weight plus bias."""
+
+    weight: Floats  # [n_in, n_out]
+    bias: Floats  # [n_out]
+    floor: float | None = None  # x never goes below it, where that is known
 
 
 class Precision(Protocol):
@@ -34,8 +42,8 @@ class Precision(Protocol):
     def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
         """[batch, kept, n_embd] times the stored matrix transposed -> [batch, kept, n_vocab]."""
 
-    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
-        """Conv1D: [..., n_in] times weight [n_in, n_out] plus bias [n_out] -> [..., n_out]."""
+    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+        """Conv1D: [..., n_in] -> [..., n_out], and the bias where it is left to the next node; "" otherwise."""
 
 
 class Float32:
@@ -52,9 +60,9 @@ class Float32:
     def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
         return file.node("FusedMatMul", [x, name], [out], MICROSOFT, transB=1)
 
-    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
-        product = file.node("MatMul", [x, file.constant(f"{name}.weight", weight)], [f"{out}.product"])
-        return file.node("Add", [product, file.constant(f"{name}.bias", bias)], [out])
+    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+        product = file.node("MatMul", [x, file.constant(f"{name}.weight", linear.weight)], [f"{name}.out"])
+        return product, file.constant(f"{name}.bias", linear.bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +91,11 @@ class Int8:
     def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
         return self._product(file, [x, f"{name}.q", f"{name}.scale"], file.shape(f"{name}.rows"), out)
 
-    def linear(self, file: OnnxFile, x: str, name: str, weight: Floats, bias: Floats, out: str) -> str:
-        quantized, scales = quantize(weight.T, self.block_size)  # MatMulNBits wants [n_out, n_in]
+    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+        quantized, scales = quantize(linear.weight.T, self.block_size)  # MatMulNBits wants [n_out, n_in]
         stored = [file.constant(f"{name}.q", quantized), file.constant(f"{name}.scale", scales)]
-        inputs = [x, *stored, "", "", file.constant(f"{name}.bias", bias)]
-        return self._product(file, inputs, list(weight.T.shape), out)
+        inputs = [x, *stored, "", "", file.constant(f"{name}.bias", linear.bias)]
+        return self._product(file, inputs, list(linear.weight.T.shape), f"{name}.out"), ""
 
     def _product(self, file: OnnxFile, inputs: list[str], shape: list[int], out: str) -> str:
         sizes = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": self.block_size}

@@ -19,6 +19,7 @@ import runtime
 from export import build
 from export.dense import DenseInt8, quantize_columns
 from export.onnx_file import OnnxFile
+from export.precision import Linear
 from runtime.check import check_folder
 from runtime.model import Model
 from tests.building import QUICK, run_here
@@ -43,7 +44,7 @@ MATRICES = arrays.arrays(
 def dequantized(matrix: Floats) -> Floats:
     """The matrix that the kernel computes with."""
     quantized, scales = quantize_columns(matrix)
-    result: Floats = (quantized.astype(np.float32) - 128) * scales
+    result: Floats = quantized.astype(np.float32) * scales
     return result
 
 
@@ -53,18 +54,36 @@ def test_a_weight_is_off_by_half_a_scale_at_most(matrix: Floats) -> None:
     matrix[np.abs(matrix) < 1e-30] = 0
     quantized, scales = quantize_columns(matrix)
     assert (quantized.shape, scales.shape) == (matrix.shape, matrix.shape[1:])
-    assert (quantized.dtype, scales.dtype) == (np.uint8, np.float32)
-    assert quantized.min() >= 1
+    assert (quantized.dtype, scales.dtype) == (np.int8, np.float32)
     assert (np.abs(dequantized(matrix) - matrix) <= 0.5001 * scales + 1e-12).all()
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_two_neighbours_in_a_column_never_saturate_16_bits(matrix: Floats) -> None:
+    quantized = quantize_columns(matrix)[0].astype(int)
+    for sign in (1, -1):
+        pairs = np.add.reduceat(np.maximum(sign * quantized, 0), np.arange(0, len(quantized), 2))
+        assert pairs.max(initial=0) * 255 <= 2**15 - 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("first", [128, 64, 0])
+def test_the_product_is_exact_where_it_is_nearest_to_saturation(tmp_path: Path, sign: int, first: int) -> None:
+    weight = np.tile(np.array([[first], [128 - first]], np.float32), (32, 40)) * sign / 128
+    x = np.array([[[1.0] * 64, [1, -1] * 32, [-1] * 64]], np.float32)
+    result = linear(tmp_path, x, Linear(weight, np.zeros(40, np.float32)))
+    expected = x @ dequantized(weight)
+    assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_columns_of_zeros_and_many_rows() -> None:
     matrix = np.zeros((5000, 3), np.float32)
     matrix[:, 1] = np.linspace(-1, 1, 5000)
     quantized, scales = quantize_columns(matrix)
-    assert (quantized[:, [0, 2]] == 128).all()
-    assert scales.tolist() == [1, np.float32(1 / 127), 1]
-    assert np.abs(dequantized(matrix) - matrix).max() <= 0.5001 / 127
+    assert (quantized[:, [0, 2]] == 0).all()
+    assert scales.tolist() == [1, (matrix[-1, 1] + matrix[-2, 1]) / np.float32(127), 1]
+    assert (np.abs(dequantized(matrix) - matrix) <= 0.5001 * scales).all()
 
 
 def build_dense(checkpoint: Path, target: Path, *more: str) -> Path:
@@ -135,17 +154,38 @@ def test_embedding_rows_are_the_dequantized_ones_exactly(tmp_path: Path) -> None
     assert np.array_equal(rows, dequantized(matrix.T).T[ids])
 
 
-def test_a_row_of_zeros_gives_the_bias_and_disturbs_no_other(tmp_path: Path) -> None:
+def linear(folder: Path, x: Floats, one: Linear) -> Floats:
+    """What the product makes of `x` [batch, sequence, n_in], the bias added."""
+    with OnnxFile(folder) as file:
+        product, bias = DenseInt8().linear(file, "x", "c", one)
+        file.node("Add", [product, bias], ["y"])
+        return run_graph(folder, file, {"x": x}, ["a", "b", one.weight.shape[1]])
+
+
+@pytest.mark.parametrize("floor", [None, -0.17, 0.0])
+def test_rows_have_their_own_scales_and_zeros_give_the_bias(tmp_path: Path, floor: float | None) -> None:
     noise = np.random.default_rng(1)
     weight, bias = (noise.standard_normal(shape).astype(np.float32) for shape in ((64, 40), (40,)))
     x = noise.standard_normal((1, 3, 64)).astype(np.float32) * np.array([[1], [0], [1000]], np.float32)
-    with OnnxFile(tmp_path) as file:
-        DenseInt8().linear(file, "x", "c", weight, bias, "y")
-        result = run_graph(tmp_path, file, {"x": x}, ["a", "b", 40])
+    if floor is not None:
+        x = np.maximum(x, np.float32(floor))
+    result = linear(tmp_path, x, Linear(weight, bias, floor))
     assert np.array_equal(result[0, 1], bias)
     expected = x @ dequantized(weight) + bias
     for row in range(3):
-        assert relative_error(result[0, row], expected[0, row]) < 0.02  # each row has its own scale
+        assert relative_error(result[0, row], expected[0, row]) < 0.02
+
+
+def test_what_has_a_floor_is_rounded_finer(tmp_path: Path) -> None:
+    noise = np.random.default_rng(2)
+    weight, bias = noise.standard_normal((256, 40)).astype(np.float32), np.zeros(40, np.float32)
+    x = np.maximum(noise.standard_normal((1, 64, 256)).astype(np.float32), np.float32(-0.17))
+    expected = x @ dequantized(weight)
+    errors = {}
+    for name, floor in (("symmetric", None), ("floored", -0.17)):
+        (tmp_path / name).mkdir()
+        errors[name] = relative_error(linear(tmp_path / name, x, Linear(weight, bias, floor)), expected)
+    assert errors["floored"] < 0.75 * errors["symmetric"]
 
 
 def test_the_demo_loses_little_and_checks_and_writes(tmp_path: Path) -> None:
