@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from export import quality
@@ -21,6 +21,7 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py models/demo                    the checkpoint that comes with the repository
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
+DENSE_MAX_LOSS = 0.25  # half of what int8 may lose: dense is the faster, blocks lose less
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
 
@@ -32,7 +33,7 @@ class BuildOptions:
     revision: str | None
     output: Path
     precision: str
-    kernel: str
+    kernel: str  # auto, block or dense
     block_size: int | None  # None where weights are not in blocks: fp32, and the dense kernel
     no_reference: bool
     keep_reference: Path | None
@@ -57,6 +58,27 @@ class BuildOptions:
         return "the fused fp32 graph" if self.no_reference else "optimum's fp32 export"
 
     @property
+    def dense_max_loss(self) -> float:
+        """Per cent of perplexity that the dense kernel may lose where it is not asked for by name."""
+        return min(DENSE_MAX_LOSS, self.max_loss)
+
+    def attempts(self, widths: Sequence[int]) -> list[BuildOptions]:
+        """What to build, and what to build instead if that loses too much; `widths`: of the rows of all products.
+
+        Raises ValueError where blocks of the size that was asked for do not divide them.
+        """
+        fitting = [size for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
+        if self.block_size and self.block_size not in fitting:
+            does = f"--block-size {' or '.join(map(str, fitting))}" if fitting else "--kernel dense or --precision fp32"
+            raise ValueError(f"blocks of {self.block_size} do not divide the widths {list(widths)}; {does} does")
+        if self.kernel != "auto":
+            return [self]
+        dense = dataclasses.replace(self, kernel="dense")
+        block = dataclasses.replace(self, kernel="block", block_size=DEFAULT_BLOCK_SIZES["int8"])
+        attempts = [dense, block] if self.verify == "quality" else [block]
+        return attempts if block.block_size in fitting else [dense]
+
+    @property
     def precision_text(self) -> str:
         """The precision in words."""
         if self.precision == "fp32":
@@ -68,11 +90,13 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
     """Parse and check; exits with code 2 for wrong usage, with the usage and the reason."""
     parser = argument_parser()
     given = parser.parse_args(arguments)
-    kind = given.precision if given.kernel == "block" else f"{given.precision}-{given.kernel}"
+    kind = f"{given.precision}-dense" if given.kernel == "dense" else given.precision
     given.output = (given.output or Path("models") / f"{model_name(given.checkpoint)}-{kind}").resolve()
     given.keep_reference = given.keep_reference and given.keep_reference.resolve()
     for mistake in _mistakes(given):
         parser.error(mistake)
+    if given.kernel is None:
+        given.kernel = "auto" if given.precision == "int8" and given.block_size is None else "block"
     if given.block_size is None and given.kernel == "block":
         given.block_size = DEFAULT_BLOCK_SIZES.get(given.precision)
     if given.max_loss is None:
@@ -137,8 +161,8 @@ def argument_parser() -> argparse.ArgumentParser:
     defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
     about = f"weights that share a scale (default: {defaults}); at 32 and 64 no row depends on its neighbours"
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
-    about = "block, or dense for processors without dot-product instructions: gpt2-edge info tells (default: block)"
-    add("--kernel", choices=["block", "dense"], default="block", help=about)
+    about = f"of int8 (default: dense if verification shows that it loses at most {DENSE_MAX_LOSS} %%, else block)"
+    add("--kernel", choices=["block", "dense"], help=about)
     about = "do without optimum and torch: verify against the project's own fp32 graph"
     add("--no-reference", action="store_true", help=about)
     add("--keep-reference", type=Path, metavar="DIR", help="keep optimum's fp32 export in this new folder")

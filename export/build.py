@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import importlib.metadata
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ try:
     from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
     from export.dense import DenseInt8
+    from export.failures import explain
     from export.int4 import Int4
     from export.json_file import write_json
-    from export.precision import BLOCK_SIZES, Float32, Int8, Precision
+    from export.precision import Float32, Int8, Precision
     from export.random_checkpoint import SIZES
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
@@ -58,16 +59,12 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
     with workspaces(options) as (work, reference_work):
         say(1, f"checkpoint: {options.checkpoint}")
         checkpoint = open_with_room(options, work)
-        check_block_size(checkpoint, options.block_size)
+        attempts = options.attempts(widths(checkpoint))
 
         say(2, f"reference: {options.reference_text}")
         make_reference(checkpoint, options, reference_work / "reference")
 
-        say(3, f"model: the fused graph, {options.precision_text}")
-        make_model(checkpoint, options, work / "model")
-
-        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
-        measured = verify(checkpoint, options, work / "model", reference_work / "reference", work)
+        options, measured = make_and_verify(checkpoint, attempts, reference_work / "reference", work)
 
         say(5, f"publication: {options.output}")
         describe(checkpoint, options, measured, work / "model")
@@ -134,6 +131,24 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
     folder.write_tokenizer_and_config(checkpoint, target)
 
 
+def make_and_verify(
+    checkpoint: Checkpoint, attempts: Sequence[BuildOptions], reference: Path, work: Path
+) -> tuple[BuildOptions, quality.Quality | None]:
+    """The first attempt that loses little, else the last; raises ValueError where that one loses too much."""
+    for options in attempts:
+        say(3, f"model: the fused graph, {options.precision_text}")
+        make_model(checkpoint, options, work / "model")
+        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
+        measured = verify(checkpoint, options, work / "model", reference, work)
+        if options is attempts[-1] or measured is None or measured.loss_percent <= options.dense_max_loss:
+            break
+        print(f"      more than {options.dense_max_loss} %: {attempts[-1].precision_text} instead", flush=True)
+        shutil.rmtree(work / "model")
+    if measured and not checkpoint.is_random:
+        measured.check(options.max_loss)
+    return options, measured
+
+
 def make_model(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
     """The graph that ships, at its precision."""
     target.mkdir()
@@ -151,15 +166,13 @@ def make_precision(options: BuildOptions) -> Precision:
 def verify(
     checkpoint: Checkpoint, options: BuildOptions, model: Path, reference: Path, work: Path
 ) -> quality.Quality | None:
-    """Measure the loss against the reference; raises ValueError for a model that loses too much."""
+    """Measure the loss against the reference, and print it."""
     if options.verify == "none":
         return None
     text = evaluation_text(checkpoint, options)
     least = LEAST_TOKENS if options.eval_text else 2
     measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=least)
     print(card.quality_text(checkpoint, measured))
-    if not checkpoint.is_random:
-        measured.check(options.max_loss)
     return measured
 
 
@@ -185,17 +198,9 @@ def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
     return own if own.is_file() else EVALUATION_TEXT
 
 
-def check_block_size(checkpoint: Checkpoint, block_size: int | None) -> None:
-    """Raise ValueError unless blocks divide the rows of every product."""
-    widths = sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
-    if block_size and any(width % block_size for width in widths):
-        fitting = [str(size) for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
-        cure = (
-            f"--block-size {' or '.join(fitting)} does"
-            if fitting
-            else "none does: --kernel dense or --precision fp32 does"
-        )
-        raise ValueError(f"blocks of {block_size} do not divide the widths {widths}; {cure}")
+def widths(checkpoint: Checkpoint) -> list[int]:
+    """Of the rows of all products."""
+    return sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
 
 
 def layer_progress(layers: Any) -> Any:
@@ -227,19 +232,6 @@ def run() -> int:
 def ignore_interrupts() -> None:
     """From here on Ctrl-C comes too late: the renames take no time, and what follows only cleans up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def explain(error: BaseException) -> str:
-    """The message on one line, with the cure for what commonly goes wrong with a big write."""
-    message = " ".join(str(error).split())
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.ENOSPC or "No space left" in message:
-        return f"the disk is full ({message}); free some space, or name an --output on another disk"
-    if code == errno.EFBIG:
-        return f"the file system does not take a file so big ({message}); name an --output on another disk"
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission ({message}); name another --output, or change who may write there"
-    return message
 
 
 if __name__ == "__main__":

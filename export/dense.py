@@ -1,6 +1,6 @@
-"""Weights as int8 with one scale a column, for processors without dot-product instructions.
+"""Weights as int8 with one scale a column: onnxruntime has fast kernels for that on every processor.
 
-The block kernels do not exist there, and onnxruntime dequantizes the weights at every call instead.
+For blocks it has none on processors without dot-product instructions, and dequantizes the weights at every call.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 from export.onnx_file import MICROSOFT, OnnxFile
 from export.precision import Floats, Linear
-from export.quantization import ROWS_AT_ONCE, TINY
+from export.quantization import TINY
 
+COLUMNS_AT_ONCE = 2048  # bounds the temporaries
 SYMMETRIC_ZERO = 128  # the grid's zero, of 0 to 255: as far down as up
 FLOORED_ZERO = 64  # for what hardly goes below 0, such as the output of gelu: half as many steps again above it
 
@@ -23,24 +24,21 @@ def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
     The AVX2 and SSE kernels add the products of two neighbours in a column in 16 bits, which saturate. With
     activations of at most 255, that cannot happen where the two weights add to no more than 128.
     """
-    scales = _largest_pairs(matrix) / np.float32(127)  # rounding adds at most 1
-    scales[scales < TINY] = 1  # a column of zeros, or of what rounds to them
-    quantized = np.empty(matrix.shape, np.int8)
-    for start in range(0, len(matrix), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        quantized[rows] = np.rint(matrix[rows] / scales)
+    quantized, scales = np.empty(matrix.shape, np.int8), np.empty(matrix.shape[1], np.float32)
+    for start in range(0, matrix.shape[1], COLUMNS_AT_ONCE):
+        columns = slice(start, start + COLUMNS_AT_ONCE)
+        part = matrix[:, columns]
+        scale = _largest_pairs(part) / np.float32(127)  # rounding adds at most 1
+        scale[scale < TINY] = 1  # a column of zeros, or of what rounds to them
+        quantized[:, columns], scales[columns] = np.rint(part / scale), scale
     return quantized, scales
 
 
 def _largest_pairs(matrix: Floats) -> Floats:
     """[n_in, n_out] -> [n_out]: the largest sum, of either sign, that two neighbours in a column reach."""
-    largest = np.zeros(matrix.shape[1], np.float32)
-    for start in range(0, len(matrix), ROWS_AT_ONCE):
-        for sign in (1, -1):
-            positive = np.maximum(sign * matrix[start : start + ROWS_AT_ONCE], 0)
-            pairs = np.add.reduceat(positive, np.arange(0, len(positive), 2))
-            np.maximum(largest, pairs.max(0), out=largest)
-    return largest
+    pairs = np.arange(0, len(matrix), 2)
+    up, down = (np.add.reduceat(np.maximum(sign * matrix, 0), pairs).max(0) for sign in (1, -1))
+    return np.maximum(up, down)
 
 
 class DenseInt8:

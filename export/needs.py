@@ -12,11 +12,12 @@ from pathlib import Path
 
 from export.arguments import BuildOptions
 from export.config import Config
+from export.precision import DEFAULT_BLOCK_SIZES
 from export.random_checkpoint import SHARD_BYTES
 
 # Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
 # verification and with it against the fused graph: int8 gpt2 0.28 and 0.47 GB, distilgpt2 0.26 and 0.39, gpt2-xl 2.55
-# with it; fp32 gpt2 0.64 and 0.83, dense 0.52 and 0.53; random:gpt2 0.55. What is computed here is up to 15 % more.
+# with it; fp32 gpt2 0.64 and 0.83, dense 0.27; random:gpt2 0.55. What is computed here is up to 15 % more.
 BASE_BYTES = 80e6  # Python and its libraries
 PASS_BYTES = 200e6  # logits and activations of a pass while verifying
 LOADED = 1.15  # bytes in memory for a byte of the model's files
@@ -78,7 +79,7 @@ def _memory(config: Config, options: BuildOptions) -> float:
     weights, largest = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
     cache = 2 * config.n_layer * config.n_embd * config.n_positions * 4
     running = LOADED * model_bytes(config, options) + cache
-    stages = [largest * (3 if options.kernel == "dense" else 1.25), running]  # quantizing, golden outputs
+    stages = [largest * 1.25, running]  # quantizing, golden outputs
     if _is_random(options):
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.verify != "none":
@@ -95,7 +96,9 @@ def model_bytes(config: Config, options: BuildOptions) -> float:
     rest = (_parameters(config) - matrices - embedding) * 4
     if options.precision == "fp32":
         return rest + (matrices + embedding) * 4
-    scale = SCALE_BYTES / options.block_size if options.block_size else 0  # of a column, it is nothing
+    # one scale of a column is nothing; which kernel "auto" comes to is not known before the work
+    block_size = DEFAULT_BLOCK_SIZES["int8"] if options.kernel == "auto" else options.block_size
+    scale = SCALE_BYTES / block_size if block_size else 0
     return rest + embedding * (1 + scale) + matrices * ((INT4_BYTES if options.precision == "int4" else 1) + scale)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from export import build
 from runtime.model import Model
+from tests.building import QUICK
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -58,6 +59,14 @@ def demo_fp32_folder(built: Path) -> Path:
     """The fused graph of the demo in fp32."""
     target = built / "demo-fp32"
     build.main([str(DEMO), "--output", str(target), "--precision", "fp32", "--no-reference"])
+    return target
+
+
+@pytest.fixture(scope="session")
+def demo_block_folder(built: Path) -> Path:
+    """The demo at int8 in blocks of 64."""
+    target = built / "demo-block"
+    build.main([str(DEMO), "--kernel", "block", *QUICK, "--output", str(target)])
     return target
 
 

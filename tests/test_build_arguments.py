@@ -100,3 +100,35 @@ def test_a_wrong_option_ends_the_command_with_2(tmp_path: Path) -> None:
     done = run_build("gpt2", "--block-size", "7", cwd=tmp_path)
     assert done.returncode == 2
     assert "choose from 32, 64, 128, 256" in done.stderr.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "widths", "kernels"),
+    [
+        ("gpt2", [768, 3072], ["dense", "block 64"]),
+        ("gpt2 --max-loss 0.1", [768, 3072], ["dense", "block 64"]),
+        ("gpt2", [80, 320], ["dense"]),
+        ("gpt2 --verify none", [768, 3072], ["block 64"]),
+        ("gpt2 --verify none", [80, 320], ["dense"]),
+        ("gpt2 --kernel dense", [768, 3072], ["dense"]),
+        ("gpt2 --kernel block", [768, 3072], ["block 64"]),
+        ("gpt2 --block-size 32", [768, 3072], ["block 32"]),
+        ("gpt2 --precision int4", [768, 3072], ["block 32"]),
+    ],
+)
+def test_which_kernels_are_tried(typed: str, widths: list[int], kernels: list[str]) -> None:
+    attempts = arguments.parse(typed.split()).attempts(widths)
+    found = [f"{one.kernel} {one.block_size}" if one.block_size else one.kernel for one in attempts]
+    assert found == kernels
+
+
+def test_the_bound_of_dense_is_never_above_the_users() -> None:
+    bounds = [arguments.parse(f"gpt2 --max-loss {most}".split()).dense_max_loss for most in (0.1, 0.25, 3)]
+    assert bounds == [0.1, 0.25, 0.25]
+
+
+def test_blocks_that_do_not_fit_say_which_do() -> None:
+    with pytest.raises(ValueError, match="--block-size 32 does"):
+        arguments.parse(["gpt2", "--kernel", "block"]).attempts([96])
+    with pytest.raises(ValueError, match="--kernel dense or --precision fp32 does"):
+        arguments.parse(["gpt2", "--precision", "int4"]).attempts([80])

@@ -164,7 +164,7 @@ def test_info_of_a_built_folder(demo_int8_folder: Path) -> None:
     config = json.loads((demo_int8_folder / "config.json").read_text(encoding="utf-8"))
     expected = {"layers": "n_layer", "heads": "n_head", "width": "n_embd", "context": "n_positions"}
     assert {name: facts[name] for name in expected} == {name: config[key] for name, key in expected.items()}
-    assert (facts["precision"], facts["kernel"], facts["vocabulary"]) == ("int8", "block", config["vocab_size"])
+    assert (facts["precision"], facts["kernel"], facts["vocabulary"]) == ("int8", "dense", config["vocab_size"])
     size = sum((demo_int8_folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data"))
     assert facts["megabytes"] == pytest.approx(size / 1e6, abs=0.06)
     json.dumps(facts)
@@ -176,9 +176,9 @@ def test_info_of_a_plain_export(demo_reference_folder: Path) -> None:
     assert "plain ONNX export" in facts["kernel"]
 
 
-def test_info_gives_the_advice(demo_int8_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_gives_the_advice(demo_block_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.info.suitable_kernel", lambda: "dense")
     monkeypatch.setattr("runtime.model.suitable_kernel", lambda: None)
-    facts = describe(demo_int8_folder)
+    facts = describe(demo_block_folder)
     assert facts["suited_to"] == "dense"
     assert "--kernel dense" in facts["advice"]

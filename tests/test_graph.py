@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,8 +230,16 @@ def test_metadata_says_format_and_kernel(tiny_fp32: Model, tiny_int8: Model) -> 
     assert int8 == FORMAT | {"gpt2_edge_kernel": "block"}
 
 
-def test_int8_products_run_on_int8_kernels_and_wte_is_stored_once(demo_int8: Model) -> None:
+def test_dense_products_are_of_integers(demo_int8: Model) -> None:
     graph = onnx.load(demo_int8.folder / "model.onnx", load_external_data=False).graph
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["MatMulIntegerToFloat"] == 4 * 6 + 1
+    assert counts["MatMul"] == counts["MatMulNBits"] == 0
+    assert counts["Add"] == 6  # after c_attn; the other biases ride on the next node
+
+
+def test_int8_products_run_on_int8_kernels_and_wte_is_stored_once(demo_block_folder: Path) -> None:
+    graph = onnx.load(demo_block_folder / "model.onnx", load_external_data=False).graph
     products = [node for node in graph.node if node.op_type == "MatMulNBits"]
     levels = [a.i for node in products for a in node.attribute if a.name == "accuracy_level"]
     assert levels == [4] * (4 * 6 + 1)

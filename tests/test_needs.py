@@ -21,7 +21,7 @@ MEASURED = {
     "x/gpt2 --no-reference --verify none": 0.281,
     "x/gpt2 --precision fp32 --no-reference --verify none": 0.639,
     "x/gpt2 --precision int4 --no-reference --verify none": 0.261,
-    "x/gpt2 --kernel dense --no-reference --verify none": 0.517,
+    "x/gpt2 --kernel dense --no-reference --verify none": 0.266,
     "x/gpt2 --no-reference": 0.472,
     "x/gpt2 --precision fp32 --no-reference": 0.828,
     "x/gpt2": 2.345,

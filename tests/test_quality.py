@@ -112,7 +112,7 @@ def test_a_model_made_worse_is_refused(short_demo: Path, tmp_path: Path) -> None
         quantized, scales = quantize(matrix, block_size)
         return ((quantized + 16) // 32 * 32).clip(0, 255).astype(np.uint8), scales
 
-    arguments = [str(short_demo), "--output", str(tmp_path / "model"), "--no-reference"]
+    arguments = [str(short_demo), "--output", str(tmp_path / "model"), "--no-reference", "--kernel", "block"]
     with mock.patch.object(precision, "quantize", coarse), pytest.raises(ValueError, match=r"loses [\d.]+ % of perpl"):
         build.main(arguments)
     assert not (tmp_path / "model").exists()

@@ -75,7 +75,7 @@ def test_impossible_weights_are_refused_by_name(
     [
         ({"n_embd": 96, "n_head": 2}, 64, r"blocks of 64 do not divide the widths \[96, 384\]; --block-size 32 does"),
         ({"n_inner": 320}, 128, r"blocks of 128 do not divide the widths \[64, 320\]; --block-size 32 or 64 does"),
-        ({"n_embd": 80, "n_head": 2}, 32, r"blocks of 32 do not divide .*; none does: .*--precision fp32"),
+        ({"n_embd": 80, "n_head": 2}, 32, r"blocks of 32 do not divide .*; --kernel dense or --precision fp32 does"),
     ],
 )
 def test_widths_that_blocks_do_not_divide(
