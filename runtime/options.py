@@ -11,6 +11,8 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
 
+from runtime.form import READERS, Form, find_form
+
 MAX_SEED = 2**64 - 1
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
@@ -41,6 +43,12 @@ class Options:
     suppress_ids: Sequence[int] = _option((), "ids never generated")
     stop: str | Sequence[str] = _option((), "end before this text, or the first of several")
     stop_ids: Sequence[int] = _option((), "end at one of these ids, as at the end of text")
+    choices: Sequence[str] | None = _option(None, "the continuation is one of these texts")
+    regex: str | None = _option(None, "the continuation is a match of this regular expression, in Rust's syntax")
+    json_schema: Mapping[str, Any] | str | None = _option(
+        None, "the continuation is JSON of this schema, spaced as json.dumps does"
+    )
+    lookup: int = _option(0, "tokens proposed at a time, from what followed the same text before; 0 is off", least=0)
     seed: int | None = _option(None, "of the sampling: same seed, same text; None draws one", least=0, most=MAX_SEED)
     overflow: Overflow = _option("error", "beyond the model's context: error, stop, truncate_left or slide")
     pinned_tokens: int = _option(0, "with overflow slide, this much of the prompt's beginning stays in view", least=0)
@@ -69,6 +77,12 @@ class Options:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.pinned_tokens and self.overflow != "slide":
             raise ValueError(f"pinned_tokens goes with overflow='slide', not {self.overflow!r}")
+        find_form(self)
+
+    @property
+    def form(self) -> Form | None:
+        """What choices, regex or json_schema asks for."""
+        return find_form(self)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -94,6 +108,10 @@ class UnseededDict(TypedDict, total=False):
     suppress_ids: Sequence[int]
     stop: str | Sequence[str]
     stop_ids: Sequence[int]
+    choices: Sequence[str] | None
+    regex: str | None
+    json_schema: Mapping[str, Any] | str | None
+    lookup: int
     overflow: Overflow
     pinned_tokens: int
     special_tokens: bool
@@ -161,7 +179,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         return float(_number(name, value, False, *limits))
     if kind == "bool" and not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; True or False is expected")
-    plain: dict[str, Callable[[Any], Any]] = {"stop": _stops, "logit_bias": _bias, "cancel": _callback}
+    plain: dict[str, Callable[[Any], Any]] = {"stop": _stops, "logit_bias": _bias, "cancel": _callback} | READERS
     if kind == "Sequence[int]":
         return _ids(name, value)
     return plain[name](value) if name in plain else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ from runtime.sampling import draw_seed, make_sampler
 from runtime.text import PieceDecoder, StopFilter
 from runtime.window import fit_prompt
 
+if TYPE_CHECKING:
+    from runtime.constraint import Constraint
+    from runtime.shared_prefix import Prefix
+
 Logits = NDArray[np.float32]
 
 
@@ -30,18 +35,34 @@ class Place:
     sample_index: int = 0
 
 
+def _constrain(model: Model, options: Options, n_max: int) -> Constraint | None:
+    if options.form is None:
+        return None
+    from runtime.constraint import Constraint  # only where it is used: importing the package stays quick
+
+    return Constraint(model, options, options.form, n_max)
+
+
 class Row:
     """The state of one continuation. `accept` takes the logits after its last id; `finish_reason` ends it."""
 
     def __init__(
-        self, model: Model, prompt_ids: Sequence[int], options: Options, place: Place, n_top: int | None = None
+        self,
+        model: Model,
+        prompt_ids: Sequence[int],
+        options: Options,
+        place: Place,
+        n_top: int | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         """`n_top`: record log-probabilities, with so many alternatives; None records none.
 
-        Raises ValueError where the prompt does not fit, and for ids outside the vocabulary.
+        `prefix`: what it has in common with the prompt is not computed again.
+        Raises ValueError where the prompt does not fit, for ids outside the vocabulary, and for a form that no text
+        of so many tokens has.
         """
         config = model.config
-        self.place, self._options, self._n_top = place, options, n_top
+        self.place, self._options, self._n_top, self.prefix = place, options, n_top, prefix
         self._eos_ids, self._stop_ids = config.eos_token_ids, frozenset(options.stop_ids)
         self.healing = heal(model.tokenizer, prompt_ids) if options.token_healing else None
         given = prompt_ids[:-1] if self.healing else prompt_ids
@@ -56,7 +77,9 @@ class Row:
         self._n_hidden = len(self.healing.text) if self.healing else 0
         room = config.n_positions - len(self.window)
         self._n_max = min(options.max_new_tokens, room) if options.overflow == "stop" else options.max_new_tokens
+        self._constraint = _constrain(model, options, self._n_max)
         self.capacity = min(len(self.window) + options.max_new_tokens, config.n_positions)
+        self.lookup = options.lookup
         self._pieces: list[str] = []
         self._logprobs: list[float] = []
         self._top: list[dict[int, float]] = []
@@ -70,22 +93,36 @@ class Row:
         """Whether this row's part of a cache begins with all that the other is to be filled with."""
         return self.prompt_logits is not None and self.n_slides == 0 and self.window == other.window
 
+    @property
+    def n_left(self) -> int:
+        """How many ids it may still generate."""
+        return self._n_max - (len(self.ids) - self._n_prompt)
+
+    def guess(self, logits: Logits, ids: Sequence[int]) -> int:
+        """What `accept` would choose from these logits [n_vocab] after its own ids and more, whatever their form."""
+        allowed = self._penalize(logits, ids, self._n_prompt) if self._penalize else logits
+        return self._sample(allowed, len(ids) - self._n_prompt)
+
     def accept(self, logits: Logits) -> str:
         """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
         step = len(self.ids) - self._n_prompt
         allowed = self._penalize(logits, self.ids, self._n_prompt) if self._penalize else logits
         if self.healing and step == 0:
             allowed = self.healing.restrict(allowed)
+        if self._constraint:
+            allowed = self._constraint.restrict(allowed)
         if allowed.max() == -np.inf:
             raise ValueError("suppress_ids, logit_bias or no_repeat_ngram_size leave no token to generate")
-        id_ = self._sample(allowed, step)
-        if id_ in self._eos_ids or id_ in self._stop_ids:
-            return self.end("eos" if id_ in self._eos_ids else "stop")
+        id_ = self._constraint.choose(allowed, step, self._sample) if self._constraint else self._sample(allowed, step)
+        if id_ is None or id_ in self._eos_ids or id_ in self._stop_ids:
+            return self.end("stop" if id_ in self._stop_ids - self._eos_ids else "eos")
         self._record(logits, id_)
         self.ids.append(id_)
         piece = self._show(self._decoder.push(id_))
         if self._filter.stopped:
             self.finish_reason = "stop"
+        elif self._constraint and self._constraint.is_complete:
+            piece += self.end("eos")  # which would be certain
         elif step + 1 == self._n_max:
             piece += self.end("length" if self._n_max == self._options.max_new_tokens else "context")
         return piece

@@ -46,4 +46,5 @@ def test_every_option_reaches_the_generation(demo_fp32_folder: Path, monkeypatch
     assert cli.main(["generate", "Once", *arguments, "--model", str(demo_fp32_folder)]) == 0
     expected = given | {"special_tokens": True, "token_healing": True, "logit_bias": {5: 1.5, 6: -2.0}}
     expected |= {"stop": ("zz",), "stop_ids": (7,), "suppress_ids": (8, 9), "cancel": None}
+    expected |= {"choices": None, "regex": None, "json_schema": None}
     assert dataclasses.asdict(seen[0]) == expected
