@@ -5,39 +5,59 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from runtime import generation, scoring
+from runtime import generation, shared_prefix
 from runtime.completion import Completion
-from runtime.default_model import check_path, find, resolve
+from runtime.default_model import ModelOrPath, check_path, find, resolve
+from runtime.draft import open_draft
+from runtime.integrity import Verify
 from runtime.model import Model
-from runtime.options import Options, OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
-from runtime.row import Place, Row
-from runtime.scoring import Score, ScoreOverflow
-from runtime.text import encode_prompt
+from runtime.options import OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
+from runtime.shared_prefix import Prefix
 
 if TYPE_CHECKING:  # loaded where they are used: importing the package stays quick
-    from runtime.perplexity import Progress
     from runtime.tasks import Answer, Task
 
-ModelOrPath = Model | str | os.PathLike[str] | None
-Several = list[str] | tuple[str, ...]
 
-
-def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    verify: Verify | None = None,
+    expect: str | None = None,
+    max_memory: int | None = None,
+) -> Model:
     """Open a model folder: one that `export/build.py` made, or a plain optimum export of GPT-2 with past-key-values.
 
     path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models.
     threads: for the products within a pass; None lets onnxruntime take every physical core.
+    verify: what is checked before anything of the folder is opened.
+        "full": every byte of every file, by SHA256SUMS; an error where there is none. "size": that the files are
+        there, no link leads out of the folder, nor a path in the graph, and no operator is custom; and the sizes, as
+        far as a full check recorded them. "off": nothing; trust the folder, since parsers meet its bytes unchecked.
+        None: full at first, and size and time of change once a stamp in the user's cache ($GPT2_EDGE_CACHE names
+        another folder) records that these very files were checked. Without a cache to write to, full every time.
+        A plain export has no checksums: None and "size" check the rest.
+    expect: the SHA-256 of the folder's SHA256SUMS, which pins the model; checksums alone prove no authorship.
+    max_memory: bytes that this process may have in memory by `estimate`: a model that would pass it is refused
+        before it is opened, and so is a batch or a prefix that would together with those that are open.
     Raises FileNotFoundError, naming the folder or file that is missing; ValueError for one that is damaged or not
-    GPT-2's, and for several built models to choose from.
+    GPT-2's, and for several built models to choose from; MemoryError, with the numbers, where max_memory is passed.
     """
-    return Model(Path(find() if path is None else check_path(path)), threads=threads)
+    folder = Path(find() if path is None else check_path(path))
+    return Model(folder, threads=threads, verify=verify, expect=expect, max_memory=max_memory)
 
 
 @takes_options
 def generate(
-    prompt: str, *, model: ModelOrPath = None, task: str | Task | None = None, **options: Unpack[OptionsDict]
+    prompt: str,
+    *,
+    model: ModelOrPath = None,
+    task: str | Task | None = None,
+    prefix: Prefix | None = None,
+    draft: ModelOrPath = None,
+    **options: Unpack[OptionsDict],
 ) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
@@ -45,24 +65,37 @@ def generate(
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
+    prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
+    draft: a smaller model of the same vocabulary that runs ahead: the text is the same, and comes in fewer passes.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
     n_positions, unless `overflow` says otherwise; FileNotFoundError where no model is found.
     """
-    if task is not None:
-        return perform(task, prompt, model=model, **options).text
-    return "".join(stream(prompt, model=model, **options))
+    if task is None:
+        return "".join(stream(prompt, model=model, prefix=prefix, draft=draft, **options))
+    if draft is not None:
+        raise ValueError("draft does not go with task; leave one of them out")
+    return perform(task, prompt, model=model, prefix=prefix, **options).text
 
 
 @takes_options
-def stream(prompt: str, *, model: ModelOrPath = None, **options: Unpack[OptionsDict]) -> Iterator[str]:
+def stream(
+    prompt: str,
+    *,
+    model: ModelOrPath = None,
+    prefix: Prefix | None = None,
+    draft: ModelOrPath = None,
+    **options: Unpack[OptionsDict],
+) -> Iterator[str]:
     """The continuation of a prompt, in pieces as they are decoded; no piece ends inside a character.
 
     Takes and raises what `generate` does, and the pieces join to what it returns. What is wrong with the options
     raises here, not at the first piece. Closing the iterator ends the work.
     """
-    opened = resolve(model)
-    rows = [_make_row(opened, prompt, make_options(options), Place())]
-    return (piece for _, piece in generation.generate_pieces(opened, rows) if piece)
+    opened = shared_prefix.open_model(model, prefix)
+    checked = make_options(options)
+    rows = generation.make_rows(opened, [prompt], [checked], prefix=prefix)
+    ahead = open_draft(draft, opened, checked.lookup)
+    return (piece for _, piece in generation.generate_pieces(opened, rows, draft=ahead) if piece)
 
 
 @takes_options
@@ -71,6 +104,8 @@ def stream_many(
     *,
     model: ModelOrPath = None,
     batch_size: int = generation.BATCH_SIZE,
+    prefix: Prefix | None = None,
+    draft: ModelOrPath = None,
     **options: Unpack[OptionsDict],
 ) -> Iterator[tuple[int, str]]:
     """The continuations of several prompts, decoded together: (index of the prompt, piece of its continuation).
@@ -78,11 +113,11 @@ def stream_many(
     Takes what `generate` does; each prompt's pieces join to what `generate` returns for it.
     batch_size: how many decode at a time; the others wait.
     """
-    opened = resolve(model)
-    checked = make_options(options)
+    opened = shared_prefix.open_model(model, prefix)
+    checked, texts = make_options(options), _as_list(prompts)
     check_count("batch_size", batch_size)
-    rows = [_make_row(opened, prompt, checked, Place(index)) for index, prompt in enumerate(_as_list(prompts))]
-    pieces = generation.generate_pieces(opened, rows, batch_size)
+    rows = generation.make_rows(opened, texts, [checked] * len(texts), prefix=prefix)
+    pieces = generation.generate_pieces(opened, rows, batch_size, open_draft(draft, opened, checked.lookup))
     return ((row.place.prompt_index, piece) for row, piece in pieces if piece)
 
 
@@ -98,6 +133,8 @@ def complete(
     logprobs: int = 0,
     batch_size: int = generation.BATCH_SIZE,
     seed: int | Sequence[int] | None = None,
+    prefix: Prefix | None = None,
+    draft: ModelOrPath = None,
     **options: Unpack[UnseededDict],
 ) -> list[Completion]:
     """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
@@ -113,42 +150,29 @@ def complete(
     batch_size: how many rows decode at a time; the others wait. Beams are rows of their own, all at a time.
     seed: one for every prompt, or a sequence with one for each; the same seed writes the same `n` continuations.
     """
-    opened, texts = resolve(model), _as_list(prompts)
+    opened, texts = shared_prefix.open_model(model, prefix), _as_list(prompts)
     checked = make_seeded(options, seed, len(texts))
     for name, count in (("n", n), ("num_beams", num_beams), ("batch_size", batch_size)):
         check_count(name, count)
     check_count("logprobs", logprobs, least=0)
     if logprobs > opened.config.vocab_size:
         raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
+    ahead = open_draft(draft, opened, checked[0].lookup)
     if num_beams > 1:
+        if ahead or checked[0].lookup:
+            raise ValueError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out")
         from runtime import beam  # only where it is used: importing the package stays quick
 
-        return beam.search(
-            opened, texts, checked[0], beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
-        )
+        shape = beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
+        return beam.search(opened, texts, checked[0], shape, prefix)
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
-    return _complete_rows(opened, texts, checked, n, logprobs, batch_size)
-
-
-def _complete_rows(
-    model: Model, prompts: Sequence[str], options: Sequence[Options], n: int, n_top: int, batch_size: int
-) -> list[Completion]:
-    if n > 1 and options[0].temperature == 0:
+    if n > 1 and checked[0].temperature == 0:
         raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
-    rows = [
-        _make_row(model, prompt, options[index], Place(index, sample), n_top)
-        for index, prompt in enumerate(prompts)
-        for sample in range(n)
-    ]
-    for _ in generation.generate_pieces(model, rows, batch_size):
+    rows = generation.make_rows(opened, texts, checked, n, logprobs, prefix)
+    for _ in generation.generate_pieces(opened, rows, batch_size, ahead):
         pass
     return [row.completion() for row in rows]
-
-
-def _make_row(model: Model, prompt: str, options: Options, place: Place, n_top: int | None = None) -> Row:
-    ids = encode_prompt(model, prompt, special_tokens=options.special_tokens)
-    return Row(model, ids, options, place, n_top)
 
 
 def _as_list(prompts: str | Sequence[str]) -> list[str]:
@@ -158,55 +182,14 @@ def _as_list(prompts: str | Sequence[str]) -> list[str]:
     return texts
 
 
-@overload
-def score(
-    continuation: str, *, context: str = "", model: ModelOrPath = None, overflow: ScoreOverflow = "error"
-) -> Score: ...
-@overload
-def score(
-    continuation: Several, *, context: str = "", model: ModelOrPath = None, overflow: ScoreOverflow = "error"
-) -> list[Score]: ...
-def score(
-    continuation: str | Sequence[str],
-    *,
-    context: str = "",
-    model: ModelOrPath = None,
-    overflow: ScoreOverflow = "error",
-) -> Score | list[Score]:
-    """How likely the model finds a continuation of a context: a Score, or one for each of several continuations.
-
-    Several share the pass over their context, with the very results each has alone. Ids are as
-    lm-evaluation-harness's `loglikelihood` has them: white space at the end of the context goes to the continuation;
-    an empty context is bos_token_id (`<|endoftext|>`); the continuation has the ids of both together after as many
-    as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text.
-    overflow: where context and continuation together pass n_positions + 1 tokens (the last is predicted only):
-        "error", or "truncate_left", which leaves out the beginning of the context.
-    Raises TypeError for what is no text; ValueError for an empty continuation, and for one too long.
-    """
-    scores = scoring.score(resolve(model), scoring.as_texts(continuation), context, overflow)
-    return scores[0] if isinstance(continuation, str) else scores
-
-
-@overload
-def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
-@overload
-def score_text(text: Several, *, model: ModelOrPath = None, stride: int | None = None) -> list[Score]: ...
-def score_text(
-    text: str | Sequence[str], *, model: ModelOrPath = None, stride: int | None = None
-) -> Score | list[Score]:
-    """Log-probability of every token of a text but the first, and their perplexity; one Score for each of several.
-
-    Windows of n_positions tokens begin every `stride` tokens (default n_positions: fastest; smaller gives each
-    token more context). No token is prepended; every other token is predicted once.
-    Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.
-    """
-    opened = resolve(model)
-    scores = [scoring.score_text(opened, one, stride) for one in scoring.as_texts(text)]
-    return scores[0] if isinstance(text, str) else scores
-
-
 def perform(
-    task: str | Task, text: str, *, model: ModelOrPath = None, abstain_below: float | None = None, **fields: Any
+    task: str | Task,
+    text: str,
+    *,
+    model: ModelOrPath = None,
+    abstain_below: float | None = None,
+    prefix: Prefix | None = None,
+    **fields: Any,
 ) -> Answer:
     """Do what a task says with a text: P(output | input, task), the GPT-2 paper's zero-shot tasks (2019, section 3).
 
@@ -217,34 +200,38 @@ def perform(
         in plain words and the text), and any option of `generate`, in place of the task's.
         overflow="truncate_left" cuts the beginning of the text, and keeps the rest of the prompt.
     abstain_below: an answer whose confidence is under this probability comes back with the text "".
+    prefix: of what the task's prompt begins with, `find_task(task).beginning(**fields)` or longer. See `prefix`.
     Returns an Answer: text, confidence (see `runtime.tasks.Answer` for which probability it is), completion.
     Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong
     one; for an empty text; and for a prompt that is too long, with the numbers.
     """
     from runtime import tasks
 
-    return tasks.perform(resolve(model), task, text, fields, abstain_below)
+    return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
 
 
-def evaluate(
-    task: str,
-    path: str | os.PathLike[str],
-    *,
-    model: ModelOrPath = None,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """What the GPT-2 paper and lm-evaluation-harness report of a model, measured on a file: a dict fit for JSON.
+def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False) -> Prefix:
+    """What many prompts begin with, computed once: few-shot examples, a long article, the start of a conversation.
 
-    task and path:
-        "lambada": JSON lines with `text`; the last word is predicted.
-        "choose": JSON lines with `context`, `options` and `answer` (an option, or its index); see `perform`.
-        "perplexity": a text file as it is. "wikitext": one of WikiText's files, whose lines, articles and
-        punctuation are treated as for the published numbers.
-    limit: only the first so many lines of the file.
-    progress: called with how much is done and how much there is.
-    Raises FileNotFoundError; ValueError for an unknown task and for a file that holds something else, naming the line.
+    `generate(text + question, prefix=prefix(text))` is the very call without `prefix=`: same prompt, same ids, same
+    log-probabilities, at every precision. Only the common part is not computed again. A prompt that does not begin
+    with the text is a ValueError.
+    The common part counts up to the last multiple of `runtime.grid.PREFILL_STEP` tokens: a shorter text is kept in
+    vain. Where the text and what follows make other tokens at the seam, the common part ends before it.
+    special_tokens: as it is given to `generate`.
+    It takes 8 * n_layer * n_embd bytes a token: 73,728 for GPT-2 124M.
+    Raises ValueError for an empty text and for one that passes the model's n_positions.
     """
-    from runtime import evaluation
+    return shared_prefix.make(resolve(model), text, special_tokens)
 
-    return evaluation.evaluate(resolve(model), task, path, limit, progress)
+
+def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> Prefix:
+    """Open what `Prefix.save` wrote, with the model it was made with.
+
+    Raises FileNotFoundError; ValueError for the file of another model, precision or tokenizer, one that another
+    onnxruntime or kind of processor computed (results would not be the same to the last bit), and one that is
+    damaged or foreign. Make the prefix again then.
+    """
+    from runtime import prefix_file
+
+    return prefix_file.load(resolve(model), Path(path))

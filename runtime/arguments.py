@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from runtime.options import OVERFLOWS, Options, check_count, make_options
@@ -11,13 +12,33 @@ from runtime.options import OVERFLOWS, Options, check_count, make_options
 NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --threads, --json, --verbose."""
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --threads, --verify."""
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="model folder (default: $GPT2_EDGE_MODEL, else the only one under ./models)")
     add("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
+    about = "check every byte of the model, or sizes, or nothing (default: every byte once, then sizes and times)"
+    add("--verify", choices=["full", "size", "off"], help=about)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of loading, --json, --verbose."""
+    add_loading_arguments(parser)
+    add = parser.add_argument
     add("--json", action="store_true", help="print the result as JSON when it is complete")
     add("--verbose", action="store_true", help="close with the speed, on standard error")
+
+
+def add_draft_argument(parser: argparse.ArgumentParser) -> None:
+    """--draft."""
+    about = "a smaller model of the same vocabulary that runs ahead: the same text in fewer passes"
+    parser.add_argument("--draft", metavar="FOLDER", help=about)
+
+
+def add_prefix_argument(parser: argparse.ArgumentParser) -> None:
+    """--prefix."""
+    about = "of a text that begins as the one this file was made of (gpt2-edge prefix): the same result, sooner"
+    parser.add_argument("--prefix", metavar="FILE", help=about)
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +66,10 @@ def _how(field: dataclasses.Field[Any]) -> dict[str, Any]:
     if "Sequence" in kind:
         of: type = int if "int" in kind else str
         return {"action": "append", "type": of, "metavar": of.__name__.upper(), "help": f"{about}; may be repeated"}
+    if field.name == "json_schema":
+        return {"type": _schema, "metavar": "FILE", "help": f"{about}; a file, or the schema itself"}
+    if kind.startswith("str"):
+        return {"metavar": "TEXT", "help": about}
     of = int if kind.startswith("int") else float
     default = "" if field.default is None else f" (default: {field.default})"
     return {"type": of, "metavar": "N" if of is int else "X", "help": f"{about}{default}"}
@@ -53,6 +78,16 @@ def _how(field: dataclasses.Field[Any]) -> dict[str, Any]:
 def _bias(text: str) -> tuple[int, float]:
     id_, _, value = text.partition("=")
     return int(id_), float(value)
+
+
+def _schema(text: str) -> str:
+    """The schema itself, which begins with a brace, or that of a file."""
+    if text.lstrip().startswith("{"):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a JSON schema nor a file with one: {error}") from None
 
 
 def read_usage(given: argparse.Namespace) -> None:

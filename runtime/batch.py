@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from runtime.grid import prefill
 from runtime.model import Model
 from runtime.row import Row
+from runtime.shared_prefix import known
 from runtime.window import slide
 
 Events = Iterator[tuple[Row, str]]  # whose text, and what is certain of it now; it may be empty
@@ -39,7 +40,7 @@ class Batch:
         start, slot = time.perf_counter(), len(self._rows)
         same = next((at for at, other in enumerate(self._rows) if other.holds_prompt_of(row)), None)
         if same is None:
-            logits = prefill(self._cache, row.window, slot, row.interruption)
+            logits = prefill(self._cache, row.window, slot, row.interruption, known(row.prefix, row.window))
             row.prompt_logits = logits.copy() if logits.size else None
         else:
             self._cache.copy_row(same, slot, len(row.window))
@@ -65,7 +66,7 @@ class Batch:
             if self._cache.lengths[slot] == self._n_positions:
                 start = time.perf_counter()
                 ids = slide(row.ids, row.n_pinned, self._n_positions)[:-1]
-                prefill(self._cache, ids, slot, row.interruption)
+                prefill(self._cache, ids, slot, row.interruption, known(row.prefix, ids))
                 row.n_slides += 1
                 row.decode_seconds += time.perf_counter() - start
 

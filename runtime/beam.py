@@ -21,6 +21,7 @@ from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
+from runtime.shared_prefix import Prefix, known
 from runtime.text import PieceDecoder, StopFilter, encode_prompt
 from runtime.window import fit_prompt
 
@@ -55,6 +56,7 @@ class Beams:
             f"seed {options.seed}": options.seed is not None,
             "overflow 'slide'": options.overflow == "slide",
             "token_healing": options.token_healing,
+            options.form.option if options.form else "form": options.form is not None,
         }
         for name, is_given in refused.items():
             if is_given:
@@ -66,7 +68,9 @@ class Beams:
             )
 
 
-def search(model: Model, prompts: Sequence[str], options: Options, shape: Beams) -> list[Completion]:
+def search(
+    model: Model, prompts: Sequence[str], options: Options, shape: Beams, prefix: Prefix | None = None
+) -> list[Completion]:
     """The `n` best continuations of each prompt, best first, prompt by prompt; each prompt is searched on its own.
 
     Penalties change the log-probabilities, not the logits. The end of text, and a stop id, count towards score and
@@ -76,13 +80,16 @@ def search(model: Model, prompts: Sequence[str], options: Options, shape: Beams)
     than `n` continuations.
     """
     shape.check(model, options)
+    if prefix is not None:
+        for prompt in prompts:
+            prefix.check(prompt)
     interruption = Interruption(options)
     given = [encode_prompt(model, prompt, special_tokens=options.special_tokens) for prompt in prompts]
     windows = [fit_prompt(ids, options, model.config.n_positions) for ids in given]
     completions = []
     for index, (ids, window) in enumerate(zip(given, windows, strict=True)):
         one = _Search(model, window, options, shape, interruption)
-        one.run()
+        one.run(prefix)
         completions += one.completions(index, n_truncated=len(ids) - len(window))
     return completions
 
@@ -116,10 +123,11 @@ class _Search:
         self._n_new = 0
         self._prefill_seconds, self._decode_seconds = 0.0, 0.0
 
-    def run(self) -> None:
+    def run(self, prefix: Prefix | None) -> None:
         """Search to the end, or to an interruption: then there are beams still running."""
         start = time.perf_counter()
-        logits = prefill(self._cache, self._prompt, interrupted=self._interruption)[None]
+        kept = known(prefix, self._prompt)
+        logits = prefill(self._cache, self._prompt, interrupted=self._interruption, known=kept)[None]
         self._prefill_seconds = time.perf_counter() - start
         while self._interruption.reason is None:
             held = self._running

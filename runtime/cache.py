@@ -14,6 +14,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue, Ort
 from runtime.config import Config
 
 Logits = NDArray[np.float32]
+KeysValues = NDArray[np.float32]  # [n_layer, 2, n_head, n, head_dim] of n tokens: keys first
 _CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
 
 
@@ -45,6 +46,15 @@ class Cache(Protocol):
 
     def clear_row(self, row: int) -> None:
         """Forget what the row holds."""
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget what the row holds beyond its first `length` tokens."""
+
+    def read_row(self, row: int, end: int) -> KeysValues:
+        """A copy of the keys and values of the first `end` tokens that the row holds."""
+
+    def write_row(self, row: int, keys_values: KeysValues) -> None:
+        """Make the row hold tokens with these keys and values, a copy of them, and nothing else."""
 
 
 def tensor_names(config: Config) -> list[str]:
@@ -126,6 +136,23 @@ class InPlaceCache:
         self.lengths[row] = 0
         self._mask[row] = 0
 
+    def truncate(self, row: int, length: int) -> None:
+        """See `Cache.truncate`."""
+        self._mask[row, length : self.lengths[row]] = 0
+        self.lengths[row] = min(length, self.lengths[row])
+
+    def read_row(self, row: int, end: int) -> KeysValues:
+        """See `Cache.read_row`."""
+        return self._buffers[:, :, row, :, :end].copy()
+
+    def write_row(self, row: int, keys_values: KeysValues) -> None:
+        """See `Cache.write_row`. Raises ValueError when the capacity is passed."""
+        n = keys_values.shape[3]
+        self._check_room(n)
+        self._buffers[:, :, row, :, :n] = keys_values
+        self._mask[row] = np.arange(self._mask.shape[1]) < n
+        self.lengths[row] = n
+
     def _check_room(self, end: int) -> None:
         if end > self._mask.shape[1]:
             raise ValueError(f"{end} tokens pass the cache's capacity of {self._mask.shape[1]}")
@@ -144,7 +171,7 @@ class InPlaceCache:
         return _Pass(ids, positions, kept, logits, feeds, fetches)
 
     def _run(self, one: _Pass) -> None:
-        with _named_failure():
+        with named_failure():
             self._session.run_with_ortvaluevector(
                 self._options, self._feed_names, one.feeds, self._fetch_names, one.fetches, self._devices
             )
@@ -161,53 +188,8 @@ class _Pass(NamedTuple):
     fetches: OrtValueVector
 
 
-class GrowingCache:
-    """For a plain optimum export, whose graph returns past and new keys and values in new tensors: one row."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, config: Config) -> None:
-        self._session, names = session, tensor_names(config)
-        empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty((1, config.n_head, 0, config.head_dim), np.float32))
-        self._empty = {name.format("past_key_values"): empty for name in names}
-        self._past: dict[str, onnxruntime.OrtValue] = self._empty
-        self.lengths = [0]
-        self._fetch_names = ["logits", *(name.format("present") for name in names)]
-        self._takes_positions = any(value.name == "position_ids" for value in session.get_inputs())
-
-    def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
-        """See `Cache.extend`; the only row is 0."""
-        begin, end = self.lengths[row], self.lengths[row] + len(ids)
-        arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
-        if self._takes_positions:
-            arrays["position_ids"] = np.arange(begin, end, dtype=np.int64)[None]
-        feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        with _named_failure():
-            logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
-        self._past = dict(zip(self._past, present, strict=True))
-        self.lengths[row] = end
-        # a copy: the array of an OrtValue does not keep it alive
-        return np.array(logits.numpy()[0, len(ids) - keep :])
-
-    def step(self, ids: Sequence[int]) -> Logits:
-        """See `Cache.step`."""
-        return self.extend(ids)
-
-    def clear_row(self, row: int) -> None:
-        """See `Cache.clear_row`."""
-        self.lengths[row], self._past = 0, self._empty
-
-    def copy_row(self, source: int, target: int, length: int | None = None) -> None:  # noqa: ARG002
-        """There is one row."""
-        if source != target:
-            raise ValueError(f"a plain ONNX export decodes one row at a time; there is no row {target}")
-
-    def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:  # noqa: ARG002
-        """There is one row."""
-        if list(order) != [0]:
-            raise ValueError(f"a plain ONNX export decodes one row at a time; there are no rows {list(order)}")
-
-
 @contextlib.contextmanager
-def _named_failure() -> Iterator[None]:
+def named_failure() -> Iterator[None]:
     """onnxruntime's own exceptions share no base class but Exception: out of memory is the commonest."""
     try:
         yield

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 import runtime
 from runtime import commands
-from runtime.arguments import add_model_arguments, add_option_arguments, read_usage
+from runtime.arguments import (
+    add_draft_argument,
+    add_loading_arguments,
+    add_model_arguments,
+    add_option_arguments,
+    add_prefix_argument,
+    read_usage,
+)
 from runtime.generation import BATCH_SIZE
 
 _EXAMPLES = {
@@ -25,8 +32,15 @@ _EXAMPLES = {
   gpt2-edge perform translate "Where is the train station?" --field to=Spanish
   gpt2-edge perform choose "The sky is _." --field 'options=["blue", "loud"]'
   gpt2-edge perform summarize - < article.txt""",
+    "prefix": """\
+  gpt2-edge prefix - --output rules.prefix < rules.txt
+  (cat rules.txt; echo "Q: Who may enter?") | gpt2-edge generate - --prefix rules.prefix""",
     "evaluate": """\
   gpt2-edge evaluate lambada lambada_test.jsonl --limit 100""",
+    "serve": """\
+  gpt2-edge serve --model models/demo-int8
+  curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
+       -d '{"prompt": "Once upon a time", "max_tokens": 40}'""",
     "check": """\
   gpt2-edge check models/demo-int8""",
     "info": """\
@@ -87,6 +101,8 @@ def _define_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help=about)
     parser.set_defaults(checks_options=True)
     add_model_arguments(parser)
+    add_prefix_argument(parser)
+    add_draft_argument(parser)
     add_option_arguments(parser)
 
 
@@ -103,6 +119,8 @@ def _define_complete(parser: argparse.ArgumentParser) -> None:
     add("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token, with --json")
     parser.set_defaults(checks_options=True)
     add_model_arguments(parser)
+    add_prefix_argument(parser)
+    add_draft_argument(parser)
     add_option_arguments(parser)
 
 
@@ -114,6 +132,7 @@ def _define_score(parser: argparse.ArgumentParser) -> None:
     about = "of a context that is too long: an error, or leave out its beginning (default: error)"
     parser.add_argument("--overflow", choices=["error", "truncate_left"], default="error", help=about)
     add_model_arguments(parser)
+    add_prefix_argument(parser)
 
 
 def _define_perform(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +144,15 @@ def _define_perform(parser: argparse.ArgumentParser) -> None:
     add("--show", action="store_true", help="show the task, its fields and defaults, and do nothing")
     add("--abstain-below", type=float, metavar="P", help="no answer rather than one of a lower confidence")
     add_model_arguments(parser)
+    add_prefix_argument(parser)
     add_option_arguments(parser)
+
+
+def _define_prefix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", help="what prompts begin with; - reads standard input")
+    parser.add_argument("--output", metavar="FILE", required=True, help="where to keep it")
+    parser.add_argument("--special-tokens", action="store_true", help="as for generate")
+    add_model_arguments(parser)
 
 
 def _define_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +161,14 @@ def _define_evaluate(parser: argparse.ArgumentParser) -> None:
     add("file", help="JSON lines of examples, or a text; see help(runtime.evaluate)")
     add("--limit", type=int, metavar="N", help="only the first N lines of the file")
     add_model_arguments(parser)
+
+
+def _define_serve(parser: argparse.ArgumentParser) -> None:
+    from runtime.server.settings import add_setting_arguments
+
+    add_loading_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="a line for every request, on standard error")
+    add_setting_arguments(parser)
 
 
 def _define_check(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +187,9 @@ _COMMANDS = {
     "complete": ("continue several prompts together", _define_complete),
     "score": ("how likely a model finds a text", _define_score),
     "perform": ("summarize, translate, answer, read, choose or complete a word", _define_perform),
+    "prefix": ("compute what many prompts begin with, once", _define_prefix),
     "evaluate": ("accuracy or perplexity on a file", _define_evaluate),
+    "serve": ("OpenAI's protocol over HTTP, and a page at /", _define_serve),
     "check": ("whether this device runs a model as it should", _define_check),
     "info": ("what a model folder holds, and what this processor is", _define_info),
 }

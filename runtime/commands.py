@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -12,26 +13,38 @@ from typing import Any
 
 import runtime
 from runtime.default_model import find
-from runtime.generation import generate_pieces
+from runtime.draft import open_draft
+from runtime.generation import generate_pieces, make_rows
 from runtime.model import Model
 from runtime.options import make_options
-from runtime.row import Place, Row
-from runtime.text import encode_prompt
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
 
 def generate(given: argparse.Namespace) -> int:
     """Stream the continuation of a prompt; without one, a terminal asks for prompts until it is closed."""
-    with runtime.load(given.model, threads=given.threads) as model:
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model, _load_draft(given) as draft:
         if given.prompt is None and sys.stdin is not None and sys.stdin.isatty():
-            return _ask(model, given)
+            return _ask(model, draft, given)
         text = _read_input() if given.prompt in (None, "-") else given.prompt
-        _generate_one(model, text, given)
+        _generate_one(model, draft, _load_prefix(given, model), text, given)
     return 0
 
 
-def _ask(model: Model, given: argparse.Namespace) -> int:
+def _load_draft(given: argparse.Namespace) -> contextlib.AbstractContextManager[Model | None]:
+    return (
+        contextlib.nullcontext()
+        if given.draft is None
+        else runtime.load(given.draft, threads=given.threads, verify=given.verify)
+    )
+
+
+def _load_prefix(given: argparse.Namespace, model: Model) -> runtime.Prefix | None:
+    return None if given.prefix is None else runtime.load_prefix(given.prefix, model=model)
+
+
+def _ask(model: Model, draft: Model | None, given: argparse.Namespace) -> int:
+    prefix = _load_prefix(given, model)
     print("Type a prompt; Ctrl-C stops a continuation, Ctrl-D leaves.", file=sys.stderr)
     while True:
         try:
@@ -40,18 +53,19 @@ def _ask(model: Model, given: argparse.Namespace) -> int:
             print(file=sys.stderr)
             return 0
         try:
-            _generate_one(model, prompt, given)
+            _generate_one(model, draft, prefix, prompt, given)
         except KeyboardInterrupt:
             print(file=sys.stderr)
         except ValueError as error:  # a prompt that is too long, say: the next may not be
             print(f"gpt2-edge: error: {error}", file=sys.stderr)
 
 
-def _generate_one(model: Model, prompt: str, given: argparse.Namespace) -> None:
+def _generate_one(
+    model: Model, draft: Model | None, prefix: runtime.Prefix | None, prompt: str, given: argparse.Namespace
+) -> None:
     options = make_options(given.options)
-    ids = encode_prompt(model, prompt, special_tokens=options.special_tokens)
-    row = Row(model, ids, options, Place(), n_top=0 if given.json else None)
-    for _, piece in generate_pieces(model, [row]):
+    [row] = make_rows(model, [prompt], [options], n_top=0 if given.json else None, prefix=prefix)
+    for _, piece in generate_pieces(model, [row], draft=open_draft(draft, model, options.lookup)):
         if not given.json:
             print(piece, end="", flush=True)
     completion = row.completion()
@@ -66,9 +80,9 @@ def complete(given: argparse.Namespace) -> int:
     names = ("n", "num_beams", "length_penalty", "logprobs", "batch_size")
     options = {name: getattr(given, name) for name in names} | given.options
     options["early_stopping"] = EARLY_STOPPING[given.early_stopping]
-    with runtime.load(given.model, threads=given.threads) as model:
-        start = time.perf_counter()
-        completions = runtime.complete(prompts, model=model, **options)
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model, _load_draft(given) as draft:
+        prefix, start = _load_prefix(given, model), time.perf_counter()
+        completions = runtime.complete(prompts, model=model, prefix=prefix, draft=draft, **options)
         seconds = time.perf_counter() - start
     if given.json:
         print(json.dumps([dataclasses.asdict(c) for c in completions], ensure_ascii=False, indent=2))
@@ -86,14 +100,16 @@ def score(given: argparse.Namespace) -> int:
     text = _read_input() if given.text in (None, "-") else given.text
     if given.context is None and given.overflow != "error":
         raise ValueError("--overflow is for a --context; a text without one may be of any length")
+    if given.context is None and given.prefix is not None:
+        raise ValueError("--prefix is of a --context; of a text without one every token is scored")
     if given.context is not None and given.stride is not None:
         raise ValueError("--stride is for a text without --context, which may be longer than the model's")
-    with runtime.load(given.model, threads=given.threads) as model:
-        start = time.perf_counter()
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
+        prefix, start = _load_prefix(given, model), time.perf_counter()
         if given.context is None:
             result = runtime.score_text(text, model=model, stride=given.stride)
         else:
-            result = runtime.score(text, context=given.context, model=model, overflow=given.overflow)
+            result = runtime.score(text, context=given.context, model=model, overflow=given.overflow, prefix=prefix)
         seconds = time.perf_counter() - start
     n = len(result.ids)
     if given.json:
@@ -114,9 +130,11 @@ def perform(given: argparse.Namespace) -> int:
         return 0
     text = _read_input() if given.text in (None, "-") else given.text
     fields = dict(_field(field) for field in given.field) | given.options
-    with runtime.load(given.model, threads=given.threads) as model:
-        start = time.perf_counter()
-        answer = runtime.perform(given.task, text, model=model, abstain_below=given.abstain_below, **fields)
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
+        prefix, start = _load_prefix(given, model), time.perf_counter()
+        answer = runtime.perform(
+            given.task, text, model=model, prefix=prefix, abstain_below=given.abstain_below, **fields
+        )
         seconds = time.perf_counter() - start
     print(_as_json(answer) if given.json else answer.text)
     if given.verbose:
@@ -135,6 +153,22 @@ def _field(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def prefix(given: argparse.Namespace) -> int:
+    """Keep what many prompts begin with in a file, and say how much of it the calls to come are spared."""
+    text = _read_input() if given.text == "-" else given.text
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
+        start = time.perf_counter()
+        made = runtime.prefix(text, model=model, special_tokens=given.special_tokens)
+        made.save(given.output)
+        seconds = time.perf_counter() - start
+    n, n_kept, nbytes = len(made.ids), made.n_kept, made.nbytes
+    facts = {"tokens": n, "kept": n_kept, "bytes": nbytes}
+    print(json.dumps(facts, indent=2) if given.json else f"{n_kept} of {n} tokens kept, {nbytes / 1e6:.1f} MB")
+    if given.verbose:
+        print(f"{seconds:.2f} s", file=sys.stderr)
+    return 0
+
+
 def evaluate(given: argparse.Namespace) -> int:
     """What a file measures of a model, as JSON; progress on standard error."""
 
@@ -142,7 +176,7 @@ def evaluate(given: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
-    with runtime.load(given.model, threads=given.threads) as model:
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
         start = time.perf_counter()
         report = runtime.evaluate(given.task, given.file, model=model, limit=given.limit, progress=show)
         seconds = time.perf_counter() - start
@@ -155,6 +189,23 @@ def evaluate(given: argparse.Namespace) -> int:
 def _table(facts: dict[str, Any]) -> str:
     width = max(map(len, facts)) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in facts.items())
+
+
+def serve(given: argparse.Namespace) -> int:
+    """Serve a model over HTTP until a signal ends it."""
+    from runtime.server.settings import read_settings
+
+    try:
+        settings = read_settings(given)
+    except ValueError as error:
+        given.parser.error(str(error))
+    try:
+        from runtime.server.listener import serve as serve_model
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error.name} is missing: pip install 'gpt2-edge[server]'") from None
+    with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
+        serve_model(model, settings, verbose=given.verbose)
+    return 0
 
 
 def check(given: argparse.Namespace) -> int:

@@ -9,11 +9,23 @@ from pathlib import Path
 from runtime.model import Model
 
 ENVIRONMENT = "GPT2_EDGE_MODEL"
+ModelOrPath = Model | str | os.PathLike[str] | None
 _loaded: dict[Path, Model] = {}
 _lock = threading.Lock()
 
 
-def resolve(model: Model | str | os.PathLike[str] | None) -> Model:
+def _forget() -> None:
+    """In a fork: the parent's sessions do not run there, and another thread may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _loaded.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_forget)
+
+
+def resolve(model: ModelOrPath) -> Model:
     """A Model as it is; a path or None (see `find`) loaded at its first use and kept."""
     if isinstance(model, Model):
         if model.is_closed:

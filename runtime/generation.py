@@ -7,17 +7,52 @@ from collections.abc import Sequence
 
 from runtime.batch import Batch, Events
 from runtime.model import Model
-from runtime.row import Row
+from runtime.options import Options
+from runtime.row import Place, Row
+from runtime.shared_prefix import Prefix
+from runtime.text import encode_prompt
 
 BATCH_SIZE = 16  # rows that decode together
 
 
-def generate_pieces(model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> Events:
-    """Decode all rows, at most `batch_size` at a time; text as it becomes certain, with its row."""
-    batch = Batch(model, max(row.capacity for row in rows), min(batch_size, len(rows)))
+def make_rows(
+    model: Model,
+    prompts: Sequence[str],
+    options: Sequence[Options],
+    n: int = 1,
+    n_top: int | None = None,
+    prefix: Prefix | None = None,
+) -> list[Row]:
+    """`n` rows for each prompt, with its options. See `Row` for the rest, and for what is raised."""
+    rows = []
+    for index, (prompt, chosen) in enumerate(zip(prompts, options, strict=True)):
+        ids = encode_prompt(model, prompt, special_tokens=chosen.special_tokens)
+        if prefix is not None:
+            prefix.check(prompt)
+        rows += [Row(model, ids, chosen, Place(index, sample), n_top, prefix) for sample in range(n)]
+    return rows
+
+
+def generate_pieces(
+    model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE, draft: Model | None = None
+) -> Events:
+    """Decode all rows, at most `batch_size` at a time; text as it becomes certain, with its row.
+
+    A draft proposes ids for every row: see `runtime.speculation`.
+    """
+    batch = _make_batch(model, rows, min(batch_size, len(rows)), draft)
     waiting = deque(rows)
     while waiting or len(batch):
         while waiting and batch.n_free:
             row = waiting.popleft()
             yield row, batch.join(row)
         yield from batch.advance()
+
+
+def _make_batch(model: Model, rows: Sequence[Row], n_slots: int, draft: Model | None) -> Batch:
+    capacity = max(row.capacity for row in rows)
+    if draft is None and not any(row.lookup for row in rows):
+        return Batch(model, capacity, n_slots)
+    from runtime.speculation import Speculation  # only where it is used: importing the package stays quick
+
+    return Speculation(model, capacity, n_slots, draft)

@@ -15,6 +15,7 @@ from runtime.grid import cut
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.shared_context import SharedContext
+from runtime.shared_prefix import Prefix
 from runtime.text import encode, encode_prompt
 
 ScoreOverflow = Literal["error", "truncate_left"]
@@ -73,12 +74,20 @@ def as_texts(texts: str | Sequence[str]) -> list[str]:
     return several
 
 
-def score(model: Model, continuations: Sequence[str], context: str, overflow: ScoreOverflow = "error") -> list[Score]:
+def score(
+    model: Model,
+    continuations: Sequence[str],
+    context: str,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> list[Score]:
     """See `runtime.score`."""
+    if prefix is not None:
+        prefix.check(context, "context")
     if overflow not in ("error", "truncate_left"):
         raise ValueError(f"overflow is {overflow!r}; error or truncate_left")
     pairs = [encode_pair(model, context, text) for text in continuations]
-    return score_pairs(model, [fit_pair(pair, model.config.n_positions, overflow) for pair in pairs])
+    return score_pairs(model, [fit_pair(pair, model.config.n_positions, overflow) for pair in pairs], prefix)
 
 
 def encode_pair(model: Model, context: str, continuation: str) -> Pair:
@@ -125,15 +134,18 @@ def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
     return Pair(pair.context_ids[n_over:], pair.ids, n_over)
 
 
-def score_pairs(model: Model, pairs: Sequence[Pair]) -> list[Score]:
-    """Score every continuation; pairs with the same context share its pass, with the result each has alone."""
+def score_pairs(model: Model, pairs: Sequence[Pair], prefix: Prefix | None = None) -> list[Score]:
+    """Score every continuation; pairs with the same context share its pass, with the result each has alone.
+
+    `prefix`: what it has in common with a context is not computed again.
+    """
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, pair in enumerate(pairs):
         groups.setdefault(tuple(pair.context_ids), []).append(index)
     scores: dict[int, Score] = {}
     for context_ids, group in groups.items():
         room = max(len(pairs[index].ids) for index in group) - 1
-        shared = SharedContext(model, context_ids, room, len(group))
+        shared = SharedContext(model, context_ids, room, len(group), prefix)
         for index in group:
             one = score_after(shared, pairs[index].ids)
             scores[index] = dataclasses.replace(one, n_truncated=pairs[index].n_truncated)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from runtime.cache import Logits
 from runtime.grid import cut, prefill
 from runtime.model import Model
+from runtime.shared_prefix import Prefix, known
 
 
 class SharedContext:
@@ -16,17 +17,19 @@ class SharedContext:
     the context is run again, with the same result.
     """
 
-    def __init__(self, model: Model, ids: Sequence[int], room: int, n_uses: int = 1) -> None:
-        """`room`: for so many ids beyond the context. `n_uses`: how often `begin` will be called."""
-        self._ids, self._model = list(ids), model
+    def __init__(
+        self, model: Model, ids: Sequence[int], room: int, n_uses: int = 1, prefix: Prefix | None = None
+    ) -> None:
+        """`room`: for so many ids beyond the context. `n_uses`: how often `begin` will be called.
+
+        `prefix`: what it has in common with the context is not computed again. Raises ValueError for no ids.
+        """
+        self._ids, self._known = list(ids), known(prefix, ids)
         self._cache = model.new_cache(len(ids) + room, 2 if model.is_fused and n_uses > 1 else 1)
         self.logits: Logits = self._prefill().copy()
 
     def _prefill(self) -> Logits:
-        logits = prefill(self._cache, self._ids)
-        if logits is None:
-            raise ValueError("the context is empty; it takes one token at least")
-        return logits
+        return prefill(self._cache, self._ids, known=self._known)
 
     def begin(self) -> int:
         """A row of the cache that holds the context and nothing else; what the last use held is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from types import MappingProxyType
@@ -19,7 +20,7 @@ _KIND_FIELDS: dict[str, dict[str, Any]] = {
     "last_word": {"stop_words": STOP_WORDS},
 }
 _OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
-_TAKEN = {"text", "task", "model", "abstain_below", *_OPTIONS}
+_TAKEN = {"text", "task", "model", "abstain_below", "prefix", *_OPTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,14 @@ class Task:
         template = self.zero_shot if bare else self.template
         written = {name: self._write(name, values[name]) for name in _names(template) - {"text"}}
         return template.format(text=text, **written)
+
+    def beginning(self, **given: Any) -> str:
+        """What every prompt with these fields begins with, for `runtime.prefix`: all that stands before the text.
+
+        "" where nothing does, as in `read`: there the prompt begins with the text itself.
+        """
+        both = zip(self.prompt("0", **given), self.prompt("1", **given), strict=True)
+        return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every field's value: what is given, else its default."""

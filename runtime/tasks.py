@@ -24,6 +24,7 @@ from runtime.options import Options, make_options
 from runtime.row import Place, Row
 from runtime.scoring import Pair, score_pairs
 from runtime.shared_context import SharedContext
+from runtime.shared_prefix import Prefix
 from runtime.task_library import TASKS
 from runtime.task_template import By, Task
 from runtime.text import encode, encode_prompt
@@ -53,7 +54,12 @@ class Answer:
 
 
 def perform(
-    model: Model, task: str | Task, text: str, given: Mapping[str, Any], abstain_below: float | None = None
+    model: Model,
+    task: str | Task,
+    text: str,
+    given: Mapping[str, Any],
+    abstain_below: float | None = None,
+    prefix: Prefix | None = None,
 ) -> Answer:
     """See `runtime.perform`; `given` holds fields and options."""
     task = find_task(task)
@@ -63,7 +69,9 @@ def perform(
     _check_abstention(task, abstain_below)
     fields = task.values({name: value for name, value in given.items() if name not in task.option_names})
     options = {name: value for name, value in given.items() if name in task.option_names}
-    answer = _KINDS[task.kind](model, task, text.strip(), fields, options)
+    if prefix is not None:
+        prefix.check(task.prompt(text.strip(), **fields))
+    answer = _KINDS[task.kind](model, task, text.strip(), fields, options, prefix)
     if abstain_below is not None and answer.confidence is not None and answer.confidence < abstain_below:
         return dataclasses.replace(answer, text="")
     return answer
@@ -89,7 +97,9 @@ def _check_abstention(task: Task, least: object) -> None:
         raise ValueError(f"abstain_below is a confidence, and {task.name} has none")
 
 
-def _write(model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Answer:
+def _write(
+    model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any], prefix: Prefix | None
+) -> Answer:
     """Generate, and read the answer."""
     options = _decoding(task, given)
 
@@ -102,7 +112,7 @@ def _write(model: Model, task: Task, text: str, fields: Mapping[str, Any], given
         text, n_truncated = _fit(model, text, lambda text: len(ids_of(text)), limit, options.overflow)
     else:
         n_truncated = 0
-    row = Row(model, ids_of(text), options, Place(), n_top=0)
+    row = Row(model, ids_of(text), options, Place(), n_top=0, prefix=prefix)
     for _ in generate_pieces(model, [row]):
         pass
     completion = row.completion()
@@ -120,7 +130,9 @@ def _decoding(task: Task, given: Mapping[str, Any]) -> Options:
     return make_options({**defaults, **given})
 
 
-def _choose(model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Answer:
+def _choose(
+    model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any], prefix: Prefix | None
+) -> Answer:
     """Score every option."""
     options, size = check_options(fields["options"]), model.config.n_positions
 
@@ -134,13 +146,15 @@ def _choose(model: Model, task: Task, text: str, fields: Mapping[str, Any], give
     )
     if has_blank and split_blank(task.prompt(text, **fields))[1] is None:
         raise ValueError(f"what follows the blank _ is too long by itself: at most {limit.n_tokens} tokens fit")
-    probabilities = share(score_pairs(model, pairs_of(text)))
+    probabilities = share(score_pairs(model, pairs_of(text), prefix))
     best = max(range(len(options)), key=probabilities.__getitem__)
     by_option = dict(zip(options, probabilities, strict=True))
     return Answer(options[best], probabilities[best], probabilities=by_option, n_truncated=n_truncated)
 
 
-def _predict(model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Answer:
+def _predict(
+    model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any], prefix: Prefix | None
+) -> Answer:
     """Predict the last word."""
     stop_words, size = fields["stop_words"], model.config.n_positions
     if isinstance(stop_words, str):
@@ -151,7 +165,7 @@ def _predict(model: Model, task: Task, text: str, fields: Mapping[str, Any], giv
 
     limit = Limit(size - MAX_WORD_TOKENS, f"{size} positions less {MAX_WORD_TOKENS} for the word")
     text, n_truncated = _fit(model, text, lambda text: len(ids_of(text)), limit, _overflow(task, given))
-    shared = SharedContext(model, ids_of(text), MAX_WORD_TOKENS, n_uses=2)
+    shared = SharedContext(model, ids_of(text), MAX_WORD_TOKENS, n_uses=2, prefix=prefix)
     word, probability = predict_word(model, shared, frozenset(stop_words))
     return Answer(word, probability, n_truncated=n_truncated)
 

@@ -61,7 +61,11 @@ def test_generate_and_stream_take_a_prompt_and_named_options(function: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("function", "expected"), [(load, {"path": None, "threads": None}), (score_text, {"model": None, "stride": None})]
+    ("function", "expected"),
+    [
+        (load, {"path": None, "threads": None, "verify": None, "expect": None, "max_memory": None}),
+        (score_text, {"model": None, "stride": None}),
+    ],
 )
 def test_the_other_signatures(function: Any, expected: dict[str, None]) -> None:
     first, *others = inspect.signature(function).parameters.values()

@@ -18,7 +18,8 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, PreTrainedTokenizerFa
 
 import runtime
 from runtime import Completion
-from runtime.cache import Cache, GrowingCache
+from runtime.cache import Cache
+from runtime.growing_cache import GrowingCache
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.text import encode_prompt

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from runtime import generate
-from runtime.cache import GrowingCache, InPlaceCache
+from runtime.cache import InPlaceCache
+from runtime.growing_cache import GrowingCache
 from runtime.model import Model
 from runtime.text import encode
 

@@ -1,0 +1,103 @@
+"""The public functions about text that is given: how likely a model finds it, and what that makes of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from runtime import scoring, shared_prefix
+from runtime.default_model import ModelOrPath, resolve
+from runtime.scoring import Score, ScoreOverflow
+from runtime.shared_prefix import Prefix
+
+if TYPE_CHECKING:  # loaded where it is used: importing the package stays quick
+    from runtime.perplexity import Progress
+
+Several = list[str] | tuple[str, ...]
+
+
+@overload
+def score(
+    continuation: str,
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> Score: ...
+@overload
+def score(
+    continuation: Several,
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> list[Score]: ...
+def score(
+    continuation: str | Sequence[str],
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> Score | list[Score]:
+    """How likely the model finds a continuation of a context: a Score, or one for each of several continuations.
+
+    Several share the pass over their context, with the very results each has alone. Ids are as
+    lm-evaluation-harness's `loglikelihood` has them: white space at the end of the context goes to the continuation;
+    an empty context is bos_token_id (`<|endoftext|>`); the continuation has the ids of both together after as many
+    as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text.
+    overflow: where context and continuation together pass n_positions + 1 tokens (the last is predicted only):
+        "error", or "truncate_left", which leaves out the beginning of the context.
+    prefix: of a context that begins with its text; the scores are the same, and come sooner. See `runtime.prefix`.
+    Raises TypeError for what is no text; ValueError for an empty continuation, and for one too long.
+    """
+    opened = shared_prefix.open_model(model, prefix)
+    scores = scoring.score(opened, scoring.as_texts(continuation), context, overflow, prefix)
+    return scores[0] if isinstance(continuation, str) else scores
+
+
+@overload
+def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
+@overload
+def score_text(text: Several, *, model: ModelOrPath = None, stride: int | None = None) -> list[Score]: ...
+def score_text(
+    text: str | Sequence[str], *, model: ModelOrPath = None, stride: int | None = None
+) -> Score | list[Score]:
+    """Log-probability of every token of a text but the first, and their perplexity; one Score for each of several.
+
+    Windows of n_positions tokens begin every `stride` tokens (default n_positions: fastest; smaller gives each
+    token more context). No token is prepended; every other token is predicted once.
+    Every token is scored, those of a beginning that texts share too, so there is no `prefix=`: score what follows it
+    with `score(rest, context=beginning, prefix=...)`.
+    Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.
+    """
+    opened = resolve(model)
+    scores = [scoring.score_text(opened, one, stride) for one in scoring.as_texts(text)]
+    return scores[0] if isinstance(text, str) else scores
+
+
+def evaluate(
+    task: str,
+    path: str | os.PathLike[str],
+    *,
+    model: ModelOrPath = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the GPT-2 paper and lm-evaluation-harness report of a model, measured on a file: a dict fit for JSON.
+
+    task and path:
+        "lambada": JSON lines with `text`; the last word is predicted.
+        "choose": JSON lines with `context`, `options` and `answer` (an option, or its index); see `perform`.
+        "perplexity": a text file as it is. "wikitext": one of WikiText's files, whose lines, articles and
+        punctuation are treated as for the published numbers.
+    limit: only the first so many lines of the file.
+    progress: called with how much is done and how much there is.
+    Raises FileNotFoundError; ValueError for an unknown task and for a file that holds something else, naming the line.
+    """
+    from runtime import evaluation
+
+    return evaluation.evaluate(resolve(model), task, path, limit, progress)
