@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.grid import prefill
+from runtime.integrity import CHECKSUMS, differing, read_checksums
 from runtime.json_file import read_json
 from runtime.logprobs import log_softmax
 from runtime.model import Model
 
-CHECKSUMS, GOLDEN = "SHA256SUMS", "golden.json"
+GOLDEN = "golden.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,16 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     model is recorded to write elsewhere, too: agreement is counted, and fails nothing. Raises FileNotFoundError for a
     folder without checksums or record, ValueError for a model that cannot be opened.
     """
-    damaged = verify_checksums(folder)
-    if damaged:
+    checksums = read_checksums(folder)
+    if checksums is None:
+        raise FileNotFoundError(
+            f"{folder / CHECKSUMS} is missing: {folder} is not a model folder that export/build.py made"
+        )
+    if damaged := differing(folder, checksums):
         return Check(damaged, 0, 0, 0.0, 0.0, 0)
     golden = read_json(folder / GOLDEN)
     tolerance = float(golden["tolerance"])
-    with Model(folder, threads=threads) as model:
+    with Model(folder, threads=threads, verify="off") as model:  # verified above
         scored = [_score(model, record, tolerance) for record in golden["records"]]
         openai = [_agreement(model, record) for record in golden.get("openai", [])]
     differences = np.concatenate([differences for differences, _ in scored])
@@ -81,22 +85,6 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
         n_openai=sum(n for n, _ in openai),
         n_openai_likeliest=sum(likeliest for _, likeliest in openai),
     )
-
-
-def verify_checksums(folder: Path) -> list[str]:
-    """Names of the files in `SHA256SUMS` that are missing or differ. Raises FileNotFoundError where there is none."""
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {folder} is not a model folder that export/build.py made")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [name for digest, _, name in (line.partition("  ") for line in lines) if _digest(folder / name) != digest]
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _score(model: Model, record: dict[str, Any], tolerance: float) -> tuple[NDArray[np.float32], int]:

@@ -15,7 +15,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} is missing; a model folder has one (python export/build.py makes model folders)"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
-import onnxruntime
 from tokenizers import Tokenizer
 
-from runtime.cache import Cache, GrowingCache, InPlaceCache, tensor_names
+from runtime import integrity
+from runtime.budget import Budget
+from runtime.cache import Cache, InPlaceCache
 from runtime.config import Config, read_config
+from runtime.growing_cache import GrowingCache
+from runtime.integrity import Verify
+from runtime.interface import check_interface
 from runtime.options import check_count
 from runtime.processor import advice, suitable_kernel
+from runtime.session import Session
 
 FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 
@@ -21,18 +26,31 @@ FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 class Model:
     """A GPT-2 ready to decode. Many threads may use one; `close()`, or leaving `with`, frees its memory."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None, prepack: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        verify: Verify | None = None,
+        expect: str | None = None,
+        max_memory: int | None = None,
+        prepack: bool = True,
+    ) -> None:
         """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
         if not folder.is_dir():
             raise FileNotFoundError(f"no model folder at {folder}; python export/build.py makes one")
         if threads is not None:
             threads = check_count("threads", threads)
         self.folder = folder
-        self.config: Config = read_config(folder)
-        self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
         path = _find_graph(folder)
-        self._session: onnxruntime.InferenceSession | None = _open_session(path, threads, prepack)
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        integrity.verify(path, verify, expect)
+        self.config: Config = read_config(folder)
+        self._budget = (
+            None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
+        )
+        self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
+        self._session: Session | None = Session(path, threads, prepack)
+        metadata = self._session.metadata
         format_ = metadata.get("gpt2_edge_format")
         if format_ not in (None, FORMAT):
             raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
@@ -40,25 +58,32 @@ class Model:
         self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block or dense
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
-        _check_interface(path, self._session, self.config)
+        check_interface(path, self._session, self.config, is_fused=self.is_fused)
 
     @property
-    def session(self) -> onnxruntime.InferenceSession:
-        """The onnxruntime session. Raises ValueError once the model is closed."""
+    def session(self) -> Session:
+        """The session of onnxruntime. Raises ValueError once it is closed, RuntimeError in a fork of its process."""
         if self._session is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
+        self._session.check_process()
         return self._session
 
     def new_cache(self, capacity: int, rows: int = 1) -> Cache:
         """An empty key-value cache: `rows` of up to `capacity` tokens each, of which n_positions can be used.
 
-        Raises ValueError for several rows on a plain export, which decodes one at a time.
+        Raises ValueError for several rows on a plain export, which decodes one at a time; MemoryError where the cache
+        would pass the model's max_memory.
         """
-        if self.is_fused:
-            return InPlaceCache(self.session, self.config, capacity, rows)
-        if rows > 1:
+        session = self.session
+        if rows > 1 and not self.is_fused:
             raise ValueError(f"{self.folder} is a plain ONNX export and decodes one row at a time, not {rows}")
-        return GrowingCache(self.session, self.config)
+        size = self._budget.take(capacity, rows) if self._budget else 0
+        cache: Cache = (
+            InPlaceCache(session, self.config, capacity, rows) if self.is_fused else GrowingCache(session, self.config)
+        )
+        if self._budget:
+            self._budget.until_freed(cache, size)
+        return cache
 
     @property
     def is_closed(self) -> bool:
@@ -75,6 +100,12 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a Model cannot be pickled or copied: threads may share one, and a process loads its own from the folder, "
+            f"runtime.load({str(self.folder)!r})"
+        )
+
     def __repr__(self) -> str:
         return f"<Model {self.folder}{' (closed)' if self._session is None else ''}>"
 
@@ -90,18 +121,6 @@ def _find_graph(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder / 'model.onnx'} is missing ({found}); python export/build.py makes model folders")
 
 
-def _open_session(path: Path, threads: int | None, prepack: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
-    options.intra_op_num_threads = threads or 0
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base class but this
-        raise ValueError(f"{path} or {path.name}_data is missing or damaged and cannot be opened: {error}") from None
-
-
 def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model folder has one")
@@ -115,23 +134,3 @@ def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # <|endoftext|> written in a text is text
     return tokenizer
-
-
-def _check_interface(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:
-    """Raise ValueError unless the graph takes and returns what a GPT-2 of these sizes with past-key-values does."""
-    inputs = {value.name: value.shape for value in session.get_inputs()}
-    missing = {"input_ids", "attention_mask", *(n.format("past_key_values") for n in tensor_names(config))} - set(
-        inputs
-    )
-    if missing:
-        raise ValueError(
-            f"{path} has no input {min(missing)!r}: it is not a GPT-2 with past-key-values of {config.n_layer} layers "
-            "(optimum exports one with --task text-generation-with-past)"
-        )
-    n_layer = sum(name.startswith("past_key_values.") for name in inputs) // 2
-    past, logits = inputs["past_key_values.0.key"], session.get_outputs()[0].shape
-    names = {"n_layer": n_layer, "n_head": past[1], "n_embd / n_head": past[3], "vocab_size": logits[-1]}
-    said = (config.n_layer, config.n_head, config.head_dim, config.vocab_size)
-    for (name, found), expected in zip(names.items(), said, strict=True):
-        if isinstance(found, int) and found != expected:
-            raise ValueError(f"{path} has {name} {found}, but config.json says {expected}")

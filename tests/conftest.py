@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tests.building import QUICK
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
+os.environ["GPT2_EDGE_CACHE"] = tempfile.mkdtemp(prefix="gpt2-edge-")  # not the user's
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the hub makes its own
 # a shell starts what it puts in the background with SIGINT ignored, and every process under it inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
