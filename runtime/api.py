@@ -31,7 +31,7 @@ def load(
     """Open a model folder: one that `export/build.py` made, or a plain optimum export of GPT-2 with past-key-values.
 
     path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models.
-    threads: for the products within a pass; None lets onnxruntime take every physical core.
+    threads: for the products within a pass; None takes every physical core that the process may use.
     verify: what is checked before anything of the folder is opened.
         "full": every byte of every file, by SHA256SUMS; an error where there is none. "size": that the files are
         there, no link leads out of the folder, nor a path in the graph, and no operator is custom; and the sizes, as

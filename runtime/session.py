@@ -10,6 +10,8 @@ from typing import Any
 
 import onnxruntime
 
+from runtime.cores import usable_threads
+
 
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
     """A session of this process. In a fork of it every run raises RuntimeError: its threads are not there."""
@@ -18,7 +20,7 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
         """Raises ValueError, naming the file, for what onnxruntime cannot open."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = usable_threads() if threads is None else threads
         options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
