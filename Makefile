@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow lint bench-quick bench-sizes bench-precisions clean
+.PHONY: demo test test-slow lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -25,6 +25,9 @@ test: .venv/export
 test-slow: .venv/export
 	$(BIN)/python -m pytest -m slow
 
+bench: .venv/export
+	$(BIN)/python -m tests.benchmarks.bench --plot docs/bench.png
+
 bench-quick: .venv/export
 	$(BIN)/python -m tests.benchmarks.quick
 
@@ -33,6 +36,18 @@ bench-sizes: .venv/export
 
 bench-precisions: .venv/export
 	$(BIN)/python -m tests.benchmarks.precisions
+
+bench-speculation: .venv/export
+	$(BIN)/python -m tests.benchmarks.speculation
+
+# the demo on other processors: wants Debian on x86-64 with qemu-user-static
+emulate: .venv/export
+	$(BIN)/python -m tests.emulation
+
+trials: .venv/export
+	$(BIN)/python -m tests.trials.damage
+	$(BIN)/python -m tests.trials.memory
+	$(BIN)/python -m tests.trials.endurance
 
 lint: .venv/export
 	$(BIN)/ruff format --check .

@@ -33,6 +33,8 @@ try:
     from export.config import Config
     from export.dense import DenseInt8
     from export.failures import explain
+    from export.genai_config import NAME as GENAI_CONFIG
+    from export.genai_config import genai_config
     from export.int4 import Int4
     from export.json_file import write_json
     from export.precision import Float32, Int8, Precision
@@ -181,6 +183,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Qu
     known = provenance.recognize(checkpoint.folder)
     outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
     write_json(target / golden.NAME, outputs)
+    write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
     report |= {"weights": known.said} if known else {}

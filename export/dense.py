@@ -38,7 +38,8 @@ def _largest_pairs(matrix: Floats) -> Floats:
     """[n_in, n_out] -> [n_out]: the largest sum, of either sign, that two neighbours in a column reach."""
     pairs = np.arange(0, len(matrix), 2)
     up, down = (np.add.reduceat(np.maximum(sign * matrix, 0), pairs).max(0) for sign in (1, -1))
-    return np.maximum(up, down)
+    largest: Floats = np.maximum(up, down)
+    return largest
 
 
 class DenseInt8:

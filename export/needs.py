@@ -23,6 +23,7 @@ PASS_BYTES = 200e6  # logits and activations of a pass while verifying
 LOADED = 1.15  # bytes in memory for a byte of the model's files
 # optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.35 GB, distilgpt2 (0.33) 1.79
 TORCH_BYTES, TORCH_COPIES = 650e6, 3.4
+SPLIT_COPIES = 1.25  # of an export above PROTOBUF_BYTES: gpt2-large (3.10) 4.10 GB
 PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
 BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
 SCALE_BYTES, INT4_BYTES = 4, 0.5
@@ -85,7 +86,8 @@ def _memory(config: Config, options: BuildOptions) -> float:
     if options.verify != "none":
         stages.append(running + PASS_BYTES)
     if options.needs_reference and not options.no_reference:
-        stages.append(TORCH_BYTES + TORCH_COPIES * weights)
+        copies = SPLIT_COPIES if weights + largest > PROTOBUF_BYTES else TORCH_COPIES  # torch unties the two
+        stages.append(TORCH_BYTES + copies * weights)
     return BASE_BYTES + max(stages)
 
 

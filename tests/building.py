@@ -27,6 +27,7 @@ FILES = {
     "README.md",
     "SHA256SUMS",
     "config.json",
+    "genai_config.json",
     "generation_config.json",
     "golden.json",
     "model.onnx",

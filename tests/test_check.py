@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from runtime.check import check_folder
-from runtime.integrity import differing, read_checksums
 from runtime.info import describe
+from runtime.integrity import differing, read_checksums
 
 LISTED = [
     "README.md",
     "config.json",
+    "genai_config.json",
     "generation_config.json",
     "golden.json",
     "model.onnx",

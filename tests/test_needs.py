@@ -30,6 +30,10 @@ MEASURED = {
     "x/distilgpt2 --keep-reference r --verify none": 1.787,
     "x/gpt2-xl --no-reference": 2.55,
     "random:gpt2 --no-reference --verify none": 0.548,
+    "random:distilgpt2": 1.783,
+    "random:gpt2": 2.320,
+    "random:gpt2-medium": 5.326,
+    "random:gpt2-large": 4.102,
 }
 
 

@@ -14,7 +14,7 @@ from runtime import generate, stream
 from runtime.model import Model
 from runtime.options import Options
 
-WHOLE = ["max_new_tokens", "min_new_tokens", "top_k", "no_repeat_ngram_size", "seed", "pinned_tokens"]
+WHOLE = ["max_new_tokens", "min_new_tokens", "top_k", "no_repeat_ngram_size", "lookup", "seed", "pinned_tokens"]
 NUMBERS = ["temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
 
 

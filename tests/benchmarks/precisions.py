@@ -19,7 +19,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from export import build, random_checkpoint
 from export.precision import BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.quality import measure_quality
-from tests.benchmarks.quick import N_NEW, N_PROMPT, edge, measure
+from tests.benchmarks.peers.edge import Peer
+from tests.benchmarks.quick import N_NEW, N_PROMPT, measure
 from tests.conftest import DEMO, REPOSITORY
 
 PLACE = REPOSITORY / "build" / "precisions"
@@ -94,10 +95,8 @@ def make_dynamic(checkpoint: Path, place: Path) -> Path:
 
 def speed(folders: dict[str, Path], rounds: int, threads: int) -> dict[str, tuple[float, float]]:
     """Medians of the tokens per second and of the milliseconds of a prompt; one runtime, the project's, for all."""
-    contenders = {name: edge(folder, threads) for name, folder in folders.items()}
-    decode, prefill = measure(contenders, rounds)
-    medians = {name: (statistics.median(decode[name]), statistics.median(prefill[name])) for name in folders}
-    return {name: ((N_NEW - 1) / seconds, 1000 * prompt) for name, (seconds, prompt) in medians.items()}
+    decode, prefill = measure({name: Peer(folder, threads) for name, folder in folders.items()}, rounds)
+    return {name: (statistics.median(decode[name]), 1000 * statistics.median(prefill[name])) for name in folders}
 
 
 def quality(folder: Path | None) -> list[str]:

@@ -1,0 +1,111 @@
+"""The application: every address that is served."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+import runtime
+from runtime.model import Model
+from runtime.server import chat, completions, page
+from runtime.server.completions import ERRORS
+from runtime.server.engine import Engine
+from runtime.server.errors import add_handlers
+from runtime.server.guard import Guard
+from runtime.server.settings import Settings
+
+router = APIRouter()
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["gpt2-edge"] = "gpt2-edge"
+    max_model_len: int  # tokens of prompt and continuation together
+    chat: bool  # whether it has a chat template
+
+
+class ModelList(BaseModel):
+    """All of them: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+def make_app(model: Model, settings: Settings) -> FastAPI:
+    """The ASGI application that serves a model; its lifespan starts and ends the threads.
+
+    Raises ValueError where the model cannot be served so.
+    """
+    engine = Engine(model, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.close()
+
+    app = FastAPI(
+        title="gpt2-edge",
+        version=runtime.__version__,
+        description="OpenAI's completions protocol for a GPT-2 on this machine.",
+        lifespan=lifespan,
+        docs_url=None,  # the framework's page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.engine = engine
+    for part in (completions, chat, page):
+        app.include_router(part.router)
+    app.include_router(router)
+    app.add_middleware(Guard, settings=settings)
+    add_handlers(app)
+    return app
+
+
+def _card(request: Request) -> ModelCard:
+    engine: Engine = request.app.state.engine
+    return ModelCard(
+        id=engine.model_id,
+        created=engine.created,
+        max_model_len=engine.model.config.n_positions,
+        chat=engine.chat_template is not None,
+    )
+
+
+@router.get("/v1/models", responses=ERRORS)
+async def list_models(request: Request) -> ModelList:
+    """The model that is served, in a list."""
+    return ModelList(data=[_card(request)])
+
+
+@router.get("/v1/models/{model}", responses=ERRORS)
+async def retrieve_model(model: str, request: Request) -> ModelCard:
+    """The model that is served, by its name."""
+    request.app.state.engine.check_model(model)
+    return _card(request)
+
+
+@router.get("/health", responses=ERRORS)
+async def health() -> Health:
+    """Whether the server answers."""
+    return Health()
+
+
+@router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **ERRORS})
+async def metrics(request: Request) -> Response:
+    """Counts and times for Prometheus."""
+    return Response(request.app.state.engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,106 @@
+"""/v1/chat/completions, where the checkpoint has a chat template."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request, Response
+
+from runtime.server.completions import STREAMED
+from runtime.server.engine import Engine
+from runtime.server.errors import ApiError, server_error
+from runtime.server.exchange import EventStream, decode, json_response, while_connected
+from runtime.server.fields import ChatRequest
+from runtime.server.gain import Continuation, Gain, collect
+from runtime.server.job import Job
+from runtime.server.plan import encode_one, make_limited, make_rows
+from runtime.server.reply import ChatReply, Usage, as_events, chat_writer, count, to_json
+from runtime.server.served_row import ServedRow
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED)
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """The next message of a conversation."""
+    engine: Engine = request.app.state.engine
+    _check(engine, body)
+    with contextlib.ExitStack() as stack:
+        job = stack.enter_context(engine.admit(body.n or 1))
+        talk = Talk(engine, job, body)
+        await while_connected(request, talk.prepare())
+        shows, is_stream = bool(body.logprobs), bool(body.stream)
+        write = chat_writer(engine.model_id, engine.names, shows_tokens=shows, is_stream=is_stream)
+        if is_stream:
+            stack.pop_all()  # the stream closes the job
+            return EventStream(as_events(talk.gains(), write, talk.usage_at_end), job)
+        gains = await while_connected(request, collect(talk.gains()))
+        return json_response(to_json(write(gains, talk.usage)))
+
+
+def _check(engine: Engine, body: ChatRequest) -> None:
+    """Raises ApiError for fields that contradict each other or the model."""
+    engine.check_model(body.model)
+    if engine.chat_template is None:
+        told = "this model has no chat template: it continues text, and was not taught to answer; use /v1/completions"
+        raise ApiError(told, param="messages", code="no_chat_template")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError("top_logprobs goes with logprobs", param="top_logprobs")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise ApiError("max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options goes with stream", param="stream_options")
+
+
+class Talk:
+    """One request on its way to a reply: `prepare`, then `gains`, then `usage`."""
+
+    def __init__(self, engine: Engine, job: Job, body: ChatRequest) -> None:
+        self._engine, self._job, self._body = engine, job, body
+        self._rows: list[ServedRow] = []
+        self._n_prompt = self._n_new = self._n_before = 0
+
+    async def prepare(self) -> None:
+        """Write the prompt. Raises ApiError."""
+        try:
+            await self._engine.prepare(self._make_rows)
+        except (TypeError, ValueError) as error:
+            raise ApiError(str(error)) from None
+        except ImportError as error:  # an extra that is not installed
+            raise server_error(str(error), 501) from None
+
+    def _make_rows(self) -> None:
+        engine, body = self._engine, self._body
+        assert engine.chat_template
+        given = {"temperature": 1.0, "overflow": "stop", "special_tokens": True, **body.generation_options()}
+        n_positions = engine.model.config.n_positions
+        n_new = body.max_completion_tokens or body.max_tokens or min(n_positions, engine.settings.max_tokens)
+        options = make_limited(engine, self._job, {**given, "max_new_tokens": n_new})
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]
+        prompt = encode_one(engine, engine.chat_template.render(messages), options)
+        if (body.n or 1) > 1 and options.temperature == 0:
+            raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
+        self._n_prompt, self._n_before = len(prompt.ids), len(prompt.text)
+        n_top = (body.top_logprobs or 0) if body.logprobs else None
+        self._rows = make_rows(engine, self._job, [prompt], body.n or 1, n_top)
+
+    async def gains(self) -> AsyncIterator[Gain]:
+        """The reply, as it comes. Raises ApiError."""
+        model, shows = self._engine.model, bool(self._body.logprobs)
+        continuations = [
+            Continuation(model, row, index, self._n_before, shows_tokens=shows) for index, row in enumerate(self._rows)
+        ]
+        async for _, gain in decode(self._engine, self._job, self._rows, continuations):
+            self._n_new += gain.end.n_tokens if gain.end else 0
+            yield gain
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far."""
+        return count(self._n_prompt, self._n_new)
+
+    def usage_at_end(self) -> Usage | None:
+        """The counts, where the stream is to end with them."""
+        options = self._body.stream_options
+        return self.usage if options and options.include_usage else None

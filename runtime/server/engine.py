@@ -1,0 +1,100 @@
+"""What all requests share: the model, the scheduler, room for so many, and threads beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from runtime.model import Model
+from runtime.server.chat_template import find_chat_template
+from runtime.server.errors import ApiError
+from runtime.server.job import Job
+from runtime.server.metrics import Metrics
+from runtime.server.scheduler import Scheduler
+from runtime.server.served_row import ServedRow
+from runtime.server.settings import Settings
+from runtime.server.token_names import TokenNames
+
+DEFAULT_ROWS = 8
+T = TypeVar("T")
+
+
+class Engine:
+    """`start` in the event loop that serves; `close` ends its threads."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """Raises ValueError for a wrong chat template, and where the model cannot decode `settings.rows` together."""
+        self.model, self.settings = model, settings
+        self.model_id, self.created = model.folder.resolve().name, int(time.time())
+        self.names = TokenNames(model)
+        self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit
+        self.n_rows = settings.rows or (DEFAULT_ROWS if model.is_fused else 1)
+        self._scheduler = Scheduler(model, self.n_rows)
+        self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
+        self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
+        self._jobs: set[Job] = set()
+        self.chat_template = find_chat_template(model)
+        self.metrics = Metrics(lambda: self.n_running, lambda: self.n_open - self.n_running)
+
+    def start(self) -> None:
+        """Begin to decode."""
+        self._scheduler.start()
+
+    @property
+    def n_open(self) -> int:
+        """Continuations and texts under way or waiting."""
+        return sum(job.n_units for job in self._jobs)
+
+    @property
+    def n_running(self) -> int:
+        """Continuations in the batch."""
+        return self._scheduler.n_running
+
+    def check_model(self, model_id: str | None) -> None:
+        """Raises ApiError for a model that is not this one."""
+        if model_id is not None and model_id != self.model_id:
+            told = f"there is no model {model_id!r} here; {self.model_id!r} is served"
+            raise ApiError(told, status=404, param="model", code="model_not_found")
+
+    def admit(self, n_units: int) -> Job:
+        """A place for a request. Raises ApiError: 400 where it is more than the server ever takes, 429 for now."""
+        limit = self.n_rows + self.settings.queue
+        if n_units > limit:
+            raise ApiError(f"the request asks for {n_units} continuations, and the server takes {limit} at a time")
+        if self.n_open + n_units > limit:
+            raise ApiError(
+                f"the server is busy: {self.n_open} of {limit} continuations are taken; try again soon",
+                status=429,
+                kind="rate_limit_error",
+                code="server_busy",
+                headers={"Retry-After": "1"},
+            )
+        job = Job(n_units, self._submit, self._jobs.discard)
+        self._jobs.add(job)
+        return job
+
+    async def prepare(self, function: Callable[[], T]) -> T:
+        """The result of some work that is too long for the event loop, and has no pass in it."""
+        return await asyncio.get_running_loop().run_in_executor(self._prepare, function)
+
+    async def run_aside(self, function: Callable[[], T]) -> T:
+        """The result of a pass that is not part of the batch; such passes run one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, function)
+
+    def stop_all(self) -> None:
+        """End every request where it is."""
+        for job in self._jobs:
+            job.is_stopped = True
+            job.cancel()
+
+    def close(self) -> None:
+        """End the threads; requests must have ended."""
+        for pool in (self._prepare, self._aside):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._scheduler.close()
+
+    def _submit(self, rows: Sequence[ServedRow]) -> None:
+        self._scheduler.submit(rows)

@@ -1,0 +1,108 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+CLOSED_REQUEST = 499  # the client has left; nobody reads the reply
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """Every reply that is no success."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """A reply other than success."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> Response:
+        """The reply."""
+        return Response(self.json(), self.status, self.headers, "application/json")
+
+    def json(self) -> str:
+        """The body, in ASCII: a message may quote what is no valid Unicode."""
+        return json.dumps(self.body)
+
+
+def server_error(message: str, status: int = 500) -> ApiError:
+    """An error that is not the client's."""
+    return ApiError(message, status=status, kind="server_error")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error of the framework OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_request(_: Request, error: RequestValidationError) -> Response:
+        return _describe(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        told = f"{error.detail}: {request.method} {request.url.path}"
+        return ApiError(told, status=error.status_code, headers=error.headers).response()
+
+    @app.exception_handler(Exception)
+    async def failure(_: Request, error: Exception) -> Response:
+        return server_error(f"the server failed ({type(error).__name__}); its log says more").response()
+
+
+def _describe(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Of pydantic's errors the first: the field, what was given and what is expected."""
+    first = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]  # of one field, each type it has
+    error = next((error for error in first if not error["type"].endswith("_type")), first[0])
+    where = [str(part) for part in error["loc"][1:]]
+    if error["type"] == "json_invalid":
+        return ApiError(f"the request is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+    if error["type"] == "string_unicode":
+        return ApiError("the request has a lone surrogate in a text: it is not valid Unicode")
+    if not where:
+        return ApiError("the request must be a JSON object, with the header Content-Type: application/json")
+    name = where[0]
+    if error["type"] == "extra_forbidden":
+        return ApiError(f"unknown field {'.'.join(where)!r}; /openapi.json lists the fields", param=name)
+    if error["type"] == "missing":
+        return ApiError(f"{'.'.join(where)} is missing", param=name)
+    if name == "prompt":
+        kinds = "a text, several texts, token ids, or several lists of token ids"
+        return ApiError(f"prompt is {_short(error['input'])}; it must be {kinds}", param=name)
+    return ApiError(f"{name} is {_short(error['input'])}: {error['msg']}", param=name)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:76]} ..."

@@ -1,0 +1,126 @@
+"""What may be asked: OpenAI's fields, the options of generation, the tasks' fields. Others are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from runtime.options import Options
+
+MAX_ALTERNATIVES = 20
+_MAX_INT = 2**31 - 1
+_ELSEWHERE = {"max_new_tokens", "cancel"}  # they are max_tokens, and the connection
+_OPENAI = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed"}
+
+
+class Fields(BaseModel):
+    """null means the default, as leaving a field out does."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    def given(self, names: typing.Container[str]) -> dict[str, Any]:
+        """Of these fields, those that are set."""
+        return {name: value for name, value in self.model_dump(exclude_none=True).items() if name in names}
+
+
+def _field(option: dataclasses.Field[Any], kind: Any) -> Any:
+    """An option as a field: its type or null, its meaning, its range."""
+    low, high = option.metadata["least"], option.metadata["most"]
+    number = next((one for one in (int, float) if str(option.type).startswith(one.__name__)), None)
+    limits: dict[str, Any] = {}
+    if number:
+        limits = {"gt": 0} if low is None else {"ge": low} if math.isfinite(low) else {}
+        limits |= {"le": high} if high is not None else {"le": _MAX_INT} if number is int else {}
+    return (Annotated[kind, Field(**limits)] | None, Field(None, description=option.metadata["about"]))
+
+
+_KINDS = typing.get_type_hints(Options)
+OPTION_NAMES = frozenset(option.name for option in dataclasses.fields(Options)) - _ELSEWHERE
+# ours, beside OpenAI's: top_k, min_p, overflow ...
+OptionFields = create_model(
+    "OptionFields",
+    __base__=Fields,
+    **{o.name: _field(o, _KINDS[o.name]) for o in dataclasses.fields(Options) if o.name in OPTION_NAMES - _OPENAI},
+)
+Text = Annotated[str, Field(max_length=256)]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(min_length=1)]
+
+
+class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does not follow create_model
+    """What both kinds of completion take."""
+
+    model: str | None = Field(None, description="the model that is served, or null")
+    temperature: float | None = Field(None, ge=0, description="0 is greedy; default 1, or the task's own")
+    top_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None = Field(
+        None, max_length=1024, description="added to the logits of these ids"
+    )
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    seed: int | None = Field(None, ge=0, le=2**64 - 1)
+    n: int | None = Field(None, ge=1, le=_MAX_INT)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="for clients that send it; nothing is done with it")
+
+    def generation_options(self) -> dict[str, Any]:
+        """The options of generation that are given, under the runtime's names."""
+        options: dict[str, Any] = self.given(OPTION_NAMES)
+        if "logit_bias" in options:
+            options["logit_bias"] = {int(id_): value for id_, value in options["logit_bias"].items()}
+        return options
+
+
+class StreamOptions(Fields):
+    """What a stream ends with."""
+
+    include_usage: bool | None = Field(None, description="a last chunk with the counts of tokens")
+
+
+class TaskFields(Fields):
+    """The fields of `runtime.perform`, for requests with a task."""
+
+    to: str | None = None
+    examples: list[Pair] | None = None
+    question: str | None = None
+    turns: list[Pair] | None = None
+    options: list[str] | None = Field(None, description="to choose from")
+    scoring: Literal["full", "partial"] | None = None
+    stop_words: list[str] | None = None
+    abstain_below: float | None = Field(None, ge=0, le=1)
+
+
+class CompletionRequest(SharedFields, TaskFields):
+    """OpenAI's fields of a completion, and ours."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=0, le=_MAX_INT, description="default 16, or the task's own; 0 with echo")
+    best_of: int | None = Field(None, ge=1, le=_MAX_INT)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="alternatives to show for each token")
+    suffix: str | None = Field(None, description="refused: GPT-2 cannot write towards an end")
+    task: str | None = Field(None, description="what to do with the prompt: see runtime.perform")
+
+
+class Message(Fields):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatRequest(SharedFields):
+    """OpenAI's fields of a chat completion, and ours."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=1, le=_MAX_INT)
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT, description="default: what the context holds")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)

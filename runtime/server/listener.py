@@ -1,0 +1,73 @@
+"""The command `serve`: a socket, and uvicorn on it until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from runtime.model import Model
+from runtime.server.app import make_app
+from runtime.server.connection import Connection
+from runtime.server.engine import Engine
+from runtime.server.settings import Settings
+
+MAX_HEAD_BYTES = 16384
+_LEFT_SECONDS = 5.0  # for the last words to clients, after the grace
+
+
+def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
+    """Serve a model until SIGINT or SIGTERM. Raises OSError where the address cannot be listened on."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    server = make_server(model, settings, verbose=verbose)
+    with listen(settings) as listening:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"gpt2-edge: {model.folder.name} at http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
+        server.run(sockets=[listening])
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket. Raises OSError naming the address."""
+    host, port = settings.host, settings.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=settings.connections)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error}; --port 0 takes a free port") from None
+
+
+def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> Server:
+    """uvicorn, with our limits."""
+    config = uvicorn.Config(
+        make_app(model, settings),
+        http=type("Connection", (Connection,), {"settings": settings}),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="info" if verbose else "warning",
+        access_log=verbose,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=int(settings.grace + _LEFT_SECONDS),
+    )
+    return Server(config, settings.grace)
+
+
+class Server(uvicorn.Server):
+    """When it is told to stop, requests under way have some time to finish, and then end where they are."""
+
+    def __init__(self, config: uvicorn.Config, grace: float) -> None:
+        super().__init__(config)
+        self._grace = grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]  # it is the FastAPI object
+        stopping = asyncio.get_running_loop().call_later(self._grace, engine.stop_all)
+        await super().shutdown(sockets)
+        stopping.cancel()

@@ -1,0 +1,102 @@
+"""From a request to the rows that answer it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtime.options import Options, make_options
+from runtime.row import Place
+from runtime.server.engine import Engine
+from runtime.server.errors import ApiError
+from runtime.server.job import Job
+from runtime.server.served_row import ServedRow
+from runtime.text import encode_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What the model reads, and how it goes on."""
+
+    text: str
+    ids: Sequence[int]
+    options: Options
+    n_truncated: int = 0  # tokens that a task left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The prompts of a request, and `n_samples` rows for each, prompt by prompt."""
+
+    prompts: list[Prompt]
+    rows: list[ServedRow]
+
+
+def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One prompt or several as a list."""
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and the server's own ends: its deadline, the client's leaving. Raises ApiError above a limit."""
+    settings = engine.settings
+    if options.get("lookup"):
+        told = "lookup is for one continuation alone, and here all share their passes; leave it out"
+        raise ApiError(told, param="lookup")
+    n_new, deadline = options.get("max_new_tokens", 0), options.get("deadline", settings.timeout)
+    if n_new > settings.max_tokens:
+        raise ApiError(f"max_tokens is {n_new}; this server's limit is {settings.max_tokens}", param="max_tokens")
+    if deadline > settings.timeout:
+        raise ApiError(f"deadline is {deadline}; this server's limit is {settings.timeout} s", param="deadline")
+    return {**options, "deadline": deadline, "cancel": job.is_cancelled}
+
+
+def encode_one(engine: Engine, prompt: str | list[int], options: Options) -> Prompt:
+    """A prompt as it is. Raises ApiError or ValueError."""
+    if isinstance(prompt, str):
+        check_length(engine, prompt, options.overflow)
+        return Prompt(prompt, encode_prompt(engine.model, prompt, special_tokens=options.special_tokens), options)
+    n_vocab = engine.model.config.vocab_size
+    if max(prompt) >= n_vocab:
+        raise ApiError(f"token id {max(prompt)} in prompt is outside the vocabulary of {n_vocab}", param="prompt")
+    return Prompt(engine.model.tokenizer.decode(prompt, skip_special_tokens=False), prompt, options)
+
+
+def check_length(engine: Engine, text: str, overflow: str) -> None:
+    """Refuse a text that is too long, whatever its tokens, before they are made. Raises ApiError."""
+    if overflow in ("error", "stop") and len(text) > engine.max_characters:
+        n_positions = engine.model.config.n_positions
+        raise too_long(f"a text of {len(text)} characters is more than the model's {n_positions} positions can be")
+
+
+def too_long(message: str) -> ApiError:
+    """The error that clients know by its code."""
+    return ApiError(message, param="prompt", code="context_length_exceeded")
+
+
+def make_rows(
+    engine: Engine, job: Job, prompts: Sequence[Prompt], n_samples: int, n_top: int | None
+) -> list[ServedRow]:
+    """The rows of all prompts. Raises ApiError where a prompt does not fit, ValueError for wrong options."""
+    return [
+        _make_row(engine, job, prompt, Place(index, sample), n_top)
+        for index, prompt in enumerate(prompts)
+        for sample in range(n_samples)
+    ]
+
+
+def _make_row(engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None) -> ServedRow:
+    try:
+        return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post)
+    except ValueError as error:
+        if len(prompt.ids) + prompt.options.max_new_tokens > engine.model.config.n_positions:
+            raise too_long(str(error)) from None
+        raise
+
+
+def make_limited(engine: Engine, job: Job, options: Mapping[str, Any]) -> Options:
+    """Options within the server's limits. Raises ApiError or ValueError."""
+    return make_options(limit(engine, job, options))

@@ -1,0 +1,101 @@
+"""Tasks over the server: those that write share the batch, the others run beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from runtime import tasks
+from runtime.completion import Completion
+from runtime.model import Model
+from runtime.server.engine import Engine
+from runtime.server.fields import CompletionRequest, TaskFields
+from runtime.server.gain import Details, End, Gain, describe
+from runtime.server.job import Job
+from runtime.server.plan import Prompt, as_prompts, check_length, limit
+from runtime.tasks import Task
+from runtime.text import encode_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRequest:
+    """A task, its texts, and what was given with it: fields and options by the names of `runtime.perform`."""
+
+    task: Task
+    texts: list[str]
+    given: Mapping[str, Any]
+    abstain_below: float | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether rows of the batch answer it."""
+        return self.task.kind == "generate"
+
+
+def read_task(engine: Engine, job: Job, body: CompletionRequest) -> TaskRequest | None:
+    """The task that a request asks for. Raises TypeError or ValueError for what does not go with it."""
+    fields = body.given(TaskFields.model_fields)
+    if body.task is None:
+        if fields:
+            raise ValueError(f"{next(iter(fields))!r} is a field of tasks; set task, or leave it out")
+        return None
+    task, texts = tasks.find_task(body.task), as_prompts(body.prompt)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the prompt of the task {task.name} is its text, not token ids")
+    if body.echo:
+        raise ValueError("echo is for a prompt that is continued; a task makes one of its own")
+    abstain_below = fields.pop("abstain_below", None)
+    tasks._check_abstention(task, abstain_below)
+    options = body.generation_options()
+    if task.kind == "generate":
+        options = limit(engine, job, options | ({"max_new_tokens": body.max_tokens} if body.max_tokens else {}))
+    elif body.max_tokens or body.n or body.best_of or body.logprobs is not None:
+        raise ValueError(f"{task.name} writes nothing: leave out max_tokens, n, best_of and logprobs")
+    for text in texts:
+        check_length(engine, str(text), str(options.get("overflow", "error")))
+    return TaskRequest(task, list(map(str, texts)), fields | options, abstain_below)
+
+
+def write_prompt(model: Model, request: TaskRequest, text: str) -> Prompt:
+    """The prompt of a task that writes. Raises TypeError or ValueError as `runtime.perform` does."""
+    task, names = request.task, request.task.option_names
+    if not text.strip():
+        raise ValueError(f"the text is empty; {task.name} needs one")
+    fields = task.values({name: value for name, value in request.given.items() if name not in names})
+    options = tasks._decoding(task, {name: value for name, value in request.given.items() if name in names})
+
+    def ids_of(text: str) -> list[int]:
+        return encode_prompt(model, task.prompt(text, **fields), special_tokens=options.special_tokens)
+
+    n_new, size, n_truncated = options.max_new_tokens, model.config.n_positions, 0
+    text = text.strip()
+    if options.overflow in ("error", "truncate_left"):  # else the row sees to it
+        room = tasks.Limit(size - n_new, f"{size} positions less max_new_tokens {n_new}")
+        text, n_truncated = tasks._fit(model, text, lambda text: len(ids_of(text)), room, options.overflow)
+    return Prompt(task.prompt(text, **fields), ids_of(text), options, n_truncated)
+
+
+def read_answer(request: TaskRequest, completion: Completion, n_truncated: int) -> End:
+    """The answer in what was written."""
+    end, task = describe(completion), request.task
+    answer = task.reads(completion.text)
+    confidence = (math.exp(completion.logprob) if answer else 0.0) if task.has_confidence else None
+    abstains = confidence is not None and confidence < (request.abstain_below or 0)
+    end.details.answer, end.details.confidence = "" if abstains else answer, confidence
+    end.details.n_truncated += n_truncated
+    return end
+
+
+def perform(model: Model, request: TaskRequest, index: int) -> Gain:
+    """The answer of a task that writes nothing, in passes of its own."""
+    answer = tasks.perform(model, request.task, request.texts[index], request.given, request.abstain_below)
+    details = Details(
+        finish_reason="stop",
+        answer=answer.text,
+        confidence=answer.confidence,
+        probabilities=answer.probabilities,
+        n_truncated=answer.n_truncated,
+    )
+    return Gain(index, answer.text, end=End(details))

@@ -1,0 +1,170 @@
+"""GPT-2 on this machine, ours and every peer on the same random weights: `make bench`.
+
+Each peer has an environment of its own under build/bench/venvs, made when first needed; one that cannot be had is
+reported as missing. Contenders take turns, each turn in a process of its own, in an order that alternates.
+
+python -m tests.benchmarks.bench --rounds 5 --threads 2 1
+python -m tests.benchmarks.bench --only gpt2-edge-int8 llama.cpp-q8_0 --size gpt2-xl
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from export.random_checkpoint import SIZES
+from tests.benchmarks.bandwidth import read_bandwidth
+from tests.benchmarks.contenders import (
+    CONTENDERS,
+    HERE,
+    PLACE,
+    Contender,
+    ask,
+    check,
+    environment,
+    prepare,
+    timed_answer,
+)
+from tests.benchmarks.results import BANDWIDTH, Results, speed_columns
+
+FULL = {"prefills": [32, 128, 512, 1000], "decodes": [32, 512, 900], "batches": [4, 16], "n_new": 64}
+SHORT = {"prefills": [512], "decodes": [32], "batches": [], "n_new": 32}
+PLOT = Contender("plot", "plot", (0, 0))
+
+
+def main() -> None:
+    """Measure, write results.json after each round, print the tables."""
+    given = parse()
+    shape = SHORT if given.quick or given.size != "gpt2" else FULL
+    results = Results(
+        f"GPT-2 ({given.size}), random weights, medians (range) of {given.rounds} round{'s' * (given.rounds > 1)}",
+        machine(),
+    )
+    try:
+        measure_all(results, given, shape)
+    except KeyboardInterrupt:
+        print("interrupted: the tables have what was measured", file=sys.stderr)
+        results.write(given.output)
+        status = 130
+    else:
+        status = 0
+    print(results.markdown(speed_columns(shape["prefills"], shape["decodes"], shape["batches"])))
+    if given.plot and results.samples:
+        draw(given.output, given.plot)
+    sys.exit(status)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each contender (default: 5)")
+    parser.add_argument("--threads", type=count, nargs="+", default=[2, 1], help="of a pass (default: 2 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTENDERS, metavar="NAME", default=list(CONTENDERS), help="(default: all)"
+    )
+    parser.add_argument("--size", choices=SIZES, default="gpt2", help="others than gpt2 are measured as with --quick")
+    parser.add_argument("--quick", action="store_true", help="decode at 32 and prefill of 512 alone")
+    parser.add_argument(
+        "--output", type=Path, default=PLACE / "results.json", help="JSON (default: build/bench/results.json)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw decode and prefill as bars")
+    parser.epilog = f"names: {', '.join(CONTENDERS)}"
+    return parser.parse_args()
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def measure_all(results: Results, given: argparse.Namespace, shape: dict[str, Any]) -> None:
+    """Make everyone ready, then all rounds; the file is written after each."""
+    folders = prepare_all(given.only, given.size, results)
+    for number in range(given.rounds):
+        print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
+        for threads in given.threads:
+            run_round(results, folders, threads, number, given.size, shape)
+        results.write(given.output)
+
+
+def prepare_all(names: list[str], size: str, results: Results) -> dict[str, Path]:
+    """The folders of those who can take part; the reasons of the others go into the results."""
+    folders = {}
+    for name in names:
+        try:
+            check(name)
+            folders[name] = prepare(name, size)
+        except RuntimeError as error:
+            give_up(results, name, error)
+    return folders
+
+
+def run_round(
+    results: Results, folders: dict[str, Path], threads: int, number: int, size: str, shape: dict[str, Any]
+) -> None:
+    """A turn of each contender; every other round in reverse."""
+    results.add(threads, BANDWIDTH, {BANDWIDTH: (bandwidth := read_bandwidth(threads))})
+    for name in list(folders)[:: -1 if number % 2 else 1]:
+        try:
+            measured = take_turn(name, folders[name], threads, number, size, shape)
+        except RuntimeError as error:
+            give_up(results, name, error)
+            del folders[name]
+            continue
+        measured["share"] = measured["decode 32"] * bytes_a_token(CONTENDERS[name], size) / bandwidth
+        results.add(threads, CONTENDERS[name].title, measured)
+
+
+def take_turn(name: str, folder: Path, threads: int, number: int, size: str, shape: dict[str, Any]) -> dict[str, float]:
+    """All measures of one contender, once."""
+    contender, prompt = CONTENDERS[name], list(range(1000 + number, 1032 + number))
+    common = {"folder": str(folder), "threads": threads}
+    sizes = {"vocab_size": SIZES[size].vocab_size, "seed": number}
+    measured: dict[str, float] = ask(contender, "measure", **common, **sizes, **shape)
+    cold, _ = timed_answer(contender, "generate", prompts=[prompt], **common)  # second: the files are in memory
+    disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return measured | {"cold": cold, "disk": disk, "agreement": check(name)}
+
+
+def bytes_a_token(contender: Contender, size: str) -> float:
+    """The weights that a decoding step reads: all matrices but the positions, and of the embedding one row alone."""
+    config = SIZES[size]
+    layers, output = 12 * config.n_layer * config.n_embd**2, config.vocab_size * config.n_embd
+    return layers * contender.bytes[0] + output * contender.bytes[1]
+
+
+def give_up(results: Results, name: str, error: RuntimeError) -> None:
+    """Go on without a contender."""
+    title = CONTENDERS[name].title
+    results.missing[title] = str(error)
+    print(f"missing: {title}: {error}", file=sys.stderr, flush=True)
+
+
+def machine() -> str:
+    """Processor and system, in words."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = (line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
+        name = next(models, f": {name}").split(":", 1)[1].strip()
+    return f"{name}, {platform.system()}, Python {platform.python_version()}"
+
+
+def draw(results: Path, picture: Path) -> None:
+    """Run plot.py in an environment that has matplotlib."""
+    try:
+        command = [str(environment(PLOT)), str(HERE / "plot.py"), str(results), str(picture)]
+    except RuntimeError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+    else:
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

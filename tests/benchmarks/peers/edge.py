@@ -1,0 +1,34 @@
+"""Ours."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import runtime
+from runtime.grid import prefill
+
+
+def convert(source: Path, folder: Path, precision: str) -> None:
+    from export import build
+
+    build.main([str(source), "--no-reference", "--verify", "none", "--precision", precision, "--output", str(folder)])
+
+
+class Peer:
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.model = runtime.load(folder, threads=threads)
+
+    def generate(self, prompt: list[int], n_new: int, note: Callable[[int], object]) -> None:
+        cache = self.model.new_cache(len(prompt) + n_new)
+        id_ = int(prefill(cache, prompt).argmax())
+        note(id_)
+        for _ in range(n_new - 1):
+            id_ = int(cache.step([id_])[0].argmax())
+            note(id_)
+
+    def generate_rows(self, prompts: list[list[int]], n_new: int) -> list[list[int]]:
+        cache = self.model.new_cache(len(prompts[0]) + n_new, len(prompts))
+        rows = [[int(prefill(cache, prompt, row).argmax())] for row, prompt in enumerate(prompts)]
+        for _ in range(n_new - 1):
+            for row, id_ in zip(rows, cache.step([row[-1] for row in rows]).argmax(axis=-1).tolist(), strict=True):
+                row.append(id_)
+        return rows

@@ -1,0 +1,348 @@
+"""The page, in a real browser: written in, watched, stopped, walked through."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runtime
+from runtime.model import Model
+from runtime.task_library import TASKS
+from tests.conftest import REPOSITORY
+from tests.serving import Running, running, wait_until
+
+PROMPT = "Once upon a time there was"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PAGE = REPOSITORY / "runtime" / "server"
+browser_only = pytest.mark.slow
+
+
+def test_sliders_and_tasks_are_the_apis() -> None:
+    from runtime.server.fields import CompletionRequest
+
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
+    sliders = re.findall(r'^  \["(\w+)", ', script, re.MULTILINE)
+    assert len(sliders) == 9
+    assert {*sliders, "seed", "stop"} < CompletionRequest.model_fields.keys()
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    tasks = re.findall(r'name="task" value="(\w*)"', page)
+    assert {*tasks} - {""} < TASKS.keys()
+    languages = re.findall(r"<option>(\w+)</option>", page)
+    assert languages == [*TASKS["translate"].fields["examples"].values]
+
+
+@pytest.fixture(scope="module")
+def server(demo_int8: Model) -> Iterator[Running]:
+    with running(demo_int8) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found and not os.environ.get("CI"):
+        pytest.skip("no chromium is installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    """A fresh page. Afterwards: no complaint on its console, and nothing was asked of anyone else."""
+    yield from open_page(browser, server)
+
+
+def open_page(browser: Any, server: Running, **options: Any) -> Iterator[Any]:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
+    page, complaints, asked = context.new_page(), [], []
+    page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    expect(page.locator("#status")).to_have_text("Ready.")
+    yield page
+    context.close()
+    assert complaints == []
+    assert all(url.startswith((server.url, "data:")) for url in asked)
+
+
+def expect(locator: Any) -> Any:
+    from playwright.sync_api import expect as expect_
+
+    return expect_(locator, "")
+
+
+def slide(page: Any, name: str, value: float) -> None:
+    page.locator(f"#{name}").fill(str(value))
+
+
+def make_long(page: Any) -> None:
+    """The next continuation does not end by itself for a while."""
+    slide(page, "max_tokens", 480)
+
+    def ask_for_more(route: Any) -> None:
+        route.continue_(post_data=json.dumps({**json.loads(route.request.post_data), "min_new_tokens": 480}))
+
+    page.route("**/v1/completions", ask_for_more)
+
+
+def generate(page: Any) -> str:
+    """Press the button, and wait for the end; returns what stands on the sheet."""
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#status")).to_contain_text(" s")
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    text: str = page.locator("#output").text_content()
+    return text
+
+
+@browser_only
+def test_what_is_typed_is_continued_as_in_python(page: Any, demo_int8: Model) -> None:
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("seed").fill("18446744073709551615")  # beyond what a JavaScript number holds
+    slide(page, "max_tokens", 40)
+    slide(page, "top_k", 5)
+    expected = runtime.generate(
+        PROMPT, model=demo_int8, max_new_tokens=40, temperature=0.8, top_p=0.9, top_k=5, seed=2**64 - 1
+    )
+    assert generate(page) == PROMPT + expected
+    expect(page.locator("#status")).to_contain_text("40 tokens in")
+    expect(page.locator("#speed")).to_contain_text("tokens/s")
+    slide(page, "temperature", 0)  # greedy: what chooses from a distribution is not sent
+    assert generate(page) == PROMPT + runtime.generate(PROMPT, model=demo_int8, max_new_tokens=40)
+
+
+@browser_only
+def test_the_keyboard_generates_and_stops(page: Any, server: Running) -> None:
+    page.get_by_label("Prompt").fill(PROMPT)
+    make_long(page)
+    page.get_by_label("Prompt").press("Control+Enter")
+    expect(page.locator("#output b").nth(3)).to_be_visible()  # it streams
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    wait_until(lambda: server.engine.n_open == 0, 5)
+    assert page.locator("#output b").count() < 504
+
+
+@browser_only
+def test_the_button_stops_too(page: Any, server: Running) -> None:
+    make_long(page)
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    wait_until(lambda: server.engine.n_open == 0, 5)
+
+
+@browser_only
+def test_a_token_shows_what_else_was_likely(page: Any, demo_int8: Model) -> None:
+    page.get_by_label("Prompt").fill(PROMPT)
+    slide(page, "temperature", 0)
+    slide(page, "max_tokens", 16)
+    generate(page)
+    (known,) = runtime.complete(PROMPT, model=demo_int8, max_new_tokens=16, logprobs=8)
+    words, tip = page.locator("#output b"), page.get_by_role("tooltip")
+    words.nth(4).hover()
+    expect(tip).to_be_visible()
+    shown = [name.replace("·", " ").replace("↵", "\n") for name in tip.locator("dt").all_text_contents()]
+    assert shown == [demo_int8.tokenizer.decode([id_]) for id_ in known.top_logprobs[4]]
+    expect(tip.locator("dt.chosen")).to_have_text(shown[0].replace(" ", "·").replace("\n", "↵"))
+    page.get_by_role("heading", name="gpt2-edge").hover()
+    expect(tip).to_be_hidden()
+    words.nth(0).focus()
+    expect(tip).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(words.nth(1)).to_be_focused()
+    expect(words.nth(1)).to_have_attribute("aria-describedby", "tip")
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+@browser_only
+def test_a_character_of_several_tokens_is_one_word(page: Any) -> None:
+    """The demo has no emoji of one token; it is made to write one by its bytes."""
+    page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(
+            content_type="text/event-stream",
+            body="".join(f"data: {json.dumps(chunk)}\n\n" for chunk in CHUNKS) + "data: [DONE]\n\n",
+        ),
+    )
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#status")).to_contain_text("ended by")
+    assert page.locator("#output b").all_text_contents() == [" a", "🙂", "!🙂", " b"]
+    expect(page.locator("#output .wrong")).to_have_count(0)
+
+
+def chunk(text: str, tokens: list[str], offsets: list[int], end: str | None = None) -> dict[str, Any]:
+    n = len(tokens)
+    logprobs = {"tokens": tokens, "token_logprobs": [-1.0] * n, "top_logprobs": [{}] * n, "text_offset": offsets}
+    return {"choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": end, "gpt2_edge": {}}]}
+
+
+CHUNKS = [
+    chunk(" a", [" a"], [10]),
+    chunk("🙂!🙂", ["bytes:\\xf0", "bytes:\\x9f", "!🙂"], [12, 12, 13]),
+    chunk(" b", [" b"], [15], "stop"),
+]
+
+
+@browser_only
+@pytest.mark.parametrize("task", ["Summarize", "Translate", "Answer", "Read"])
+def test_a_task_shows_its_answer(page: Any, demo_int8: Model, task: str) -> None:
+    page.get_by_role("radio", name=task).check(force=True)
+    page.locator("#prompt").fill("The king has a daughter. She lives in the wood.")
+    page.get_by_label("seed").fill("3")
+    fields: dict[str, Any] = {}
+    if task == "Translate":
+        page.locator("#to").select_option("French")
+        fields["to"] = "French"
+    if task == "Read":
+        page.get_by_label("question").fill("Where does she live?")
+        fields["question"] = "Where does she live?"
+    generate(page)
+    answer = runtime.perform(
+        task.lower(), "The king has a daughter. She lives in the wood.", model=demo_int8, seed=3, **fields
+    )
+    expect(page.locator("#answer")).to_contain_text(answer.text or "None.")
+
+
+@browser_only
+def test_an_option_is_chosen(page: Any, demo_int8: Model) -> None:
+    page.get_by_role("radio", name="Choose").check(force=True)
+    page.locator("#prompt").fill("The _ sat on the throne.")
+    page.locator("#options").fill("king, spoon")
+    assert generate(page) == "The king sat on the throne."
+    answer = runtime.perform("choose", "The _ sat on the throne.", model=demo_int8, options=["king", "spoon"])
+    assert page.locator("#answer dt").all_text_contents() == sorted(
+        answer.probabilities, key=lambda name: -answer.probabilities[name]
+    )
+
+
+@browser_only
+def test_an_error_is_shown_where_the_text_would_be(page: Any) -> None:
+    page.get_by_role("radio", name="Read").check(force=True)
+    page.locator("#prompt").fill("A passage.")
+    page.get_by_label("question").fill("")
+    page.route("**/v1/completions", lambda route: route.fulfill(status=200, body=f"data: {json.dumps(ERROR)}\n\n"))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#output")).to_have_text("read needs question")
+
+
+ERROR = {"error": {"message": "read needs question", "type": "invalid_request_error", "param": None, "code": None}}
+
+
+@browser_only
+def test_what_is_copied_does_the_same(page: Any, tmp_path: Path) -> None:
+    page.get_by_label("Prompt").fill("It's \"her\" 'sister' \\ €,\nand")
+    page.get_by_label("seed").fill("18446744073709551615")
+    page.get_by_label("stop").fill("\\n")
+    slide(page, "top_k", 7)
+    slide(page, "max_tokens", 24)
+    text = generate(page)
+    page.get_by_role("button", name="Copy as Python").click()
+    code = page.evaluate("() => navigator.clipboard.readText()")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=60, check=False
+    )
+    assert text.endswith(done.stdout.removesuffix("\n")), done.stderr
+    assert done.stdout.strip()
+    if os.name == "posix" and shutil.which("curl"):
+        page.get_by_role("button", name="Copy as curl").click()
+        command = page.evaluate("() => navigator.clipboard.readText()")
+        reply = subprocess.run(["sh", "-c", f"curl -s {command[5:]}"], capture_output=True, timeout=60, check=True)
+        assert json.loads(reply.stdout)["choices"][0]["text"] == done.stdout.removesuffix("\n")
+
+
+@browser_only
+def test_nothing_jumps_while_it_writes(page: Any) -> None:
+    places = [page.locator(name) for name in ("#go", "#stop", "#copy-curl", "#output", "aside", "#temperature")]
+    before = [place.bounding_box() for place in places]
+    slide(page, "max_tokens", 40)
+    generate(page)
+    after = [place.bounding_box() for place in places]
+    for one, other in zip(before, after, strict=True):
+        assert (one["x"], one["y"], one["width"]) == (other["x"], other["y"], other["width"])
+
+
+@browser_only
+@pytest.mark.parametrize("width", [320, 390, 860, 1400])
+def test_no_screen_is_too_narrow(browser: Any, server: Running, width: int) -> None:
+    for page in open_page(browser, server, viewport={"width": width, "height": 800}):
+        slide(page, "max_tokens", 40)
+        generate(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        page.locator("#output b").last.hover()
+        box = page.get_by_role("tooltip").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+@browser_only
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(browser: Any, server: Running, scheme: str) -> None:
+    """Contrast of at least 4.5, WCAG 2.2's level AA, for what is read."""
+    for page in open_page(browser, server, color_scheme=scheme):
+        colors = page.evaluate(
+            "() => ['body', 'header p', '#go', '#prompt', '#status'].map((name) => {"
+            "const style = getComputedStyle(document.querySelector(name));"
+            "let at = document.querySelector(name);"
+            "while (getComputedStyle(at).backgroundColor === 'rgba(0, 0, 0, 0)') at = at.parentElement;"
+            "return [style.color, getComputedStyle(at).backgroundColor]; })"
+        )
+        assert min(contrast(*pair) for pair in colors) >= 4.5
+        backgrounds = {background for _, background in colors}
+        assert (luminance(colors[0][1]) < 0.1) == (scheme == "dark"), backgrounds
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@browser_only
+def test_a_key_is_asked_for(browser: Any, demo_int8: Model) -> None:
+    with running(demo_int8, api_key="swordfish") as server:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator("#status")).to_contain_text("asks for a key")
+        page.get_by_label("key").fill("swordfish")
+        page.get_by_label("key").press("Tab")
+        expect(page.locator("#status")).to_have_text("Ready.")
+        slide(page, "max_tokens", 8)
+        assert len(generate(page)) > 10
+        context.close()
+
+
+@browser_only
+def test_everything_has_a_name(page: Any) -> None:
+    """For those who hear the page: every control says what it is."""
+    for control in page.locator("button:visible, input:visible, select:visible, textarea:visible").all():
+        snapshot = control.aria_snapshot()
+        assert re.search(r'^- \w+ ".+"', snapshot), snapshot
