@@ -43,7 +43,7 @@ print(runtime.generate("Once upon a time", model=model))
 `gpt2-edge check {folder}` tells whether a device runs the model as it should: it verifies the checksums and scores
 `golden.json`, recorded outputs of this very model. `sha256sum -c SHA256SUMS` checks the files alone.
 
-Other runtimes open the folder too: optimum's `ORTModelForCausalLM.from_pretrained` among them. Give them one prompt
+Other runtimes open the folder too: optimum, transformers.js and onnxruntime-genai among them. Give them one prompt
 at a time, or pad on the right: a mask that begins with 0 (padding on the left) makes the graph fail, since its
 attention operator would read the wrong positions.
 
