@@ -16,7 +16,7 @@ from runtime.processor import advice, suitable_kernel
 def describe(folder: Path) -> dict[str, Any]:
     """Facts by name, fit for JSON. Raises what `runtime.load` raises."""
     with Model(folder) as model:
-        config, kernel = model.config, model.kernel
+        config, kernel, is_fused = model.config, model.kernel, model.is_fused
     report = folder / "quality.json"
     quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     weights = sum(path.stat().st_size for path in folder.glob("*.onnx*"))
@@ -24,7 +24,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "precision": quality.get("precision", "unknown: not built by export/build.py"),
-        "kernel": kernel or "none: a plain ONNX export",
+        "kernel": kernel or ("none: fp32" if is_fused else "none: a plain ONNX export"),
         "layers": config.n_layer,
         "heads": config.n_head,
         "width": config.n_embd,

@@ -155,7 +155,8 @@ def test_a_reference_is_kept_without_a_verification_too(
     stand_in_export(monkeypatch)
     kept = tmp_path / "reference"
     build.main([str(tiny), "--verify", "none", "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
-    assert {path.name for path in kept.iterdir()} == FILES - {"README.md", "SHA256SUMS", "golden.json", "quality.json"}
+    ours = {"README.md", "SHA256SUMS", "genai_config.json", "golden.json", "quality.json"}
+    assert {path.name for path in kept.iterdir()} == FILES - ours
 
 
 def test_no_reference_is_kept_of_a_refused_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
