@@ -86,6 +86,7 @@ def test_open_batches_count_together_until_they_are_freed(demo_int8_folder: Path
         assert generate("Once", model=model, max_new_tokens=250)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of resident memory as it goes")
 @pytest.mark.parametrize(("rows", "context"), [(1, 64), (8, 512)])
 @pytest.mark.parametrize("name", ["demo_int8_folder", "demo_fp32_folder"])

@@ -77,6 +77,7 @@ def test_close_lets_generations_end(demo_int8_folder: Path, alone: list[list[int
         runtime.generate("Once", model=model)
 
 
+@pytest.mark.slow
 @linux_only
 def test_generations_leave_nothing(demo_int8_folder: Path) -> None:
     figures = endurance.endure_generations(demo_int8_folder, 400)
@@ -84,6 +85,7 @@ def test_generations_leave_nothing(demo_int8_folder: Path) -> None:
     assert figures["slope"] < 5_000  # bytes each; the full trial is finer
 
 
+@pytest.mark.slow
 @linux_only
 def test_loads_leave_nothing(demo_int8_folder: Path) -> None:
     figures = endurance.endure_loads(demo_int8_folder, 24)

@@ -63,9 +63,10 @@ def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[flo
         prompts = np.random.default_rng(number).integers(0, 50256, (N_CLIENTS, N_PROMPT)).tolist()
         for name, contender in contenders.items():
             start = time.perf_counter()
-            n = contender(prompts)
+            rate = contender(prompts) / (time.perf_counter() - start)
+            print(f"round {number}, {name}: {rate:.0f} tok/s", file=sys.stderr)
             if number:
-                rates[name].append(n / (time.perf_counter() - start))
+                rates[name].append(rate)
     return rates
 
 
