@@ -137,12 +137,12 @@ def test_advice_is_for_blocks_where_they_are_slow(kernel: str | None, suitable: 
 
 @pytest.mark.parametrize(("suitable", "warned"), [("dense", True), ("block", False), (None, False)])
 def test_loading_an_unsuited_build_warns(
-    demo_int8_folder: Path, monkeypatch: pytest.MonkeyPatch, suitable: str | None, warned: bool
+    demo_block_folder: Path, monkeypatch: pytest.MonkeyPatch, suitable: str | None, warned: bool
 ) -> None:
     monkeypatch.setattr("runtime.model.suitable_kernel", lambda: suitable)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        load(demo_int8_folder).close()
+        load(demo_block_folder).close()
     assert ["--kernel dense" in str(warning.message) for warning in caught] == [True] * warned
 
 
