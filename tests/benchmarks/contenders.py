@@ -43,7 +43,7 @@ class Contender:
 
 OURS = "gpt2-edge-int8"
 CONTENDERS = {
-    OURS: Contender("gpt2-edge int8", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8"}),
+    OURS: Contender("gpt2-edge int8", "edge", (1, 1), options={"precision": "int8"}),
     "gpt2-edge-int4": Contender(  # a scale and half a byte of zero point for each block of 32
         "gpt2-edge int4", "edge", (0.5 + 4.5 / 32, 1 + 4 / 64), options={"precision": "int4"}
     ),
@@ -51,9 +51,7 @@ CONTENDERS = {
     "llama.cpp-q4_0": Contender("llama.cpp Q4_0", "llama_cpp", (18 / 32, 210 / 256), options={"precision": "Q4_0"}),
     "ctranslate2-int8": Contender("CTranslate2 int8", "ctranslate2", (1, 1), options={"precision": "int8"}),
     "openvino-int8": Contender("OpenVINO GenAI int8", "openvino", (1, 1)),
-    "onnxruntime-genai": Contender(
-        "onnxruntime-genai, our int8 folder", "onnxruntime_genai", (1 + 4 / 64, 1 + 4 / 64), source=OURS
-    ),
+    "onnxruntime-genai": Contender("onnxruntime-genai, our int8 folder", "onnxruntime_genai", (1, 1), source=OURS),
     "optimum-int8": Contender(
         "optimum, quantize_dynamic", "optimum", (1, 1), source="optimum-fp32", options={"precision": "int8"}
     ),

@@ -10,7 +10,9 @@ from runtime.grid import prefill
 def convert(source: Path, folder: Path, precision: str) -> None:
     from export import build
 
-    build.main([str(source), "--no-reference", "--verify", "none", "--precision", precision, "--output", str(folder)])
+    # the kernel that verification chooses for trained weights
+    kind = ["--kernel", "dense"] if precision == "int8" else ["--precision", precision]
+    build.main([str(source), "--no-reference", "--verify", "none", *kind, "--output", str(folder)])
 
 
 class Peer:
