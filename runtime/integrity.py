@@ -21,7 +21,15 @@ CHECKSUMS = "SHA256SUMS"
 COPY_AGAIN = "copy the model folder again"
 _READ = {"config.json", "tokenizer.json"}  # by every load, besides the graph
 _READ_IF_THERE = {"generation_config.json"}
-_BUILT = {"README.md", "genai_config.json", "golden.json", "model.onnx", "model.onnx_data", "quality.json", "tokenizer_config.json"}
+_BUILT = {
+    "README.md",
+    "genai_config.json",
+    "golden.json",
+    "model.onnx",
+    "model.onnx_data",
+    "quality.json",
+    "tokenizer_config.json",
+}
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of operators that onnxruntime itself brings
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 Stats = dict[str, os.stat_result]

@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 import runtime
 from export import build
+from runtime.text import encode
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench" / "random-gpt2-int8"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "build" / "bench" / "random-gpt2-int8"
 N_PROMPT, N_NEW, N_CLIENTS = 32, 128, 8
-Prompts = list[list[int]]
+Prompts = list[str]  # texts, since `complete` takes no ids: the same tokens for all
 Contender = Callable[[Prompts], int]  # how many tokens were written
 
 
@@ -46,7 +46,7 @@ def main() -> None:
             f"server, {N_CLIENTS} clients, streams": lambda prompts: ask_all(port, prompts, stream=True),
             "server, 1 client": lambda prompts: ask_all(port, prompts[:1], stream=False),
         }
-        rates = measure(contenders, given.rounds)
+        rates = measure(contenders, [read_prompts(model, number) for number in range(given.rounds + 1)])
     print(f"GPT-2 124M, random weights, {N_NEW} tokens after {N_PROMPT}, {given.threads} threads\n")
     print("| | tok/s | spread |\n|---|---|---|")
     for name, values in rates.items():
@@ -56,11 +56,17 @@ def main() -> None:
     print(f"{clients / one:.1f} times one client")
 
 
-def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+def read_prompts(model: runtime.Model, number: int) -> Prompts:
+    """Pieces of a real text, others in every round."""
+    ids = encode(model, (REPOSITORY / "models" / "demo" / "evaluation.txt").read_text(encoding="utf-8"))
+    begins = range(number * N_CLIENTS * N_PROMPT, (number + 1) * N_CLIENTS * N_PROMPT, N_PROMPT)
+    return [model.tokenizer.decode(ids[begin : begin + N_PROMPT]) for begin in begins]
+
+
+def measure(contenders: dict[str, Contender], rounds: list[Prompts]) -> dict[str, list[float]]:
     """Tokens per second, per contender and round; the first round is warm-up."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        prompts = np.random.default_rng(number).integers(0, 50256, (N_CLIENTS, N_PROMPT)).tolist()
+    for number, prompts in enumerate(rounds):
         for name, contender in contenders.items():
             start = time.perf_counter()
             rate = contender(prompts) / (time.perf_counter() - start)
@@ -72,8 +78,8 @@ def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[flo
 
 def complete(model: runtime.Model, prompts: Prompts) -> int:
     """The same rows without a server."""
-    texts = [model.tokenizer.decode(ids) for ids in prompts]
-    return sum(one.n_tokens for one in runtime.complete(texts, model=model, max_new_tokens=N_NEW, batch_size=N_CLIENTS))
+    done = runtime.complete(prompts, model=model, max_new_tokens=N_NEW, batch_size=N_CLIENTS)
+    return sum(one.n_tokens for one in done)
 
 
 def ask_all(port: int, prompts: Prompts, *, stream: bool) -> int:
@@ -82,7 +88,7 @@ def ask_all(port: int, prompts: Prompts, *, stream: bool) -> int:
         return sum(pool.map(lambda prompt: ask(port, prompt, stream=stream), prompts))
 
 
-def ask(port: int, prompt: list[int], *, stream: bool) -> int:
+def ask(port: int, prompt: str, *, stream: bool) -> int:
     """One request."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     body = {"prompt": prompt, "max_tokens": N_NEW, "temperature": 0, "stream": stream}
