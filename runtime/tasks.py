@@ -66,13 +66,18 @@ def perform(
     encode(model, text)  # raises for what is no text
     if not text.strip():
         raise ValueError(f"the text is empty; {task.name} needs one")
-    _check_abstention(task, abstain_below)
+    check_abstention(task, abstain_below)
     fields = task.values({name: value for name, value in given.items() if name not in task.option_names})
     options = {name: value for name, value in given.items() if name in task.option_names}
     if prefix is not None:
         prefix.check(task.prompt(text.strip(), **fields))
     answer = _KINDS[task.kind](model, task, text.strip(), fields, options, prefix)
-    if abstain_below is not None and answer.confidence is not None and answer.confidence < abstain_below:
+    return abstain(answer, abstain_below)
+
+
+def abstain(answer: Answer, least: float | None) -> Answer:
+    """No text where the confidence is under `least`."""
+    if least is not None and answer.confidence is not None and answer.confidence < least:
         return dataclasses.replace(answer, text="")
     return answer
 
@@ -88,7 +93,7 @@ def find_task(task: str | Task) -> Task:
     return TASKS[task]
 
 
-def _check_abstention(task: Task, least: object) -> None:
+def check_abstention(task: Task, least: object) -> None:
     if least is None:
         return
     if isinstance(least, bool) or not isinstance(least, numbers.Real) or not 0 <= float(least) <= 1:
@@ -101,6 +106,24 @@ def _write(
     model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any], prefix: Prefix | None
 ) -> Answer:
     """Generate, and read the answer."""
+    writing = prepare(model, task, text, fields, given)
+    row = Row(model, writing.ids, writing.options, Place(), n_top=0, prefix=prefix)
+    for _ in generate_pieces(model, [row]):
+        pass
+    return read_answer(task, row.completion(), writing.n_truncated)
+
+
+class Writing(NamedTuple):
+    """What a task that writes has continued."""
+
+    prompt: str
+    ids: list[int]
+    options: Options
+    n_truncated: int  # tokens of the text that were left out
+
+
+def prepare(model: Model, task: Task, text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Writing:
+    """The prompt of a task that writes. Raises TypeError or ValueError as `perform` does."""
     options = _decoding(task, given)
 
     def ids_of(text: str) -> list[int]:
@@ -112,14 +135,15 @@ def _write(
         text, n_truncated = _fit(model, text, lambda text: len(ids_of(text)), limit, options.overflow)
     else:
         n_truncated = 0
-    row = Row(model, ids_of(text), options, Place(), n_top=0, prefix=prefix)
-    for _ in generate_pieces(model, [row]):
-        pass
-    completion = row.completion()
+    return Writing(task.prompt(text, **fields), ids_of(text), options, n_truncated)
+
+
+def read_answer(task: Task, completion: Completion, n_truncated: int = 0, abstain_below: float | None = None) -> Answer:
+    """The answer in what was written, whose log-probabilities are recorded."""
     completion = dataclasses.replace(completion, n_truncated=completion.n_truncated + n_truncated)
     answer = task.reads(completion.text)
     confidence = (math.exp(completion.logprob) if answer else 0.0) if task.has_confidence else None
-    return Answer(answer, confidence, completion, n_truncated=completion.n_truncated)
+    return abstain(Answer(answer, confidence, completion, n_truncated=completion.n_truncated), abstain_below)
 
 
 def _decoding(task: Task, given: Mapping[str, Any]) -> Options:

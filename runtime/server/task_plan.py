@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from runtime.server.gain import Details, End, Gain, describe
 from runtime.server.job import Job
 from runtime.server.plan import Prompt, as_prompts, check_length, limit
 from runtime.tasks import Task
-from runtime.text import encode_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,7 @@ def read_task(engine: Engine, job: Job, body: CompletionRequest) -> TaskRequest 
     if body.echo:
         raise ValueError("echo is for a prompt that is continued; a task makes one of its own")
     abstain_below = fields.pop("abstain_below", None)
-    tasks._check_abstention(task, abstain_below)
+    tasks.check_abstention(task, abstain_below)
     options = body.generation_options()
     if task.kind == "generate":
         options = limit(engine, job, options | ({"max_new_tokens": body.max_tokens} if body.max_tokens else {}))
@@ -64,27 +62,16 @@ def write_prompt(model: Model, request: TaskRequest, text: str) -> Prompt:
     if not text.strip():
         raise ValueError(f"the text is empty; {task.name} needs one")
     fields = task.values({name: value for name, value in request.given.items() if name not in names})
-    options = tasks._decoding(task, {name: value for name, value in request.given.items() if name in names})
-
-    def ids_of(text: str) -> list[int]:
-        return encode_prompt(model, task.prompt(text, **fields), special_tokens=options.special_tokens)
-
-    n_new, size, n_truncated = options.max_new_tokens, model.config.n_positions, 0
-    text = text.strip()
-    if options.overflow in ("error", "truncate_left"):  # else the row sees to it
-        room = tasks.Limit(size - n_new, f"{size} positions less max_new_tokens {n_new}")
-        text, n_truncated = tasks._fit(model, text, lambda text: len(ids_of(text)), room, options.overflow)
-    return Prompt(task.prompt(text, **fields), ids_of(text), options, n_truncated)
+    options = {name: value for name, value in request.given.items() if name in names}
+    return Prompt(*tasks.prepare(model, task, text.strip(), fields, options))
 
 
 def read_answer(request: TaskRequest, completion: Completion, n_truncated: int) -> End:
     """The answer in what was written."""
-    end, task = describe(completion), request.task
-    answer = task.reads(completion.text)
-    confidence = (math.exp(completion.logprob) if answer else 0.0) if task.has_confidence else None
-    abstains = confidence is not None and confidence < (request.abstain_below or 0)
-    end.details.answer, end.details.confidence = "" if abstains else answer, confidence
-    end.details.n_truncated += n_truncated
+    answer = tasks.read_answer(request.task, completion, n_truncated, request.abstain_below)
+    end = describe(completion)
+    end.details.answer, end.details.confidence = answer.text, answer.confidence
+    end.details.n_truncated = answer.n_truncated
     return end
 
 

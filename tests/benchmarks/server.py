@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default: 5)")
     parser.add_argument("--threads", type=int, default=2, help="threads of a pass (default: 2)")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
     if not FOLDER.is_dir():
         build.main(["random:gpt2", "--output", str(FOLDER), "--no-reference", "--verify", "none"])
     with runtime.load(FOLDER, threads=given.threads) as model, serving(given.threads) as port:
