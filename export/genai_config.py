@@ -19,7 +19,7 @@ def genai_config(config: Config) -> dict[str, Any]:
         "filename": "model.onnx",
         "session_options": {"provider_options": []},  # none: the CPU
         "hidden_size": config.n_embd,
-        "head_size": config.n_embd // config.n_head,
+        "head_size": config.head_dim,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_head,
         "num_hidden_layers": config.n_layer,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from export import build
+from runtime.cache import InPlaceCache
 from runtime.model import Model
 from tests.building import QUICK
 
@@ -100,3 +101,17 @@ def torch_demo() -> Iterator[GPT2LMHeadModel]:
     torch.set_num_threads(1)
     yield GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many ids each pass through the model takes."""
+    taken: list[int] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(InPlaceCache, name)
+        return lambda cache, ids, **rest: (taken.append(len(ids)), original(cache, ids, **rest))[1]
+
+    for name in ("extend", "step"):
+        monkeypatch.setattr(InPlaceCache, name, counted(name))
+    return taken

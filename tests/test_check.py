@@ -14,19 +14,9 @@ import pytest
 from runtime.check import check_folder
 from runtime.info import describe
 from runtime.integrity import differing, read_checksums
+from tests.building import FILES
 
-LISTED = [
-    "README.md",
-    "config.json",
-    "genai_config.json",
-    "generation_config.json",
-    "golden.json",
-    "model.onnx",
-    "model.onnx_data",
-    "quality.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
+LISTED = sorted(FILES - {"SHA256SUMS"})
 Golden = dict[str, Any]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from runtime import complete, generate, load, row, stream
-from runtime.cache import InPlaceCache
 from runtime.grid import PREFILL_STEP
 from runtime.model import Model
 from runtime.text import encode, encode_prompt
@@ -63,20 +62,6 @@ def own_model(demo_fp32_folder: Path) -> Iterator[Model]:
     """A model to change, and to close."""
     with load(demo_fp32_folder) as model:
         yield model
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ids each pass through the model takes."""
-    taken: list[int] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        original = getattr(InPlaceCache, name)
-        return lambda cache, ids, **rest: (taken.append(len(ids)), original(cache, ids, **rest))[1]
-
-    for name in ("extend", "step"):
-        monkeypatch.setattr(InPlaceCache, name, counted(name))
-    return taken
 
 
 # the same ids as transformers --------------------------------------------------------------------------------------

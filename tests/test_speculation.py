@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import complete, speculation, stream, stream_many
-from runtime.cache import InPlaceCache
 from runtime.completion import Completion
 from runtime.model import Model
 from runtime.speculation import Pace
@@ -45,20 +44,6 @@ def propose_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Propose], None]:
         monkeypatch.setattr(Pace, "count", lambda pace: pace._most)
 
     return put
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ids each pass through the model takes."""
-    taken: list[int] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        original = getattr(InPlaceCache, name)
-        return lambda cache, ids, **rest: (taken.append(len(ids)), original(cache, ids, **rest))[1]
-
-    for name in ("extend", "step"):
-        monkeypatch.setattr(InPlaceCache, name, counted(name))
-    return taken
 
 
 def facts(one: Completion) -> dict[str, Any]:

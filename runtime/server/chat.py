@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from runtime.server.completions import STREAMED
 from runtime.server.engine import Engine
-from runtime.server.errors import ApiError, server_error
+from runtime.server.errors import ApiError, preparing
 from runtime.server.exchange import EventStream, decode, json_response, while_connected
 from runtime.server.fields import ChatRequest
 from runtime.server.gain import Continuation, Gain, collect
 from runtime.server.job import Job
 from runtime.server.plan import encode_one, make_limited, make_rows
-from runtime.server.reply import ChatReply, Usage, as_events, chat_writer, count, to_json
+from runtime.server.reply import ChatReply, Counted, as_events, chat_writer, to_json
 from runtime.server.served_row import ServedRow
 
 router = APIRouter()
@@ -53,22 +53,19 @@ def _check(engine: Engine, body: ChatRequest) -> None:
         raise ApiError("stream_options goes with stream", param="stream_options")
 
 
-class Talk:
+class Talk(Counted):
     """One request on its way to a reply: `prepare`, then `gains`, then `usage`."""
 
     def __init__(self, engine: Engine, job: Job, body: ChatRequest) -> None:
+        super().__init__(body.stream_options)
         self._engine, self._job, self._body = engine, job, body
         self._rows: list[ServedRow] = []
-        self._n_prompt = self._n_new = self._n_before = 0
+        self._n_before = 0  # characters of the prompt
 
     async def prepare(self) -> None:
         """Write the prompt. Raises ApiError."""
-        try:
+        with preparing():
             await self._engine.prepare(self._make_rows)
-        except (TypeError, ValueError) as error:
-            raise ApiError(str(error)) from None
-        except ImportError as error:  # an extra that is not installed
-            raise server_error(str(error), 501) from None
 
     def _make_rows(self) -> None:
         engine, body = self._engine, self._body
@@ -79,8 +76,6 @@ class Talk:
         options = make_limited(engine, self._job, {**given, "max_new_tokens": n_new})
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
         prompt = encode_one(engine, engine.chat_template.render(messages), options)
-        if (body.n or 1) > 1 and options.temperature == 0:
-            raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
         self._n_prompt, self._n_before = len(prompt.ids), len(prompt.text)
         n_top = (body.top_logprobs or 0) if body.logprobs else None
         self._rows = make_rows(engine, self._job, [prompt], body.n or 1, n_top)
@@ -94,13 +89,3 @@ class Talk:
         async for _, gain in decode(self._engine, self._job, self._rows, continuations):
             self._n_new += gain.end.n_tokens if gain.end else 0
             yield gain
-
-    @property
-    def usage(self) -> Usage:
-        """The counts so far."""
-        return count(self._n_prompt, self._n_new)
-
-    def usage_at_end(self) -> Usage | None:
-        """The counts, where the stream is to end with them."""
-        options = self._body.stream_options
-        return self.usage if options and options.include_usage else None

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request, Response
 
 from runtime.server import task_plan
 from runtime.server.engine import Engine
-from runtime.server.errors import ApiError, ErrorReply, server_error
+from runtime.server.errors import ApiError, ErrorReply, preparing
 from runtime.server.exchange import STOPPED, EventStream, decode, json_response, while_connected
 from runtime.server.fields import CompletionRequest
 from runtime.server.gain import Continuation, Details, End, Gain, collect
 from runtime.server.job import Job
 from runtime.server.plan import Plan, as_prompts, encode_one, make_limited, make_rows, too_long
-from runtime.server.reply import CompletionReply, Usage, as_events, completion_writer, count, to_json
+from runtime.server.reply import CompletionReply, Counted, as_events, completion_writer, to_json
 from runtime.server.task_plan import TaskRequest
 from runtime.server.token_names import read_prompt
 from runtime.text import encode
@@ -71,25 +71,21 @@ def _check(engine: Engine, body: CompletionRequest) -> None:
         raise ApiError("stream_options goes with stream", param="stream_options")
 
 
-class Answering:
+class Answering(Counted):
     """One request on its way to a reply: `prepare`, then `gains` or `best`, then `usage`."""
 
     def __init__(self, engine: Engine, job: Job, body: CompletionRequest) -> None:
+        super().__init__(body.stream_options)
         self._engine, self._job, self._body = engine, job, body
         self._plan = Plan([], [])
         self._task: TaskRequest | None = None
-        self._n_prompt = self._n_new = 0  # tokens
 
     async def prepare(self) -> None:
         """Read the prompts. Raises ApiError."""
-        try:
+        with preparing():
             self._task = task_plan.read_task(self._engine, self._job, self._body)
             self._plan = await self._engine.prepare(self._make_plan)
             self._n_prompt = sum(len(prompt.ids) for prompt in self._plan.prompts)
-        except (TypeError, ValueError) as error:
-            raise ApiError(str(error)) from None
-        except ImportError as error:  # an extra that is not installed
-            raise server_error(str(error), 501) from None
 
     def _make_plan(self) -> Plan:
         engine, body = self._engine, self._body
@@ -105,8 +101,6 @@ class Answering:
         if body.max_tokens == 0:
             self._check_scored([len(prompt.ids) for prompt in prompts])
             return Plan(prompts, [])
-        if _n_samples(body) > 1 and prompts[0].options.temperature == 0:
-            raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
         ranks = _n_samples(body) > (body.n or 1)
         n_top = body.logprobs if body.logprobs is not None else 0 if ranks or self._task else None
         return Plan(prompts, make_rows(engine, self._job, prompts, _n_samples(body), n_top))
@@ -182,13 +176,3 @@ class Answering:
         for index, gain in enumerate(chosen):
             gain.index = index
         return chosen
-
-    @property
-    def usage(self) -> Usage:
-        """The counts so far."""
-        return count(self._n_prompt, self._n_new)
-
-    def usage_at_end(self) -> Usage | None:
-        """The counts, where the stream is to end with them."""
-        options = self._body.stream_options
-        return self.usage if options and options.include_usage else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -58,6 +59,17 @@ class ApiError(Exception):
 def server_error(message: str, status: int = 500) -> ApiError:
     """An error that is not the client's."""
     return ApiError(message, status=status, kind="server_error")
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """What is wrong with a request's options as an ApiError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ApiError(str(error)) from None
+    except ImportError as error:  # an extra that is not installed
+        raise server_error(str(error), 501) from None
 
 
 def add_handlers(app: FastAPI) -> None:

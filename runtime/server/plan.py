@@ -81,6 +81,8 @@ def make_rows(
     engine: Engine, job: Job, prompts: Sequence[Prompt], n_samples: int, n_top: int | None
 ) -> list[ServedRow]:
     """The rows of all prompts. Raises ApiError where a prompt does not fit, ValueError for wrong options."""
+    if n_samples > 1 and prompts[0].options.temperature == 0:
+        raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
     return [
         _make_row(engine, job, prompt, Place(index, sample), n_top)
         for index, prompt in enumerate(prompts)

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from runtime.server.errors import ApiError
+from runtime.server.fields import StreamOptions
 from runtime.server.gain import Details, FinishReason, Gain
 from runtime.server.token_names import Token, TokenNames
 
@@ -133,9 +134,23 @@ def chat_writer(model_id: str, names: TokenNames, *, shows_tokens: bool, is_stre
     return write
 
 
-def count(n_prompt: int, n_new: int) -> Usage:
-    """The counts of a reply."""
-    return Usage(prompt_tokens=n_prompt, completion_tokens=n_new, total_tokens=n_prompt + n_new)
+class Counted:
+    """The tokens of a request and its reply, counted as they come."""
+
+    def __init__(self, stream_options: StreamOptions | None) -> None:
+        self._n_prompt = self._n_new = 0
+        self._stream_options = stream_options
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far."""
+        n_prompt, n_new = self._n_prompt, self._n_new
+        return Usage(prompt_tokens=n_prompt, completion_tokens=n_new, total_tokens=n_prompt + n_new)
+
+    def usage_at_end(self) -> Usage | None:
+        """The counts, where the stream is to end with them."""
+        options = self._stream_options
+        return self.usage if options and options.include_usage else None
 
 
 def to_json(reply: BaseModel) -> str:

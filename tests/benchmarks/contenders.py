@@ -69,7 +69,7 @@ def prepare(name: str, size: str) -> Path:
         return _checkpoint(size)
     contender = CONTENDERS[name]
     source = prepare(contender.source, size)
-    if contender.peer == "transformers":
+    if contender.peer in ("transformers", "onnxruntime_genai"):  # they read their source as it is
         return source
     folder = PLACE / size / name
     if _is_older(folder, [source, *_recipe(contender.peer)]):
