@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tests.checkpoints import (
     write_checkpoint,
 )
 from tests.conftest import DEMO
-from tests.test_variants import VARIANTS
+from tests.test_variants import VARIANTS, add_old_buffers, add_output_layer, write_stray, write_without_prefix
 
 PROMPTS = ["Once upon a time there was a little mouse who", "¿Qué tal? The ", "a"]
 N_NEW = 110
@@ -143,14 +143,26 @@ def test_an_export_without_past_is_refused_by_name(tmp_path: Path) -> None:
         Model(tmp_path / "out")
 
 
+LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "fp16": lambda folder: write_checkpoint(folder, dtype=torch.float16),
+    "bf16": lambda folder: write_checkpoint(folder, dtype=torch.bfloat16),
+    "fp64": lambda folder: write_checkpoint(folder, dtype=torch.float64),
+    "shards": lambda folder: write_checkpoint(folder, max_shard_size="200KB"),
+    "without the prefix": write_without_prefix,
+    "stray masks": lambda folder: write_stray(folder, add_old_buffers),
+    "stray output layer": lambda folder: write_stray(folder, add_output_layer),
+    "context of 2,048": lambda folder: write_checkpoint(folder, n_positions=2048),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *LAYOUTS])
 def test_optimums_export_of_a_variant_is_our_fused_graph(tmp_path: Path, variant: str) -> None:
-    checkpoint = tmp_path / "variant"
-    write_checkpoint(checkpoint, **VARIANTS[variant])
+    checkpoint, config = tmp_path / "variant", VARIANTS.get(variant, {})
+    LAYOUTS.get(variant, lambda folder: write_checkpoint(folder, **config))(checkpoint)
     reference.export_reference(checkpoint, tmp_path / "reference")
     shutil.copyfile(checkpoint / "tokenizer.json", tmp_path / "reference" / "tokenizer.json")
-    ids = some_ids(64, VARIANTS[variant].get("vocab_size", 300))
+    ids = some_ids(64, config.get("vocab_size", 300))
     with Model(tmp_path / "reference") as model:
         expected = in_passes(model, ids, [40, 41])
     assert difference(folder_logits(build_model(checkpoint), ids), expected) < CLOSE

@@ -117,11 +117,16 @@ def test_shards_under_an_index(tmp_path: Path) -> None:
     assert_same_logits(tmp_path / "sharded", oracle)
 
 
-def test_names_without_the_prefix(tmp_path: Path) -> None:
+def write_without_prefix(folder: Path) -> GPT2LMHeadModel:
     oracle = GPT2LMHeadModel(GPT2Config(**TINY, attn_implementation="eager")).eval()
     randomize(oracle)
-    oracle.transformer.save_pretrained(tmp_path / "plain")
-    byte_tokenizer(257).save(str(tmp_path / "plain" / "tokenizer.json"))
+    oracle.transformer.save_pretrained(folder)
+    byte_tokenizer(257).save(str(folder / "tokenizer.json"))
+    return oracle
+
+
+def test_names_without_the_prefix(tmp_path: Path) -> None:
+    oracle = write_without_prefix(tmp_path / "plain")
     assert "wte.weight" in load_file(tmp_path / "plain" / "model.safetensors")
     assert_same_logits(tmp_path / "plain", oracle)
 
@@ -136,10 +141,14 @@ def add_output_layer(weights: Weights) -> None:
     weights["lm_head.weight"] = np.zeros_like(weights["transformer.wte.weight"])
 
 
+def write_stray(folder: Path, edit: Callable[[Weights], object]) -> None:
+    write_checkpoint(folder)
+    edit_weights(folder, edit)
+
+
 @pytest.mark.parametrize("edit", [add_old_buffers, add_output_layer])
 def test_stray_tensors_are_left_out_as_transformers_does(tmp_path: Path, edit: Callable[[Weights], object]) -> None:
-    write_checkpoint(tmp_path / "stray")
-    edit_weights(tmp_path / "stray", edit)
+    write_stray(tmp_path / "stray", edit)
     assert_same_logits(tmp_path / "stray", open_checkpoint(tmp_path / "stray"))
 
 
