@@ -21,6 +21,7 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py models/demo                    the checkpoint that comes with the repository
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
+LEAST_TOKENS = 2000  # of a text of the user's, for figures that mean something
 DENSE_MAX_LOSS = 0.25  # half of what int8 may lose: dense is the faster, blocks lose less
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
@@ -56,6 +57,11 @@ class BuildOptions:
         if not self.needs_reference:
             return "none"
         return "the fused fp32 graph" if self.no_reference else "optimum's fp32 export"
+
+    @property
+    def least_tokens(self) -> int:
+        """How long the text to verify on must be."""
+        return LEAST_TOKENS if self.eval_text else 2
 
     @property
     def dense_max_loss(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import shutil
 import signal
@@ -27,7 +28,7 @@ try:
     from safetensors import SafetensorError
     from tqdm import tqdm
 
-    from export import card, folder, golden, graph, needs, pickle_file, provenance, quality, reference
+    from export import card, folder, golden, graph, needs, pickle_file, provenance, quality, reference, tokenizer
     from export.arguments import BuildOptions, parse
     from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
@@ -50,7 +51,6 @@ except ModuleNotFoundError as error:
     sys.exit(MISSING.format(name=error.name))
 
 VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")  # what a build's figures may depend on
-LEAST_TOKENS = 2000  # of a text of the user's, for figures that mean something
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 
 
@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
         say(1, f"checkpoint: {options.checkpoint}")
         checkpoint = open_with_room(options, work)
         attempts = options.attempts(widths(checkpoint))
+        check_text(checkpoint, options)
 
         say(2, f"reference: {options.reference_text}")
         make_reference(checkpoint, options, reference_work / "reference")
@@ -114,6 +115,13 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
     if not size:
         say_needs(checkpoint.config, options, evaluation_text(checkpoint, options))
     return checkpoint
+
+
+def check_text(checkpoint: Checkpoint, options: BuildOptions) -> None:
+    """Raise ValueError for a text to verify on that is too short, or not UTF-8."""
+    if options.verify != "none":
+        encode = functools.partial(tokenizer.encode, checkpoint.folder)
+        quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
 
 
 def say_needs(config: Config, options: BuildOptions, text: Path) -> None:
@@ -172,8 +180,8 @@ def verify(
     if options.verify == "none":
         return None
     text = evaluation_text(checkpoint, options)
-    least = LEAST_TOKENS if options.eval_text else 2
-    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=least)
+    at_least = options.least_tokens
+    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=at_least)
     print(card.quality_text(checkpoint, measured))
     return measured
 

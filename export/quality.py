@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ class Quality:
             )
 
 
+def read_text(text: Path, encode: Callable[[str], list[int]], at_least: int) -> tuple[str, list[int]]:
+    """The text of a file, and its ids. Raises ValueError for under `at_least` of them, and for what is not UTF-8."""
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text} is not UTF-8: {error}") from None
+    ids = encode(content)
+    if len(ids) < at_least:
+        raise ValueError(f"{text} is {len(ids)} token(s) long; {at_least} are needed to measure on")
+    return content, ids
+
+
 def measure_quality(
     model: Path, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2
 ) -> Quality:
@@ -63,14 +76,9 @@ def measure_quality(
 
 
 def _measure(model: Path, reference: Path, reference_name: str, text: Path, work: Path, at_least: int) -> Quality:
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text} is not UTF-8: {error}") from None
     with Model(model) as opened:
-        ids, n_vocab = encode(opened, content), opened.config.vocab_size
-    if len(ids) < at_least:
-        raise ValueError(f"{text} is {len(ids)} token(s) long; {at_least} are needed to measure on")
+        content, ids = read_text(text, functools.partial(encode, opened), at_least)
+        n_vocab = opened.config.vocab_size
     kept = work / "reference.logprobs"
     nll = _run_reference(reference, ids, kept)
     expected = np.memmap(kept, np.float32, "r", shape=(len(ids) - 1, n_vocab))

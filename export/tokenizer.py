@@ -38,6 +38,15 @@ def class_name(folder: Path) -> str:
     return "GPT2Tokenizer" if is_byte_level else "PreTrainedTokenizerFast"
 
 
+def encode(folder: Path, text: str) -> list[int]:
+    """Ids of a text by the tokenizer of the checkpoint `folder`, as the runtime makes them."""
+    tokenizer = read(folder)
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 def read(folder: Path) -> Tokenizer:
     """Open `tokenizer.json`, or build GPT-2's byte-level BPE from the two older files.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -143,6 +144,50 @@ def test_the_bound_itself_passes() -> None:
     dataclasses.replace(GOOD, loss_percent=-3.0).check(max_loss=0.0)
     with pytest.raises(ValueError, match=r"loses 0\.500 % of perplexity, more than 0\.4 %"):
         GOOD.check(max_loss=0.4)
+
+
+def test_a_text_of_the_users_is_named_with_its_hash_and_what_was_measured(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text(TEXT * 8, encoding="utf-8")
+    checkpoint = str(pair.folders[0].parent / "a")
+    build.main([checkpoint, "--no-reference", "--eval-text", "mine.txt", "--output", "model", "--max-loss", "5"])
+    recorded = json.loads(Path("model", "quality.json").read_text(encoding="utf-8"))
+    card = " ".join(Path("model", "README.md").read_text(encoding="utf-8").split())
+    settings = {"verified", "random_weights", "precision", "kernel", "block_size", "versions"}
+    assert recorded.keys() == settings | {field.name for field in dataclasses.fields(Quality)}
+    assert recorded["versions"].keys() == {"onnx", "onnxruntime", "numpy", "tokenizers"}
+    assert (recorded["verified"], recorded["text"]) == (True, "mine.txt")
+    assert recorded["text_sha256"] == hashlib.sha256(Path("mine.txt").read_bytes()).hexdigest()
+    assert recorded["n_tokens"] == len(Path("mine.txt").read_bytes()) - 1
+    for figure in ("reference_perplexity:.3f", "perplexity:.3f", "loss_percent:.3f", "mean_kl:.5f", "p99_kl:.4f"):
+        assert f"{{{figure}}}".format(**recorded) in card
+    assert f"{recorded['n_tokens']:,} tokens of `mine.txt`" in card
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x" * 1999, r"mine.txt is 1999 token\(s\) long; 2000 are needed"),
+        (b"\xff" * 4000, "mine.txt is not UTF-8"),
+    ],
+)
+def test_a_text_of_the_users_is_refused_before_the_work(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "mine.txt").write_bytes(content)
+    arguments = ["--no-reference", "--eval-text", str(tmp_path / "mine.txt"), "--output", str(tmp_path / "model")]
+    with pytest.raises(ValueError, match=message):
+        build.main([str(pair.folders[0].parent / "a"), *arguments])
+    assert "[2/5]" not in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_without_verification_the_folder_says_so(pair: Pair) -> None:
+    folder = pair.folders[0]  # built with --verify none
+    assert json.loads((folder / "quality.json").read_text(encoding="utf-8"))["verified"] is False
+    assert "Not verified: this model was built with `--verify none`" in (folder / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("text", ["", "a"])
