@@ -56,8 +56,8 @@ class Tensors:
             if name not in found:
                 raise ValueError(f"{folder}: the weights have no tensor {name!r}, which config.json asks for")
             if found[name] != shape:
-                path = self._files[name][0]
-                raise ValueError(f"{path}: {name} is {list(found[name])}, but config.json makes it {list(shape)}")
+                path, stored = self._files[name]
+                raise ValueError(f"{path}: {stored} is {list(found[name])}, but config.json makes it {list(shape)}")
         ignored = {"lm_head.weight"} if tied else set[str]()
         unknown = [n for n in found if n not in self._shapes and n not in ignored and not _UNUSED.fullmatch(n)]
         if unknown:

@@ -14,15 +14,24 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from export import build
 from export.checkpoint import model_name, open_checkpoint
-from tests.building import QUICK, byte_tokenizer, error_line, run_here, write_tiny
+from tests.building import QUICK, byte_tokenizer, contents, error_line, run_here, write_tiny
 
 Change = Callable[[Path], object]
+NORM = "transformer.h.0.ln_1.bias"
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def earlier(tiny: Path) -> Path:
+    """A model that was built of it."""
+    build.main([str(tiny), *QUICK, "--output", str(tiny.with_name("model"))])
+    return tiny.with_name("model")
 
 
 def remove(name: str) -> Change:
@@ -103,6 +112,10 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
         (only_a_pickle, r"pytorch_model.bin is a pickle, which is not read. .*save_pretrained\('DIR'\)"),
         (index_without_shards, "names files that are missing: model-00001-of-00002.safetensors"),
         (index_of_elsewhere, r"is not an index of safetensors files: it names \.\./model.safetensors"),
+        (
+            retensor(lambda tensors: tensors.update({NORM: tensors[NORM][:63]})),
+            r"model.safetensors: transformer.h.0.ln_1.bias is \[63\], but config.json makes it \[64\]",
+        ),
         (truncate(0), "model.safetensors is damaged or not a safetensors file"),
         (truncate(100), "model.safetensors is damaged or not a safetensors file"),
         (truncate(100_000), "model.safetensors is damaged or not a safetensors file"),
@@ -110,7 +123,10 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
         (overwrite(8, b"not json"), "model.safetensors is damaged or not a safetensors file"),
         (retensor(lambda tensors: tensors.pop("transformer.ln_f.bias")), "no tensor 'ln_f.bias'"),
         (retensor(lambda tensors: tensors.update(extra=np.ones(3, np.float32))), "no part of GPT-2 .*extra"),
-        (retensor(lambda tensors: spoil(tensors, np.nan)), "h.1.mlp.c_fc.weight holds NaN or infinity"),
+        (
+            retensor(lambda tensors: spoil(tensors, np.nan)),
+            "model.safetensors: transformer.h.1.mlp.c_fc.weight holds NaN",
+        ),
         (retensor(lambda tensors: spoil(tensors, -np.inf)), "h.1.mlp.c_fc.weight holds NaN or infinity"),
         (remove("tokenizer.json"), "tokenizer.json is missing"),
         (replace("tokenizer.json", '{"version": "1.0"}'), "tokenizer.json is not a tokenizer"),
@@ -123,6 +139,7 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
 )
 def test_a_checkpoint_that_cannot_be_built(
     tiny: Path,
+    earlier: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -132,10 +149,11 @@ def test_a_checkpoint_that_cannot_be_built(
     checkpoint = tmp_path / "checkpoints" / "tiny"
     shutil.copytree(tiny, checkpoint)
     change(checkpoint)
-    monkeypatch.chdir(tmp_path)
-    assert run_here(monkeypatch, checkpoint, *QUICK) == 1
+    before = contents(earlier)
+    assert run_here(monkeypatch, checkpoint, *QUICK, "--output", earlier, "--force") == 1
     assert re.search(message, error_line(capsys.readouterr().err))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert contents(earlier) == before
+    assert not list(earlier.parent.glob(".*"))
 
 
 def test_shards_hold_the_same_tensors(tiny: Path, tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ from tests.checkpoints import Weights, build_model, change_config, edit_weights,
         ({"add_cross_attention": True}, r"config.json: add_cross_attention is set"),
         ({"n_layer": 2}, r"tensors that are no part of GPT-2 would be lost: h\.2\."),
         ({"n_layer": 4}, r"no tensor 'h\.3\.\S+', which config.json asks for"),
-        ({"n_inner": 128}, r"model.safetensors: h\.0\.mlp\.c_fc\.weight is \[64, 256\], but .* \[64, 128\]"),
+        (
+            {"n_inner": 128},
+            r"model.safetensors: transformer\.h\.0\.mlp\.c_fc\.weight is \[64, 256\], but .* \[64, 128\]",
+        ),
     ],
 )
 def test_impossible_configs_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
