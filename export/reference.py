@@ -54,8 +54,10 @@ def _export(checkpoint: Path, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns about every branch on a shape
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32", attn_implementation=attention)
-        # no validation: the fused graph is compared with this one, and a wrong export does not pass that
-        onnx_export_from_model(model, output=folder, task="text-generation-with-past", do_validation=False)
+        # no validation: the fused graph is compared with this one, and a wrong export does not pass that;
+        # no post-processing: it would store wte once, only where accelerate is installed, in twice the memory
+        skipped = {"do_validation": False, "no_post_process": True}
+        onnx_export_from_model(model, output=folder, task="text-generation-with-past", **skipped)
 
 
 def _last_line(error: BaseException) -> str:

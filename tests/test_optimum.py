@@ -143,6 +143,19 @@ def test_an_export_without_past_is_refused_by_name(tmp_path: Path) -> None:
         Model(tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_optimums_export_is_the_same_with_and_without_accelerate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "tiny")
+    graphs = []
+    for name in ("with", "without"):
+        monkeypatch.setattr("optimum.exporters.onnx.base.is_accelerate_available", lambda name=name: name == "with")
+        reference.export_reference(tmp_path / "tiny", tmp_path / name)
+        graphs.append((tmp_path / name / "model.onnx").read_bytes())
+    assert graphs[0] == graphs[1]
+
+
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "fp16": lambda folder: write_checkpoint(folder, dtype=torch.float16),
     "bf16": lambda folder: write_checkpoint(folder, dtype=torch.bfloat16),
