@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from export import tokenizer
 from export.checkpoint import Checkpoint
 from export.json_file import write_json
+from runtime.gap import REPLACED, workspace_of
 from runtime.json_file import read_json
 
 CHECKSUMS = "SHA256SUMS"
@@ -58,15 +59,15 @@ def workspace(output: Path, *, force: bool = False) -> Iterator[Path]:
     One build at a time for one output: another one under way raises BlockingIOError. What a killed build left is
     cleared away, and a folder it was just replacing is put back. Raises FileExistsError as `check_output` does.
     """
-    work = output.parent / f".{output.name}.building"
+    work = workspace_of(output)
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
     lock = FileLock(work / "lock", timeout=0)
     try:
         work.mkdir(parents=True, exist_ok=True)
         if not _acquire(lock):
             raise BlockingIOError(f"another build is writing {output}; wait for it, or name another --output")
-        if (work / "replaced").is_dir() and not output.exists():
-            (work / "replaced").rename(output)
+        if (work / REPLACED).is_dir() and not output.exists():
+            (work / REPLACED).rename(output)
         _clear(work)
         check_output(output, force=force)
         yield work
@@ -135,7 +136,7 @@ def write_checksums(folder: Path) -> None:
 def publish(folder: Path, output: Path, work: Path) -> None:
     """Put a finished folder in its place in one step; what was there ends up under `work`."""
     if output.is_dir() and any(output.iterdir()):
-        _exchange(folder, output, work / "replaced")
+        _exchange(folder, output, work / REPLACED)
     else:
         with contextlib.suppress(FileNotFoundError):
             output.rmdir()

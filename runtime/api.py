@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -15,6 +15,8 @@ from runtime.integrity import Verify
 from runtime.model import Model
 from runtime.options import OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
 from runtime.shared_prefix import Prefix
+
+MAX_SAMPLES = 2**16  # for each prompt: each has a row, made before any is decoded
 
 if TYPE_CHECKING:  # loaded where they are used: importing the package stays quick
     from runtime.tasks import Answer, Task
@@ -140,7 +142,7 @@ def complete(
     """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
 
     Takes what `generate` does, and:
-    n: continuations for each prompt; more than one needs a temperature above 0, or beams.
+    n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
     num_beams: above 1, the `n` best of so many beams, best first, by transformers' beam search. Prompts are searched
         one after the other; see `runtime.beam.search`.
     length_penalty: beams compare by log-probability / length ** length_penalty; above 0 favours long ones.
@@ -152,8 +154,9 @@ def complete(
     """
     opened, texts = shared_prefix.open_model(model, prefix), _as_list(prompts)
     checked = make_seeded(options, seed, len(texts))
-    for name, count in (("n", n), ("num_beams", num_beams), ("batch_size", batch_size)):
-        check_count(name, count)
+    for name, count in (("n", n), ("num_beams", num_beams)):
+        check_count(name, count, most=MAX_SAMPLES)
+    check_count("batch_size", batch_size)
     check_count("logprobs", logprobs, least=0)
     if logprobs > opened.config.vocab_size:
         raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
@@ -176,6 +179,8 @@ def complete(
 
 
 def _as_list(prompts: str | Sequence[str]) -> list[str]:
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts is {prompts!r}; a text or several are expected")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise ValueError("there are no prompts; give at least one")

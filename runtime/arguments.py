@@ -77,7 +77,10 @@ def _how(field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 def _bias(text: str) -> tuple[int, float]:
     id_, _, value = text.partition("=")
-    return int(id_), float(value)
+    try:
+        return int(id_), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ID=NUMBER, such as 50256=-inf") from None
 
 
 def _schema(text: str) -> str:

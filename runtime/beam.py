@@ -22,8 +22,8 @@ from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
 from runtime.shared_prefix import Prefix, known
-from runtime.text import PieceDecoder, StopFilter, encode_prompt
-from runtime.window import fit_prompt
+from runtime.text import PieceDecoder, StopFilter
+from runtime.window import fit_prompt, tokenize
 
 EarlyStopping = bool | Literal["never"]
 _MAX_LENGTH_PENALTY = 50  # a length to a much larger power is no float
@@ -84,7 +84,7 @@ def search(
         for prompt in prompts:
             prefix.check(prompt)
     interruption = Interruption(options)
-    given = [encode_prompt(model, prompt, special_tokens=options.special_tokens) for prompt in prompts]
+    given = [tokenize(model, prompt, options) for prompt in prompts]
     windows = [fit_prompt(ids, options, model.config.n_positions) for ids in given]
     completions = []
     for index, (ids, window) in enumerate(zip(given, windows, strict=True)):

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")  # a Windows console's own encoding lacks most characters
+            # a Windows console's own encoding lacks most characters; a path need not be valid Unicode
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     given = argument_parser().parse_args(arguments)
     try:
         read_usage(given)
@@ -72,7 +73,7 @@ def _run(given: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader, say `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would flush into the pipe
         return 1
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"gpt2-edge: error: {error}", file=sys.stderr)
         return 1
     return status

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+from runtime.gap import close_gap, close_gaps
 from runtime.model import Model
 
 ENVIRONMENT = "GPT2_EDGE_MODEL"
@@ -53,9 +54,11 @@ def find() -> Path:
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
+        close_gap(Path(named))
         if not Path(named).is_dir():
             raise FileNotFoundError(f"no model folder at {named}, which {ENVIRONMENT} names")
         return Path(named)
+    close_gaps(Path("models"))
     built = sorted(path.parent for path in Path("models").glob("*/model.onnx"))
     if len(built) == 1:
         return built[0]

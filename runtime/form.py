@@ -60,13 +60,13 @@ def read_schema(value: Any) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"json_schema is no JSON: {error}") from None
     if not isinstance(value, Mapping):
         raise TypeError(f"json_schema is {value!r}; a JSON object, as a dict or a string, is expected")
     try:
         return json.dumps(dict(value), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"json_schema is no JSON: {error}") from None
 
 

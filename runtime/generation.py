@@ -10,7 +10,7 @@ from runtime.model import Model
 from runtime.options import Options
 from runtime.row import Place, Row
 from runtime.shared_prefix import Prefix
-from runtime.text import encode_prompt
+from runtime.window import tokenize
 
 BATCH_SIZE = 16  # rows that decode together
 
@@ -26,7 +26,7 @@ def make_rows(
     """`n` rows for each prompt, with its options. See `Row` for the rest, and for what is raised."""
     rows = []
     for index, (prompt, chosen) in enumerate(zip(prompts, options, strict=True)):
-        ids = encode_prompt(model, prompt, special_tokens=chosen.special_tokens)
+        ids = tokenize(model, prompt, chosen)
         if prefix is not None:
             prefix.check(prompt)
         rows += [Row(model, ids, chosen, Place(index, sample), n_top, prefix) for sample in range(n)]

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, decoders
@@ -68,9 +68,7 @@ class Vocabulary:
     def _write(self, form: Form) -> str:
         """The form in llguidance's Lark; forced text is not tokenized ahead: the model chooses its tokens."""
         if form.option == "json_schema":
-            schema = json.loads(str(form.value))
-            asked = {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_LIKE_JSON_DUMPS}}
-            rule = f"%json {json.dumps(asked)}"
+            rule = f"%json {json.dumps(_like_json_dumps(json.loads(str(form.value))))}"
         else:
             regex = form.value if isinstance(form.value, str) else "|".join(map(_escape, form.value))
             rule = f"/{self._llguidance.regex_to_lark(regex, '')}/"
@@ -134,6 +132,13 @@ def _byte_alphabet() -> dict[str, int]:
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in own]
     return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _like_json_dumps(schema: dict[str, Any]) -> dict[str, Any]:
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, dict):
+        raise ValueError(f"json_schema has x-guidance {own!r}; an object is expected")
+    return {**schema, "x-guidance": {**own, **_LIKE_JSON_DUMPS}}
 
 
 def _escape(text: str) -> str:

@@ -13,6 +13,8 @@ from runtime import integrity
 from runtime.budget import Budget
 from runtime.cache import Cache, InPlaceCache
 from runtime.config import Config, read_config
+from runtime.cores import MAX_THREADS
+from runtime.gap import close_gap
 from runtime.growing_cache import GrowingCache
 from runtime.integrity import Verify
 from runtime.interface import check_interface
@@ -37,10 +39,11 @@ class Model:
         prepack: bool = True,
     ) -> None:
         """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
+        close_gap(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no model folder at {folder}; python export/build.py makes one")
         if threads is not None:
-            threads = check_count("threads", threads)
+            threads = check_count("threads", threads, most=MAX_THREADS)
         self.folder = folder
         path = _find_graph(folder)
         integrity.verify(path, verify, expect)

@@ -14,6 +14,7 @@ import numpy as np
 from runtime.form import READERS, Form, find_form
 
 MAX_SEED = 2**64 - 1
+MAX_COUNT = 2**63 - 1  # of whole numbers that have no smaller limit
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -163,9 +164,9 @@ def make_seeded(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[
     return [dataclasses.replace(options, seed=one) for one in seeds]
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """The value as a plain int. Raises TypeError or ValueError unless it is a whole number of at least `least`."""
-    return int(_number(name, value, True, least, None))
+def check_count(name: str, value: object, least: int = 1, most: int = MAX_COUNT) -> int:
+    """The value as a plain int. Raises TypeError or ValueError unless it is a whole number from `least` to `most`."""
+    return int(_number(name, value, True, least, most))
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -174,7 +175,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     if value is None and field.default is None:
         return None
     if kind.startswith("int"):
-        return int(_number(name, value, True, *limits))
+        return check_count(name, value, limits[0], limits[1] or MAX_COUNT)
     if kind.startswith("float"):
         return float(_number(name, value, False, *limits))
     if kind == "bool" and not isinstance(value, bool):
@@ -200,8 +201,17 @@ def _within(name: str, value: Any, whole: bool, least: float | None, most: float
     too_small = value <= 0 if least is None else value < least
     if not finite or too_small or (most is not None and value > most):
         low = "above 0" if least is None else f"at least {least}" if math.isfinite(least) else "finite"
-        raise ValueError(f"{name} is {value}; it must be {low}{'' if most is None else f' and at most {most}'}")
+        high = "" if most is None or (most == MAX_COUNT and value <= most) else f" and at most {most}"
+        raise ValueError(f"{name} is {_shown(value)}; it must be {low}{high}")
     return value
+
+
+def _shown(value: object) -> str:
+    """The value as text, which Python does not make of an int of thousands of digits."""
+    try:
+        return str(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -221,10 +231,13 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise TypeError(f"logit_bias is {value!r}; a mapping from token ids to numbers is expected")
-    for id_, number in value.items():
-        if not isinstance(id_, numbers.Integral) or not isinstance(number, numbers.Real) or math.isnan(number):
-            raise TypeError(f"logit_bias has {id_!r}: {number!r}; a token id and a number are expected")
-    return {int(id_): float(number) for id_, number in value.items()}
+    try:
+        for id_, number in value.items():
+            if not isinstance(id_, numbers.Integral) or not isinstance(number, numbers.Real) or math.isnan(number):
+                raise TypeError(f"logit_bias has {id_!r}: {number!r}; a token id and a number are expected")
+        return {int(id_): float(number) for id_, number in value.items()}
+    except OverflowError:
+        raise ValueError("logit_bias has a number beyond every float; math.inf makes an id certain") from None
 
 
 def _callback(value: Any) -> Callable[[], bool]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from runtime.options import Options
 
 Logits = NDArray[np.float32]
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 Penalties = Callable[[Logits, Sequence[int], int], Logits]  # logits [n_vocab], ids so far, how many are the prompt's
 
 
@@ -18,7 +19,7 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
 
     Raises ValueError for an id outside the vocabulary.
     """
-    suppressed = list(options.suppress_ids)
+    suppressed = {*options.suppress_ids}
     for id_ in (*suppressed, *(options.logit_bias or {})):
         if not 0 <= id_ < n_vocab:
             raise ValueError(f"token id {id_} in logit_bias or suppress_ids is outside the vocabulary of {n_vocab}")
@@ -28,6 +29,7 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
         or suppressed or options.min_new_tokens
     ):  # fmt: skip
         return None
+    never = np.array(sorted(suppressed), np.int64)
     late = [id_ for id_ in {*eos_ids, *options.stop_ids} if 0 <= id_ < n_vocab]
 
     @np.errstate(over="ignore")  # beyond float32 is infinite: certain, or never
@@ -40,7 +42,7 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
         logits[repeated_ngram_ids(ids, options.no_repeat_ngram_size)] = -np.inf
         if len(ids) - n_prompt < options.min_new_tokens:
             logits[late] = -np.inf
-        logits[suppressed] = -np.inf
+        logits[never] = -np.inf
         certain = np.isposinf(logits)
         return np.where(certain, np.float32(0), np.float32(-np.inf)) if certain.any() else logits
 
@@ -57,6 +59,7 @@ def penalize_repetition(logits: Logits, ids: Sequence[int], penalty: float) -> N
     """Make ids seen before less likely, in place: Keskar et al., CTRL, 2019, section 4.1."""
     if penalty == 1:
         return
+    penalty = min(max(penalty, _LEAST), _MOST)  # what float32 makes 0 or infinite would make 0 and infinity no number
     seen = np.unique(np.asarray(ids, np.int64))
     values = logits[seen]
     logits[seen] = np.where(values < 0, values * penalty, values / penalty)
@@ -65,7 +68,7 @@ def penalize_repetition(logits: Logits, ids: Sequence[int], penalty: float) -> N
 def penalize_counts(logits: Logits, ids: Sequence[int], presence: float, frequency: float) -> None:
     """Subtract `presence` once and `frequency` for each time from ids generated before, in place: OpenAI's API."""
     seen, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
-    logits[seen] -= (presence + frequency * counts).astype(np.float32)
+    logits[seen] -= np.clip(presence + frequency * counts, -_MOST, _MOST).astype(np.float32)
 
 
 def repeated_ngram_ids(ids: Sequence[int], size: int) -> list[int]:

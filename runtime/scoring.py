@@ -16,7 +16,7 @@ from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.shared_context import SharedContext
 from runtime.shared_prefix import Prefix
-from runtime.text import encode, encode_prompt
+from runtime.text import check_fits, encode, encode_prompt
 
 ScoreOverflow = Literal["error", "truncate_left"]
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
@@ -86,6 +86,8 @@ def score(
         prefix.check(context, "context")
     if overflow not in ("error", "truncate_left"):
         raise ValueError(f"overflow is {overflow!r}; error or truncate_left")
+    for text in (*continuations, *([context] if overflow == "error" else [])):
+        check_fits(model, text, model.config.n_positions)
     pairs = [encode_pair(model, context, text) for text in continuations]
     return score_pairs(model, [fit_pair(pair, model.config.n_positions, overflow) for pair in pairs], prefix)
 

@@ -18,7 +18,7 @@ from runtime.cache import KeysValues
 from runtime.default_model import ModelOrPath, resolve
 from runtime.integrity import CHECKSUMS
 from runtime.model import Model
-from runtime.text import encode
+from runtime.text import check_fits, encode
 
 _SHOWN = 24  # characters of each text in an error
 
@@ -88,7 +88,9 @@ def encode_prefix(model: Model, text: str, special_tokens: bool) -> list[int]:
     """Ids of a prefix's text. Raises TypeError or ValueError where there are none, or too many."""
     if not isinstance(special_tokens, bool):
         raise TypeError(f"special_tokens is {special_tokens!r}; True or False is expected")
-    ids, size = encode(model, text, special_tokens=special_tokens), model.config.n_positions
+    size = model.config.n_positions
+    check_fits(model, text, size)
+    ids = encode(model, text, special_tokens=special_tokens)
     if not ids:
         raise ValueError("the text is empty; a prefix needs one")
     if len(ids) > size:

@@ -103,7 +103,7 @@ class Speculation(Batch):
     def _make_guide(self, row: Row) -> _Guide | None:
         if self._draft:
             return _Guide(Draft(self._draft, row.capacity, row.guess), Pace(DRAFT_TOKENS, VERIFIED + DRAFTED))
-        return _Guide(Lookup(), Pace(row.lookup, VERIFIED)) if row.lookup else None
+        return _Guide(Lookup(), Pace(min(row.lookup, self._room), VERIFIED)) if row.lookup else None
 
     def _verify(self, slot: int, row: Row, proposed: Sequence[int]) -> str:
         """A pass over the row's last id and the proposed ones; keeps what the row chooses itself."""

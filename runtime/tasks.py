@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from runtime.choice import check_options, option_pairs, share, split_blank
@@ -27,7 +27,8 @@ from runtime.shared_context import SharedContext
 from runtime.shared_prefix import Prefix
 from runtime.task_library import TASKS
 from runtime.task_template import By, Task
-from runtime.text import encode, encode_prompt
+from runtime.text import check_fits, check_text, encode_prompt
+from runtime.window import tokenize
 
 __all__ = ["TASKS", "Answer", "By", "Task", "find_task", "perform"]
 _FILTERS = ("top_k", "top_p", "min_p", "typical_p")
@@ -63,7 +64,7 @@ def perform(
 ) -> Answer:
     """See `runtime.perform`; `given` holds fields and options."""
     task = find_task(task)
-    encode(model, text)  # raises for what is no text
+    check_text(text)
     if not text.strip():
         raise ValueError(f"the text is empty; {task.name} needs one")
     check_abstention(task, abstain_below)
@@ -127,7 +128,7 @@ def prepare(model: Model, task: Task, text: str, fields: Mapping[str, Any], give
     options = _decoding(task, given)
 
     def ids_of(text: str) -> list[int]:
-        return encode_prompt(model, task.prompt(text, **fields), special_tokens=options.special_tokens)
+        return tokenize(model, task.prompt(text, **fields), options)
 
     n_new, size = options.max_new_tokens, model.config.n_positions
     if options.overflow in ("error", "truncate_left"):  # else the row sees to it
@@ -181,8 +182,11 @@ def _predict(
 ) -> Answer:
     """Predict the last word."""
     stop_words, size = fields["stop_words"], model.config.n_positions
-    if isinstance(stop_words, str):
+    if isinstance(stop_words, str) or not isinstance(stop_words, Iterable):
         raise TypeError(f"stop_words is {stop_words!r}; several words are expected")
+    stop_words = list(stop_words)
+    if not all(isinstance(word, str) for word in stop_words):
+        raise TypeError(f"stop_words is {stop_words!r}; words are expected")
 
     def ids_of(text: str) -> list[int]:
         return encode_prompt(model, task.prompt(text, **fields).rstrip())
@@ -216,6 +220,8 @@ def _fit(model: Model, text: str, length: Callable[[str], int], limit: Limit, ov
 
     length: of the prompt with this text, whose other parts stay whole. Raises ValueError with numbers and cure.
     """
+    if overflow == "error":
+        check_fits(model, text, limit.n_tokens)
     n = n_whole = length(text)
     told = f"the prompt is {n_whole} tokens and {limit.n_tokens} fit: {limit.why}"
     while n > limit.n_tokens:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runtime.model import Model
 from runtime.options import Options
+from runtime.text import check_fits, encode_prompt
+
+
+def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
+    """Ids of a prompt; one that cannot fit is refused before. Raises what `check_fits` and `encode_prompt` do."""
+    if options.overflow in ("error", "stop"):
+        check_fits(model, prompt, model.config.n_positions)
+    return encode_prompt(model, prompt, special_tokens=options.special_tokens)
 
 
 def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[int]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 import runtime
 from export import build, folder
 from export.quality import Quality
+from runtime import gap, load
 from runtime.json_file import read_json
 from tests.building import END, FILES, QUICK, TEXT, TINY, contents, write_tiny
 
@@ -177,6 +179,14 @@ def test_publishing_replaces_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="other systems exchange no names")
+def test_two_folders_change_places_in_one_step(tmp_path: Path) -> None:
+    first, second = fill(tmp_path / "first", "1"), fill(tmp_path / "second", "2")
+    assert folder._swap_atomically(first, second)
+    assert [(path / "model.onnx").read_text(encoding="utf-8") for path in (first, second)] == ["2", "1"]
+    assert not folder._swap_atomically(first, tmp_path / "missing")
+
+
 def test_a_second_rename_that_fails_undoes_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_atomic_swap(monkeypatch)
     output = fill(tmp_path / "model", "old")
@@ -193,6 +203,41 @@ def test_a_build_killed_between_two_renames_is_undone_by_the_next(tmp_path: Path
         pass
     assert (output / "model.onnx").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def leave_gap(output: Path) -> dict[str, bytes]:
+    """What a build leaves that is killed between its two renames."""
+    before = contents(output)
+    work = output.parent / f".{output.name}.building"
+    work.mkdir()
+    output.rename(work / "replaced")
+    return before
+
+
+def test_load_puts_back_what_a_killed_build_left_aside(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(model, tmp_path / "models" / "one"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPT2_EDGE_MODEL", raising=False)
+    for given in (output, None):  # named, and found
+        before = leave_gap(output)
+        load(given).close()
+        assert contents(output) == before
+        shutil.rmtree(output.parent / ".one.building")
+    leave_gap(output)
+    monkeypatch.setenv("GPT2_EDGE_MODEL", str(output))
+    load().close()
+    assert contents(output) == before
+
+
+def test_load_leaves_a_build_that_lives_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Path(shutil.copytree(model, tmp_path / "model"))
+    leave_gap(output)
+    monkeypatch.setattr(gap.time, "sleep", lambda _: output.exists() or fill(output, "new"))
+    gap.close_gap(output)
+    assert (output / "model.onnx").read_text(encoding="utf-8") == "new"
+    assert (tmp_path / ".model.building" / "replaced").is_dir()
 
 
 def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
