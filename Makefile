@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials clean
+.PHONY: demo test test-slow lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -19,51 +19,57 @@ demo: models/demo-int8/SHA256SUMS
 models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/demo/*)
 	$(BIN)/python export/build.py models/demo --output models/demo-int8 --no-reference --force
 
-test: .venv/export
+test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/export
+test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/export
+bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks.bench --plot docs/bench.png
 
-bench-quick: .venv/export
+bench-quick: .venv/dev
 	$(BIN)/python -m tests.benchmarks.quick
 
-bench-sizes: .venv/export
+bench-sizes: .venv/dev
 	$(BIN)/python -m tests.benchmarks.sizes
 
-bench-precisions: .venv/export
+bench-precisions: .venv/dev
 	$(BIN)/python -m tests.benchmarks.precisions
 
-bench-speculation: .venv/export
+bench-speculation: .venv/dev
 	$(BIN)/python -m tests.benchmarks.speculation
 
 # the demo on other processors: wants Debian on x86-64 with qemu-user-static
-emulate: .venv/export
+emulate: .venv/dev
 	$(BIN)/python -m tests.emulation
 
-trials: .venv/export
+trials: .venv/dev
 	$(BIN)/python -m tests.trials.damage
 	$(BIN)/python -m tests.trials.memory
 	$(BIN)/python -m tests.trials.endurance
 
-lint: .venv/export
+lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# stamps: an extra is installed again when pyproject.toml changes
-.venv/export-light: pyproject.toml
+# an environment, exactly as locked; its stamp is older than what it must be installed again for
+.venv/%: locks/%.txt locks/torch.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[export-light]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<
+	$(if $(findstring light,$@),,$(BIN)/python -m pip install --quiet -r locks/torch.txt)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c "open('$@', 'w').close()"
 
-.venv/export: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[export,dev]'
-	@$(BIN)/python -c "open('$@', 'w').close()"
+# what each environment is made of; keeps versions that are locked already, and takes the newest where there is no lock
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package torch \
+  --custom-compile-command "make lock" --group build pyproject.toml
+
+lock: .venv/dev
+	$(COMPILE) --extra export --extra dev runtime/server/pyproject.toml --output-file locks/dev.txt
+	$(COMPILE) --extra export --constraint locks/dev.txt --output-file locks/export.txt
+	$(COMPILE) --extra export-light --constraint locks/dev.txt --output-file locks/export-light.txt
 
 clean:
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

@@ -165,7 +165,7 @@ def _define_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_serve(parser: argparse.ArgumentParser) -> None:
-    from runtime.server.settings import add_setting_arguments
+    from runtime.server_settings import add_setting_arguments
 
     add_loading_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="a line for every request, on standard error")

@@ -193,7 +193,7 @@ def _table(facts: dict[str, Any]) -> str:
 
 def serve(given: argparse.Namespace) -> int:
     """Serve a model over HTTP until a signal ends it."""
-    from runtime.server.settings import read_settings
+    from runtime.server_settings import read_settings
 
     try:
         settings = read_settings(given)

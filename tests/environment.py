@@ -19,9 +19,9 @@ from tests.building import REPOSITORY
 _NAME = re.compile(r"[\w.-]+")
 
 
-def required(extra: str | None = None) -> set[str]:
-    """Names of the distributions that the project declares it needs, those of an extra included."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def required(extra: str | None = None, *, folder: Path = REPOSITORY) -> set[str]:
+    """Names of the distributions that a project declares it needs, those of an extra included."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
     return {match.group() for need in declared if (match := _NAME.match(need))}
 

@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="the server is an extra: pip install 'gpt2
 from runtime.model import Model
 from runtime.server.engine import Engine
 from runtime.server.listener import Server, listen, make_server
-from runtime.server.settings import Settings
+from runtime.server_settings import Settings
 
 
 class Running(NamedTuple):

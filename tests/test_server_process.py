@@ -21,7 +21,7 @@ import pytest
 import runtime
 from runtime import cli
 from runtime.model import Model
-from runtime.server.settings import KEY_VARIABLE, Settings
+from runtime.server_settings import KEY_VARIABLE, Settings
 from tests.conftest import REPOSITORY
 from tests.environment import make_environment, required
 

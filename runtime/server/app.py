@@ -17,7 +17,7 @@ from runtime.server.completions import ERRORS
 from runtime.server.engine import Engine
 from runtime.server.errors import add_handlers
 from runtime.server.guard import Guard
-from runtime.server.settings import Settings
+from runtime.server_settings import Settings
 
 router = APIRouter()
 

@@ -9,7 +9,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime.server.errors import ApiError
-from runtime.server.settings import Settings
+from runtime.server_settings import Settings
 
 _FULL = ApiError("the server has as many clients as it takes; try again soon", status=503, code="server_busy").json()
 

@@ -15,8 +15,8 @@ from runtime.server.job import Job
 from runtime.server.metrics import Metrics
 from runtime.server.scheduler import Scheduler
 from runtime.server.served_row import ServedRow
-from runtime.server.settings import Settings
 from runtime.server.token_names import TokenNames
+from runtime.server_settings import Settings
 
 DEFAULT_ROWS = 8
 T = TypeVar("T")

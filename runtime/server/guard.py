@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.errors import CLOSED_REQUEST, ApiError
 from runtime.server.metrics import Metrics
-from runtime.server.settings import Settings
+from runtime.server_settings import Settings
 
 OPEN_PATHS = frozenset(
     {"/", "/page.css", "/page.js", "/sheet.js", "/health"}

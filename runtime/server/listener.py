@@ -13,7 +13,7 @@ from runtime.model import Model
 from runtime.server.app import make_app
 from runtime.server.connection import Connection
 from runtime.server.engine import Engine
-from runtime.server.settings import Settings
+from runtime.server_settings import Settings
 
 MAX_HEAD_BYTES = 16384
 _LEFT_SECONDS = 5.0  # for the last words to clients, after the grace
