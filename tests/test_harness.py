@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 
 from runtime.model import Model
+from runtime.perplexity import measure_rolling
+from runtime.wikitext import detokenize, split_pages
+from tests import oracle
 from tests.building import REPOSITORY
-from tests.conftest import DEMO, SHARED_DATA
+from tests.conftest import DEMO, SHARED_DATA, shared_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of another project
 TASKS = ["choices", "stories", "book", *(["lambada"] if (SHARED_DATA / "lambada").is_dir() else [])]
@@ -119,6 +123,26 @@ def test_int8_is_close(ours_int8: Report, theirs: Report, name: str) -> None:
     print(f"{name}: int8 {figures(ours_int8, name)}, transformers {figures(theirs, name)}")
     assert figures(ours_int8, name) == pytest.approx(figures(theirs, name), rel=0.01, abs=0.1)
     assert ours_int8["config"]["model_folder"]["precision"] == "int8"
+
+
+@pytest.mark.slow
+def test_wikitext_is_rewritten_cut_and_counted_as_by_lm_eval(demo_fp32: Model) -> None:
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+    from lm_eval.utils import get_rolling_token_windows
+
+    pages = split_pages((shared_data("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8"))
+    assert [detokenize(page) for page in pages] == [wikitext_detokenizer({"page": page}) for page in pages]
+    ids, logprob = oracle.demo_tokenizer().encode(detokenize(pages[0])), 0.0
+    for given, predicted in get_rolling_token_windows(ids, prefix_token=0, max_seq_len=512, context_len=1):
+        rows = oracle.logprobs(oracle.demo(), given)[-len(predicted) :]
+        logprob += float(rows[range(len(predicted)), predicted].sum())
+    rolling = measure_rolling(demo_fp32, pages[:1], detokenize)
+    counted = process_results({"page": pages[0]}, (logprob,))
+    assert len(ids) > 2 * 512
+    assert rolling.token_perplexity == pytest.approx(math.exp(-logprob / len(ids)), rel=5e-5)
+    assert {"word_perplexity": rolling.n_words, "byte_perplexity": rolling.n_bytes}.items() <= {
+        name: n for name, (_, n) in counted.items()
+    }.items()
 
 
 # the class ---------------------------------------------------------------------------------------------------------

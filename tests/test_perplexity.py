@@ -69,6 +69,16 @@ def test_strided_perplexity_of_the_demo(demo_fp32: Model) -> None:
         assert measure_strided(demo_fp32, text, stride) == pytest.approx(expected, rel=CLOSE)
 
 
+@pytest.mark.parametrize("stride", [512, 256])
+def test_strided_perplexity_of_wikitext_is_transformers_to_4_digits(demo_fp32: Model, stride: int) -> None:
+    lines = (shared_data("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8").splitlines(keepends=True)[:30]
+    text = join_lines("".join(lines))
+    ids = oracle.demo_tokenizer().encode(text)
+    assert len(ids) > 2 * 512
+    expected = _documented_perplexity(oracle.demo(), ids, stride)
+    assert measure_strided(demo_fp32, text, stride) == pytest.approx(expected, rel=5e-5)
+
+
 def test_rolling_windows_are_the_harness() -> None:
     """17 tokens in windows of 5: disjoint, one token of context each, the last one full."""
     ids = ["bos", *range(17)]
