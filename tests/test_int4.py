@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,12 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.neural_compressor import weight_only
 
 import runtime
-from export import build
+from export import build, int4
 from export.int4 import quantize_int4
+from export.quality import measure_quality
 from runtime.check import check_folder
 from runtime.model import Model
+from tests.building import QUICK
 from tests.checkpoints import (
     Floats,
     build_model,
@@ -159,3 +164,39 @@ def test_the_demo_loses_little_and_checks_and_writes(tmp_path: Path, block_size:
     assert check_folder(target).passed
     with Model(target) as model:
         assert len(runtime.generate("Once upon a time", model=model, max_new_tokens=8)) > 0
+
+
+def quantizer(library: Callable[..., tuple[Any, Any, Any]]) -> Callable[[Floats, int], tuple[Bytes, Floats, Bytes]]:
+    """One of onnxruntime's own quantizers of blocks in the place of ours."""
+
+    def quantized(matrix: Floats, block_size: int) -> tuple[Bytes, Floats, Bytes]:
+        n_out, n_blocks = len(matrix), matrix.shape[1] // block_size
+        values, scales, zeros = library(np.ascontiguousarray(matrix).reshape(-1, block_size), 4, block_size)
+        points = np.pad(zeros.reshape(n_out, n_blocks).astype(np.uint8), ((0, 0), (0, n_blocks % 2)))
+        packed = int4._pack(values.reshape(n_out, n_blocks, block_size).astype(np.uint8))
+        return packed, scales.reshape(n_out, n_blocks).astype(np.float32), int4._pack(points)
+
+    return quantized
+
+
+QUANTIZERS = {
+    "ours": quantize_int4,
+    "onnxruntime's k-quant": quantizer(weight_only.quant_tensor_k_quant_cpu),
+    "onnxruntime's plain rounding": quantizer(weight_only.quant_tensor),
+}
+
+
+@pytest.mark.slow
+def test_the_demo_loses_less_than_by_the_quantizers_of_onnxruntime(
+    tmp_path: Path, demo_fp32_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pytest tests/test_int4.py -m slow -rP` shows the figures."""
+    found = {}
+    for name, quantize in QUANTIZERS.items():
+        monkeypatch.setattr(int4, "quantize_int4", quantize)
+        build.main([str(DEMO), "--precision", "int4", *QUICK, "--output", str(tmp_path / name)])
+        text = DEMO / "evaluation.txt"
+        found[name] = measure_quality(tmp_path / name, demo_fp32_folder, "the fused fp32 graph", text, tmp_path)
+        print(f"{name}: loss {found[name].loss_percent:.3f} %, mean KL {found[name].mean_kl:.5f}")
+    ours, *others = found.values()
+    assert all(ours.mean_kl < other.mean_kl for other in others)
