@@ -97,18 +97,20 @@ def test_without_an_emulator_the_message_says_what_to_install(monkeypatch: pytes
 
 def test_the_tables() -> None:
     base = {"n_tokens": 3, "n_likeliest": 3, "largest_difference": 0.0, "tolerance": 0.25, "passed": True}
+    base |= {"instructions": ["AVX2", "AVX512VNNI"]}
     results: list[dict[str, Any]] = [
         base | {"processor": name, "folder": folder, "step_ms": ms, "warnings": [], "logprobs": [-1.0, -2.0, shift]}
         for name, times, shift in [("native", (3, 4, 2, 8), -3.0), ("Nehalem", (88, 8, 72, 24), -2.9)]
         for folder, ms in zip(("int8 block", "int8 dense", "int4", "fp32"), times, strict=True)
     ]
     results[4] |= {"warnings": ["slow"], "largest_difference": 0.3, "n_likeliest": 2, "passed": False}
+    native = f"native ({NATIVE.machine}, AVX2, AVX512VNNI)"
     rows = check_table(results).splitlines()
-    assert rows[2] == "| native (this machine) | int8 block | 3 of 3 | 0.000000 | 0.25 | ok | no |"
+    assert rows[2] == f"| {native} | int8 block | 3 of 3 | 0.000000 | 0.25 | ok | no |"
     warned = "2 of 3 | 0.300000 | 0.25 | **NOT OK** | another kernel suits"
     assert rows[6] == f"| Nehalem (x86-64, SSE only) | int8 block | {warned} |"
     assert "int8 block 0.100000, int8 dense 0.100000" in rows[-1]
     assert time_table(results).splitlines()[2:] == [
-        "| native (this machine) | 0.8 | 1.0 | 0.5 | 2.0 |",
+        f"| {native} | 0.8 | 1.0 | 0.5 | 2.0 |",
         "| Nehalem (x86-64, SSE only) | 11.0 | 1.0 | 9.0 | 3.0 |",
     ]

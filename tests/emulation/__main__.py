@@ -136,7 +136,8 @@ def time_table(results: Results) -> str:
 
 def _title(found: dict[str, Any]) -> str:
     processor = PROCESSORS[found["processor"]]
-    return f"{processor.name} ({processor.about})"
+    about = ", ".join([processor.machine, *found["instructions"]]) if processor is NATIVE else processor.about
+    return f"{processor.name} ({about})"
 
 
 def _farthest(results: Results, name: str) -> float:

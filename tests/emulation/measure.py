@@ -22,7 +22,7 @@ from runtime.processor import suitable_kernel
 
 THREADS = 1
 N_STEPS = 9
-DECISIVE = ("AVX2", "AVX512F", "ASIMDDP")  # instructions of the int8 kernels
+DECISIVE = ("AVX2", "AVX512F", "AVX512VNNI", "ASIMDDP")  # instructions of the int8 kernels
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Processors to run a model on: this machine's own, and others by emulation.
 
-The emulator knows no AVX-512. As arm64's `-cpu max` it computes the dense int8 product wrongly: that one is left out.
+The emulator knows no AVX-512, which a machine that has it adds as the native one. As arm64's `-cpu max` it computes the
+dense int8 product wrongly: that one is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Processor:
     part: str = ""  # its number there, on arm64
 
 
-NATIVE = Processor("native", platform.machine(), "this machine", "")
+NATIVE = Processor("native", platform.machine(), "", "")  # what it can do is asked
 EMULATED = (
     Processor("Haswell", "x86_64", "x86-64, AVX2", f"{_NEHALEM} fma movbe avx f16c bmi1 avx2 bmi2"),
     Processor("IvyBridge", "x86_64", "x86-64, AVX only", f"{_NEHALEM} avx f16c"),
