@@ -33,6 +33,7 @@ from tests.checkpoints import (
     write_checkpoint,
 )
 from tests.conftest import DEMO
+from tests.test_variants import VARIANTS
 
 # processors with dot-product instructions are better served by blocks, and the runtime says so
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -117,6 +118,18 @@ def test_logits_are_those_of_the_dequantized_weights(tiny: Path, model_folder: P
     ids, rounded = some_ids(64), open_checkpoint(tmp_path)
     logits = folder_logits(model_folder, ids)
     assert relative_error(logits, torch_logits(rounded, ids)) < 0.03  # activations are rounded too
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["head size 40", "odd vocabulary beyond the tokenizer", "n_inner wider", "untied"]
+    + [f"activation {name}" for name in ("gelu", "quick_gelu", "relu", "silu", "tanh")],
+)
+def test_logits_of_variants_are_near_transformers(tmp_path: Path, variant: str) -> None:
+    oracle = write_checkpoint(tmp_path / "variant", **VARIANTS[variant])
+    ids = some_ids(64, oracle.config.vocab_size)
+    logits = folder_logits(build_dense(tmp_path / "variant", tmp_path / "model", *QUICK), ids)
+    assert relative_error(logits, torch_logits(oracle, ids)) < 0.03
 
 
 def test_a_row_in_a_batch_is_bit_equal_to_alone(model_folder: Path) -> None:
