@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from export import arguments, build, needs
 from export.needs import Needs, estimate
 from export.random_checkpoint import SIZES
-from tests.building import QUICK, error_line, run_here, write_tiny
+from tests.building import QUICK, REPOSITORY, error_line, run_build, run_here, write_tiny
 
 GB = 1e9
 # GB of anonymous memory at the peak of builds on Linux
@@ -78,6 +79,25 @@ def test_the_estimate_of_the_model_is_its_size(demo_int8_folder: Path) -> None:
     options = arguments.parse(["x/demo"])
     size = (demo_int8_folder / "model.onnx_data").stat().st_size
     assert needs.model_bytes(build.Config(**sizes), options) == pytest.approx(size, rel=0.03)
+
+
+CONVERT = """
+import sys
+from export import build
+from tests.trials.process import peak_memory
+build.main(sys.argv[1:])
+print(peak_memory())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource.getrusage")
+def test_a_conversion_never_holds_the_whole_model(tmp_path: Path) -> None:
+    typed = ["random:gpt2-medium", *QUICK, "--output", str(tmp_path / "model")]
+    done = run_build(*typed, cwd=REPOSITORY, start=("-c", CONVERT))
+    assert done.returncode == 0, done.stderr
+    weights = 4 * sum(map(math.prod, SIZES["gpt2-medium"].tensor_shapes().values()))
+    assert 0.5 * weights < int(done.stdout.splitlines()[-1]) < 0.9 * weights
 
 
 @pytest.fixture(scope="module")
