@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from runtime.grid import prefill
 from runtime.model import Model
@@ -32,19 +32,27 @@ class Batch:
         """Slots that a row can join."""
         return self._n_slots - len(self._rows)
 
-    def join(self, row: Row) -> str:
+    def join(self, row: Row, meanwhile: Callable[[], object] = lambda: None) -> str:
         """Prefill a row into a free slot and choose its first id; returns the text that is certain.
 
-        The prompt of a row under way that has the same one is copied.
+        The prompt of a row under way that has the same one is copied. `meanwhile` is called before each pass, and may
+        advance the rows under way.
         """
         start, slot = time.perf_counter(), len(self._rows)
+
+        def interrupted() -> object:
+            meanwhile()
+            return row.interruption()
+
         same = next((at for at, other in enumerate(self._rows) if other.holds_prompt_of(row)), None)
         if same is None:
-            logits = prefill(self._cache, row.window, slot, row.interruption, known(row.prefix, row.window))
+            logits = prefill(self._cache, row.window, slot, interrupted, known(row.prefix, row.window))
             row.prompt_logits = logits.copy() if logits.size else None
         else:
             self._cache.copy_row(same, slot, len(row.window))
             row.prompt_logits = self._rows[same].prompt_logits
+        if slot != len(self._rows):  # others have left
+            self._cache.copy_row(slot, len(self._rows))
         self._rows.append(row)
         row.prefill_seconds = time.perf_counter() - start
         return "" if row.prompt_logits is None else row.accept(row.prompt_logits)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 N_DRAWS = 32  # tokens tried in one step before the known way is taken
-MAX_TRIES = 20_000  # tokens tried in a search, about 30 microseconds each
+MAX_TRIES = 20_000  # tokens tried in a search for the first way, 30 to 300 microseconds each
+STEP_TRIES = 200  # in all searches of a step, for which the other rows of a batch wait; a few are usual
 MAX_WAYS = 10_000  # remembered for each form
 N_STATES = 64  # from which a search goes on, those with the fewest next tokens
 FEW = 256  # of so many next tokens a search tries all; of more, some of one byte and the longest
@@ -64,7 +65,7 @@ class Constraint:
         words, n_vocab = vocabulary(model), model.config.vocab_size
         beginning, self._ways = words.compile(form)
         self._matcher, self._n_left = beginning.deep_copy(), n_max
-        self._words = words
+        self._words, self._n_tries = words, 2 * MAX_TRIES  # that are left
         self._ends = [id_ for id_ in model.config.eos_token_ids | set(options.stop_ids) if 0 <= id_ < n_vocab]
         never = [id_ for id_, bias in (options.logit_bias or {}).items() if bias == -np.inf]
         self._usable = np.ones(n_vocab, np.bool_)
@@ -103,6 +104,7 @@ class Constraint:
 
         logits: [n_vocab], from `restrict`; changed.
         """
+        self._n_tries = STEP_TRIES
         for attempt in range(N_DRAWS):
             id_ = sample(logits, step + (attempt << 32))  # a draw of its own: the others keep their proportions
             if id_ in self._ends or self._take(id_):
@@ -151,12 +153,13 @@ class Constraint:
         A token that leaves the mask as it was is inside a loop, such as a string's, which is run through at once.
         """
         levels: dict[int, dict[int, _State]] = {0: {0: _State(matcher, mask, (), (hash(mask),))}}
-        endless, n_tries = set[int](), 0
+        endless, least = set[int](), max(0, self._n_tries - MAX_TRIES)
         for n in range(self._n_left):
             for state in sorted(levels.pop(n, {}).values(), key=_count_next)[:N_STATES]:
                 for id_ in self._tries(state.mask, thorough):
-                    if (n_tries := n_tries + 1) > MAX_TRIES:
+                    if self._n_tries <= least:
                         return None
+                    self._n_tries -= 1
                     after = _step(state, id_)
                     if after is None or (after.mask == state.mask and after.keys[-1] in endless):
                         continue

@@ -15,19 +15,33 @@ _FULL = ApiError("the server has as many clients as it takes; try again soon", s
 
 
 class Connection(H11Protocol):
-    """Gives up a client that keeps it waiting for `client_timeout` seconds, and those above `connections`."""
+    """Gives up a client that keeps it waiting for `client_timeout` seconds, or for longest where there are too many."""
 
     settings: ClassVar[Settings]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for a request, or turn the client away."""
+        """Wait for a request."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
+        self._rank = (False, self.loop.time())  # whether it was answered before, since when it may ask
         if len(self.connections) > self.settings.connections:
-            head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-            transport.write(f"{head}Content-Length: {len(_FULL)}\r\nConnection: close\r\n\r\n{_FULL}".encode())
-            transport.close()
+            self._make_room()
         self._give_up_later()
+
+    def _make_room(self) -> None:
+        """Give up who has been asking for longest; where all have asked, turn this client away."""
+        asking = [one for one in self.connections if isinstance(one, Connection) and one.is_asking and one is not self]
+        if asking:
+            min(asking, key=lambda one: one._rank).transport.abort()
+            return
+        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+        self.transport.write(f"{head}Content-Length: {len(_FULL)}\r\nConnection: close\r\n\r\n{_FULL}".encode())
+        self.transport.close()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether its request is not whole."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         """Read on; the head of a request has to be whole in time."""
@@ -50,6 +64,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """The end of a reply, which the client has to read in time where it is the last."""
         super().on_response_complete()
+        self._rank = (True, self.loop.time())
         if self.transport.is_closing():
             self._give_up_later()
 

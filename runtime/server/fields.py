@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from runtime.options import Options
 
 MAX_ALTERNATIVES = 20
+MAX_ENTRIES = 64  # of the lists of a task
+MAX_BIAS = 1024  # ids
 _MAX_INT = 2**31 - 1
 _ELSEWHERE = {"max_new_tokens", "cancel"}  # they are max_tokens, and the connection
 _OPENAI = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed"}
@@ -22,6 +25,15 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_one_unknown(cls, given: Any) -> Any:
+        """Describing an error takes time, while all requests wait: one is enough. For lists, `fail_fast` says so."""
+        if not isinstance(given, dict):
+            return given
+        unknown = {*[name for name in given if name not in cls.model_fields][1:]}
+        return {name: value for name, value in given.items() if name not in unknown}
+
     def given(self, names: typing.Container[str]) -> dict[str, Any]:
         """Of these fields, those that are set."""
         return {name: value for name, value in self.model_dump(exclude_none=True).items() if name in names}
@@ -29,6 +41,7 @@ class Fields(BaseModel):
 
 def _field(option: dataclasses.Field[Any], kind: Any) -> Any:
     """An option as a field: its type or null, its meaning, its range."""
+    kind = _LISTS.get(kind, kind)
     low, high = option.metadata["least"], option.metadata["most"]
     number = next((one for one in (int, float) if str(option.type).startswith(one.__name__)), None)
     limits: dict[str, Any] = {}
@@ -38,6 +51,10 @@ def _field(option: dataclasses.Field[Any], kind: Any) -> Any:
     return (Annotated[kind, Field(**limits)] | None, Field(None, description=option.metadata["about"]))
 
 
+_LISTS = {
+    Sequence[int]: Annotated[list[int], Field(fail_fast=True)],
+    Sequence[str] | None: Annotated[list[str], Field(fail_fast=True)] | None,
+}
 _KINDS = typing.get_type_hints(Options)
 OPTION_NAMES = frozenset(option.name for option in dataclasses.fields(Options)) - _ELSEWHERE
 # ours, beside OpenAI's: top_k, min_p, overflow ...
@@ -47,8 +64,16 @@ OptionFields = create_model(
     **{o.name: _field(o, _KINDS[o.name]) for o in dataclasses.fields(Options) if o.name in OPTION_NAMES - _OPENAI},
 )
 Text = Annotated[str, Field(max_length=256)]
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(min_length=1)]
+Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
+Pairs = Annotated[list[Pair], Field(max_length=MAX_ENTRIES, fail_fast=True)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(min_length=1, fail_fast=True)]
+
+
+def _check_bias(given: object) -> object:
+    if isinstance(given, dict) and len(given) > MAX_BIAS:
+        raise ValueError(f"at most {MAX_BIAS} ids")
+    return given
 
 
 class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does not follow create_model
@@ -59,10 +84,10 @@ class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None = Field(
-        None, max_length=1024, description="added to the logits of these ids"
-    )
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
+    ] = Field(None, max_length=MAX_BIAS, description="added to the logits of these ids")
+    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=0, le=2**64 - 1)
     n: int | None = Field(None, ge=1, le=_MAX_INT)
     stream: bool | None = None
@@ -87,19 +112,24 @@ class TaskFields(Fields):
     """The fields of `runtime.perform`, for requests with a task."""
 
     to: str | None = None
-    examples: list[Pair] | None = None
+    examples: Pairs | None = None
     question: str | None = None
-    turns: list[Pair] | None = None
-    options: list[str] | None = Field(None, description="to choose from")
+    turns: Pairs | None = None
+    options: Texts | None = Field(None, description="to choose from")
     scoring: Literal["full", "partial"] | None = None
-    stop_words: list[str] | None = None
+    stop_words: Annotated[list[str], Field(fail_fast=True)] | None = None
     abstain_below: float | None = Field(None, ge=0, le=1)
 
 
 class CompletionRequest(SharedFields, TaskFields):
     """OpenAI's fields of a completion, and ours."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
+    )
     max_tokens: int | None = Field(None, ge=0, le=_MAX_INT, description="default 16, or the task's own; 0 with echo")
     best_of: int | None = Field(None, ge=1, le=_MAX_INT)
     echo: bool | None = None
@@ -119,7 +149,7 @@ class Message(Fields):
 class ChatRequest(SharedFields):
     """OpenAI's fields of a chat completion, and ours."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1, le=_MAX_INT)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT, description="default: what the context holds")
     logprobs: bool | None = None

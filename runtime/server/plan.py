@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runtime.form import READERS
 from runtime.options import Options, make_options
 from runtime.row import Place
 from runtime.server.engine import Engine
@@ -13,6 +14,8 @@ from runtime.server.errors import ApiError
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
 from runtime.text import encode_prompt
+
+MAX_FORM_CHARACTERS = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,11 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[st
 def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, and the server's own ends: its deadline, the client's leaving. Raises ApiError above a limit."""
     settings = engine.settings
+    for name in READERS:
+        if (
+            n := len(str(options.get(name, "")))
+        ) > MAX_FORM_CHARACTERS:  # compiled, it may take a thousand times as much
+            raise ApiError(f"{name} is {n} characters; this server's limit is {MAX_FORM_CHARACTERS}", param=name)
     if options.get("lookup"):
         told = "lookup is for one continuation alone, and here all share their passes; leave it out"
         raise ApiError(told, param="lookup")
@@ -57,7 +65,7 @@ def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any
 def encode_one(engine: Engine, prompt: str | list[int], options: Options) -> Prompt:
     """A prompt as it is. Raises ApiError or ValueError."""
     if isinstance(prompt, str):
-        check_length(engine, prompt, options.overflow)
+        check_length(engine, prompt)
         return Prompt(prompt, encode_prompt(engine.model, prompt, special_tokens=options.special_tokens), options)
     n_vocab = engine.model.config.vocab_size
     if max(prompt) >= n_vocab:
@@ -65,11 +73,14 @@ def encode_one(engine: Engine, prompt: str | list[int], options: Options) -> Pro
     return Prompt(engine.model.tokenizer.decode(prompt, skip_special_tokens=False), prompt, options)
 
 
-def check_length(engine: Engine, text: str, overflow: str) -> None:
-    """Refuse a text that is too long, whatever its tokens, before they are made. Raises ApiError."""
-    if overflow in ("error", "stop") and len(text) > engine.max_characters:
+def check_length(engine: Engine, *texts: str) -> None:
+    """Refuse texts that are too long, whatever their tokens and whatever overflow says, before they are made.
+
+    The tokenizer lets nothing else run, and takes more than linear time for a long word. Raises ApiError.
+    """
+    if (n := sum(map(len, texts))) > engine.max_characters:
         n_positions = engine.model.config.n_positions
-        raise too_long(f"a text of {len(text)} characters is more than the model's {n_positions} positions can be")
+        raise too_long(f"a text of {n} characters is more than the model's {n_positions} positions can be")
 
 
 def too_long(message: str) -> ApiError:

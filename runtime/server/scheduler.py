@@ -31,6 +31,7 @@ class Scheduler:
         self._batch = self._new_batch()
         self._waiting: deque[ServedRow] = deque()
         self._running: set[ServedRow] = set()
+        self._due = 0.0  # when rows under way are to get their next id
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="gpt2-edge-decode", daemon=True)
@@ -91,14 +92,20 @@ class Scheduler:
 
     def _join(self) -> None:
         """Prefill waiting rows into free slots, for a while where others are under way."""
-        end = time.monotonic() + JOIN_SECONDS
-        while self._batch.n_free and (not self._running or time.monotonic() < end):
+        self._due = time.monotonic() + JOIN_SECONDS
+        while self._batch.n_free and (not self._running or time.monotonic() < self._due):
             with self._changed:
                 if not self._waiting:
                     return
                 row = self._waiting.popleft()
             self._running.add(row)
-            self._post([(row, self._batch.join(row))])
+            self._post([(row, self._batch.join(row, self._advance_if_due))])
+
+    def _advance_if_due(self) -> None:
+        """Let the rows under way go on, between the passes of a long prompt."""
+        if len(self._batch) and time.monotonic() >= self._due:
+            self._post(self._batch.advance())
+            self._due = time.monotonic() + JOIN_SECONDS
 
     def _post(self, events: Iterable[tuple[Row, str]] | Iterator[tuple[Row, str]]) -> None:
         """Hand what rows gained to the event loop, in one call."""

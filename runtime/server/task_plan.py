@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime import tasks
@@ -52,8 +52,16 @@ def read_task(engine: Engine, job: Job, body: CompletionRequest) -> TaskRequest 
     elif body.max_tokens or body.n or body.best_of or body.logprobs is not None:
         raise ValueError(f"{task.name} writes nothing: leave out max_tokens, n, best_of and logprobs")
     for text in texts:
-        check_length(engine, str(text), str(options.get("overflow", "error")))
+        check_length(engine, str(text), *_texts_in(fields))
     return TaskRequest(task, list(map(str, texts)), fields | options, abstain_below)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(part)
 
 
 def write_prompt(model: Model, request: TaskRequest, text: str) -> Prompt:

@@ -1,6 +1,6 @@
 """The server against `complete`: `python -m tests.benchmarks.server`.
 
-GPT-2 124M with random weights, int8, greedy. The server runs in a process of its own, as users have it, its clients in
+GPT-2 124M with random weights, int8 dense, greedy. The server runs in a process of its own, as users have it, its clients in
 this one; contenders alternate, and medians are compared. The model is built once under build/bench.
 """
 
@@ -25,7 +25,7 @@ from export import build
 from runtime.text import encode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FOLDER = REPOSITORY / "build" / "bench" / "random-gpt2-int8"
+FOLDER = REPOSITORY / "build" / "bench" / "random-gpt2-dense"
 N_PROMPT, N_NEW, N_CLIENTS = 32, 128, 8
 Prompts = list[str]  # texts, since `complete` takes no ids: the same tokens for all
 Contender = Callable[[Prompts], int]  # how many tokens were written
@@ -39,12 +39,14 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
     if not FOLDER.is_dir():
-        build.main(["random:gpt2", "--output", str(FOLDER), "--no-reference", "--verify", "none"])
+        how = ["--kernel", "dense", "--no-reference", "--verify", "none"]
+        build.main(["random:gpt2", "--output", str(FOLDER), *how])
     with runtime.load(FOLDER, threads=given.threads) as model, serving(given.threads) as port:
         contenders: dict[str, Contender] = {
             f"`complete`, {N_CLIENTS} rows": lambda prompts: complete(model, prompts),
             f"server, {N_CLIENTS} clients": lambda prompts: ask_all(port, prompts, stream=False),
             f"server, {N_CLIENTS} clients, streams": lambda prompts: ask_all(port, prompts, stream=True),
+            "`complete`, 1 row": lambda prompts: complete(model, prompts[:1]),
             "server, 1 client": lambda prompts: ask_all(port, prompts[:1], stream=False),
         }
         rates = measure(contenders, [read_prompts(model, number) for number in range(given.rounds + 1)])
@@ -52,9 +54,9 @@ def main() -> None:
     print("| | tok/s | spread |\n|---|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} |")
-    rows, clients, streams, one = (statistics.median(values) for values in rates.values())
+    rows, clients, streams, row, one = (statistics.median(values) for values in rates.values())
     print(f"\n{N_CLIENTS} clients: {clients / rows:.0%} of `complete` ({streams / rows:.0%} streamed), ", end="")
-    print(f"{clients / one:.1f} times one client")
+    print(f"{clients / one:.2f} times one client; {N_CLIENTS} rows: {rows / row:.2f} times one row")
 
 
 def read_prompts(model: runtime.Model, number: int) -> Prompts:
