@@ -31,7 +31,7 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Report:
     """See `runtime.evaluate`."""
-    if task not in _EVALUATIONS:
+    if not isinstance(task, str) or task not in _EVALUATIONS:
         raise ValueError(f"there is no evaluation {task!r}; there are {', '.join(_EVALUATIONS)}")
     if limit is not None:
         check_count("limit", limit)
@@ -169,8 +169,11 @@ _EVALUATIONS: Mapping[str, Callable[[Model, Path, int | None, Progress], Report]
 
 
 def _read_lines(path: Path, limit: int | None) -> str:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return "".join(itertools.islice(file, limit))
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            return "".join(itertools.islice(file, limit))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def _read_examples(path: Path, limit: int | None, parse: Callable[[dict[str, Any]], Example]) -> list[Example]:
