@@ -5,6 +5,8 @@ For blocks it has none on processors without dot-product instructions, and dequa
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -42,6 +44,15 @@ def _largest_pairs(matrix: Floats) -> Floats:
     return largest
 
 
+class _Rounded(NamedTuple):
+    """Names of what activations became."""
+
+    x: str  # u8, of the shape they had
+    step: str  # of the grid
+    middle: str  # its zero
+    largest: str  # what each row is to be multiplied by again
+
+
 class DenseInt8:
     """Products of u8 and s8 with one scale a row of activations and one a column of weights.
 
@@ -53,13 +64,12 @@ class DenseInt8:
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         quantized, scales = quantize_columns(matrix.T)
-        file.constant(f"{name}.q", quantized)  # [n_embd, n_vocab]
+        file.constant(f"{name}.q", quantized.T)  # [n_vocab, n_embd]: a lookup touches whole rows
         file.constant(f"{name}.scale", scales)
 
     def embed(self, file: OnnxFile, name: str, out: str) -> str:
         node = file.node
-        node("Gather", [f"{name}.q", "input_ids"], [f"{out}.columns"], axis=1)  # [n_embd, batch, sequence]
-        node("Transpose", [f"{out}.columns"], [f"{out}.rows"], perm=[1, 2, 0])
+        node("Gather", [f"{name}.q", "input_ids"], [f"{out}.rows"])  # [batch, sequence, n_embd]
         node("Cast", [f"{out}.rows"], [f"{out}.cast"], to=TensorProto.FLOAT)
         node("Gather", [f"{name}.scale", "input_ids"], [f"{out}.scale"])
         last = file.constant(f"{out}.last", np.array([-1], np.int64))
@@ -67,25 +77,38 @@ class DenseInt8:
         return node("Mul", [f"{out}.cast", f"{out}.scales"], [out])
 
     def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
-        return self._product(file, x, name, out)
+        """By `QGemm`, which takes the matrix as the embedding reads it, and x with two dimensions."""
+        node, (n_vocab, n_embd) = file.node, file.shape(f"{name}.q")
+        rounded = self._round(file, x, out)
+        flat = file.constant(f"{out}.flat", np.array([-1, n_embd], np.int64))
+        node("Reshape", [rounded.x, flat], [f"{out}.rounded_rows"])
+        weights = [f"{name}.q", f"{name}.scale", file.constant(f"{name}.zero", np.zeros(n_vocab, np.int8))]
+        inputs = [f"{out}.rounded_rows", rounded.step, rounded.middle, *weights]
+        node("QGemm", inputs, [f"{out}.unit_rows"], MICROSOFT, transB=1)
+        node("Shape", [x], [f"{out}.places"], end=2)
+        width = file.constant(f"{out}.width", np.array([n_vocab], np.int64))
+        node("Concat", [f"{out}.places", width], [f"{out}.shape"], axis=0)
+        node("Reshape", [f"{out}.unit_rows", f"{out}.shape"], [f"{out}.units"])
+        return node("Mul", [f"{out}.units", rounded.largest], [out])
 
     def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
         quantized, scales = quantize_columns(linear.weight)
-        file.constant(f"{name}.q", quantized)
-        file.constant(f"{name}.scale", scales)
-        return self._product(file, x, name, f"{name}.out", linear.floor), file.constant(f"{name}.bias", linear.bias)
+        out, rounded = f"{name}.out", self._round(file, x, f"{name}.out", linear.floor)
+        weights = [file.constant(f"{name}.q", quantized), rounded.step, file.constant(f"{name}.scale", scales)]
+        file.node("MatMulIntegerToFloat", [rounded.x, *weights, rounded.middle], [f"{out}.units"], MICROSOFT)
+        product = file.node("Mul", [f"{out}.units", rounded.largest], [out])
+        return product, file.constant(f"{name}.bias", linear.bias)
 
-    def _product(self, file: OnnxFile, x: str, name: str, out: str, floor: float | None = None) -> str:
-        node, zero = file.node, SYMMETRIC_ZERO if floor is None else FLOORED_ZERO
+    def _round(self, file: OnnxFile, x: str, out: str, floor: float | None = None) -> _Rounded:
+        """Each row in units of its largest number, on the grid."""
+        zero = SYMMETRIC_ZERO if floor is None else FLOORED_ZERO
         largest = self._largest(file, x, out, floor)
         # a row of zeros is divided by 0: whatever integers that makes are multiplied by 0 again
-        node("Div", [x, largest], [f"{out}.unit"])
+        file.node("Div", [x, largest], [f"{out}.unit"])
         step = file.constant(f"{out}.step", np.array(1 / (255 - zero), np.float32))
         middle = file.constant(f"{out}.middle", np.array(zero, np.uint8))
-        node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
-        inputs = [f"{out}.rounded", f"{name}.q", step, f"{name}.scale", middle]
-        node("MatMulIntegerToFloat", inputs, [f"{out}.units"], MICROSOFT)
-        return node("Mul", [f"{out}.units", largest], [out])
+        rounded = file.node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
+        return _Rounded(rounded, step, middle, largest)
 
     def _largest(self, file: OnnxFile, x: str, out: str, floor: float | None) -> str:
         """What each row is divided by, [..., 1]: the grid goes up to it, and down at least to the floor."""

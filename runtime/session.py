@@ -10,7 +10,11 @@ from typing import Any
 
 import onnxruntime
 
+from runtime import huge_pages
 from runtime.cores import usable_threads
+
+# this fusion would put a slower kernel in the place of Add and LayerNormalization
+_SLOWER = {"SkipLayerNormFusion"}
 
 
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -22,15 +26,19 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
         options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
         options.intra_op_num_threads = usable_threads() if threads is None else threads
         options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name
+        options.enable_cpu_mem_arena = False  # it would keep what only the load needed
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        before = huge_pages.anonymous_ranges()
         try:
-            super().__init__(path, options, providers=["CPUExecutionProvider"])
+            super().__init__(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER)
             self.metadata: dict[str, str] = self.get_modelmeta().custom_metadata_map
             for value in (*self.get_inputs(), *self.get_outputs(), *self.get_overridable_initializers()):
                 _ = value.name, value.type, value.shape  # bytes that are no UTF-8 raise as they are first read
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
             raise ValueError(f"{path} or {path.name}_data is missing, or damaged, or too large: {error}") from None
+        huge_pages.collapse_what_is_new(before)
         self._process = os.getpid()
         _open.add(self)
 

@@ -233,9 +233,9 @@ def test_metadata_says_format_and_kernel(tiny_fp32: Model, tiny_int8: Model) -> 
 def test_dense_products_are_of_integers(demo_int8: Model) -> None:
     graph = onnx.load(demo_int8.folder / "model.onnx", load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
-    assert counts["MatMulIntegerToFloat"] == 4 * 6 + 1
+    assert (counts["MatMulIntegerToFloat"], counts["QGemm"]) == (4 * 6, 1)
     assert counts["MatMul"] == counts["MatMulNBits"] == 0
-    assert counts["Add"] == 6  # after c_attn; the other biases ride on the next node
+    assert counts["Add"] == 3 * 6 + 13  # three biases a layer (the gelu adds the fourth), and the residuals
 
 
 def test_int8_products_run_on_int8_kernels_and_wte_is_stored_once(demo_block_folder: Path) -> None:
