@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -23,7 +23,11 @@ test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: .venv/dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not ranges"
+
+# the runtime with the oldest and the newest versions of what it requires
+test-ranges: .venv/dev
+	$(BIN)/python -m pytest -m ranges
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks.bench --plot docs/bench.png

@@ -68,7 +68,9 @@ def run_build(
     return run(sys.executable, *start, *arguments, cwd=cwd, env=env)
 
 
-def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Any command, with what it prints."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}
     return subprocess.run(
@@ -77,7 +79,7 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
 

@@ -1,4 +1,4 @@
-"""The same checkpoint and versions give the same files, whatever the process, its hash seed, its clock and the folder."""
+"""The same checkpoint and versions give the same files, whatever the hash seed, the clock and the folder."""
 
 from __future__ import annotations
 
