@@ -1,7 +1,7 @@
 """The server against `complete`: `python -m tests.benchmarks.server`.
 
-GPT-2 124M with random weights, int8 dense, greedy. The server runs in a process of its own, as users have it, its clients in
-this one; contenders alternate, and medians are compared. The model is built once under build/bench.
+GPT-2 124M with random weights, int8 dense, greedy. The server runs in a process of its own, as users have it, its
+clients in this one; contenders alternate, and medians are compared. The model is built once under build/bench.
 """
 
 from __future__ import annotations
