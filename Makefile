@@ -51,6 +51,7 @@ emulate: .venv/dev
 trials: .venv/dev
 	$(BIN)/python -m tests.trials.damage
 	$(BIN)/python -m tests.trials.memory
+	$(BIN)/python -m tests.trials.server
 	$(BIN)/python -m tests.trials.endurance
 
 lint: .venv/dev
