@@ -30,11 +30,16 @@ MEASURED = {
     "x/distilgpt2 --no-reference": 0.392,
     "x/distilgpt2 --keep-reference r --verify none": 1.787,
     "x/gpt2-xl --no-reference": 2.55,
-    "random:gpt2 --no-reference --verify none": 0.548,
-    "random:distilgpt2": 1.783,
-    "random:gpt2": 2.320,
-    "random:gpt2-medium": 5.326,
-    "random:gpt2-large": 4.102,
+    "random:distilgpt2 --no-reference --verify none": 0.394,
+    "random:gpt2 --no-reference --verify none": 0.564,
+    "random:gpt2-medium --no-reference --verify none": 1.083,
+    "random:gpt2-large --no-reference --verify none": 1.466,
+    "random:gpt2-xl --no-reference --verify none": 2.466,
+    "random:distilgpt2": 1.872,
+    "random:gpt2": 2.395,
+    "random:gpt2-medium --keep-reference r --verify none": 5.412,
+    "random:gpt2-large --keep-reference r --verify none": 4.415,
+    "random:gpt2-xl --keep-reference r --verify none": 7.422,
 }
 
 
@@ -60,6 +65,10 @@ def test_memory_is_what_was_measured_or_a_little_more(typed: str) -> None:
         ("random:gpt2 --no-reference --verify none", 0.636),
         ("x/gpt2 --no-reference", 1.11),
         ("x/gpt2", 1.27),
+        ("random:gpt2-medium --keep-reference r --verify none", 3.43),
+        ("random:gpt2-large --keep-reference r --verify none", 9.80),
+        ("random:gpt2-xl --keep-reference r --verify none", 19.33),
+        ("random:gpt2-xl --no-reference --verify none", 7.90),
     ],
 )
 def test_disk_is_what_was_measured(typed: str, gigabytes: float) -> None:
