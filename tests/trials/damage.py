@@ -18,15 +18,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.trials.memory import build_models
+from tests.trials.table import Row, record
 
 KINDS = ("flip", "cut", "extend")
 SECONDS = 60.0  # a load that takes longer hangs
 MEMORY = 6 << 30  # of a worker, on POSIX: a damaged shape may ask for anything
+TRIED = "a byte flipped, cut or added in any file, then loaded with"
 CRASH, HANG, ACCEPTED, REFUSED, UNKIND = "crash", "hang", "accepted", "refused", "unkind"
 
 
@@ -49,9 +51,17 @@ def main() -> int:
         counts = collections.Counter(trial["outcome"] for trial in trials)
         row = [how, len(trials), *(counts[outcome] for outcome in (REFUSED, ACCEPTED, CRASH, HANG, UNKIND))]
         print(f"| {' | '.join(map(str, row))} |")
+    record("damage", [Row(f'{TRIED} `verify="{how}"`', len(trials), tell(trials)) for how, trials in report.items()])
     if given.json:
         given.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return int(any(is_bad(how, trial) for how, trials in report.items() for trial in trials))
+
+
+def tell(trials: Sequence[dict[str, Any]]) -> str:
+    """How often each thing happened, those that never may included."""
+    counts = collections.Counter(trial["outcome"] for trial in trials)
+    told = {"refused by name": REFUSED, "loaded": ACCEPTED, "crashed": CRASH, "hung": HANG, "other": UNKIND}
+    return ", ".join(f"{counts[outcome]:,} {what}" for what, outcome in told.items())
 
 
 def is_bad(how: str, trial: dict[str, Any]) -> bool:

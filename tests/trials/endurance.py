@@ -20,6 +20,7 @@ import runtime
 from runtime.model import Model
 from tests.trials.memory import build_models
 from tests.trials.process import n_open_files, n_threads, resident_memory
+from tests.trials.table import Row, record
 
 N_GENERATIONS, N_LOADS, N_READINGS = 20_000, 200, 100
 WARM_UP = 0.25  # of the readings
@@ -56,9 +57,16 @@ def main() -> int:
     report = {"generations": endure_generations(folder, given.generations), "loads": endure_loads(folder, given.loads)}
     for what, figures in report.items():
         print(f"| {what} | {figures['times']} | {figures['slope']:.0f} | {figures['threads']} | {figures['files']} |")
+    rows = [Row(f"{what} in one process", figures["times"], tell(figures)) for what, figures in report.items()]
+    record("endurance", rows)
     if given.json:
         given.json.write_text(json.dumps(report), encoding="utf-8")
     return int(any(is_bad(figures) for figures in report.values()))
+
+
+def tell(figures: dict[str, Any]) -> str:
+    """What each left behind."""
+    return f"{figures['slope']:.0f} bytes each, {figures['threads']} threads and {figures['files']} files left over"
 
 
 def is_bad(figures: dict[str, Any]) -> bool:
