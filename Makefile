@@ -48,11 +48,16 @@ bench-speculation: .venv/dev
 emulate: .venv/dev
 	$(BIN)/python -m tests.emulation
 
+# three hours; ends with the table of README
 trials: .venv/dev
 	$(BIN)/python -m tests.trials.damage
-	$(BIN)/python -m tests.trials.memory
+	$(BIN)/python -m tests.trials.fuzz
+	$(BIN)/python -m tests.trials.lengths
 	$(BIN)/python -m tests.trials.server
+	$(BIN)/python -m tests.trials.builds
 	$(BIN)/python -m tests.trials.endurance
+	$(BIN)/python -m tests.trials.memory
+	$(BIN)/python -m tests.trials.table
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
