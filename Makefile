@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock licences clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -80,6 +80,9 @@ lock: .venv/dev
 	$(COMPILE) --extra export --extra dev runtime/server/pyproject.toml --output-file locks/dev.txt
 	$(COMPILE) --extra export --constraint locks/dev.txt --output-file locks/export.txt
 	$(COMPILE) --extra export-light --constraint locks/dev.txt --output-file locks/export-light.txt
+
+licences: .venv/dev
+	$(BIN)/python -m tests.licences
 
 clean:
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

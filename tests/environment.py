@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import sysconfig
-import tomllib
 import venv
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -14,16 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.building import REPOSITORY
+from tests.requirements import asked
 
 _NAME = re.compile(r"[\w.-]+")
 
 
-def required(extra: str | None = None, *, folder: Path = REPOSITORY) -> set[str]:
-    """Names of the distributions that a project declares it needs, those of an extra included."""
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
-    return {match.group() for need in declared if (match := _NAME.match(need))}
+def required(*extras: str) -> set[str]:
+    """Names of the distributions that the project declares it needs, those of some extras included."""
+    return {need.name for need in asked(*extras)}
 
 
 def make_environment(folder: Path, distributions: Iterable[str]) -> Path:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,20 +13,10 @@ from packaging.utils import canonicalize_name
 
 import runtime
 from tests.building import REPOSITORY
+from tests.requirements import RUNTIME, SERVER, asked
 
 LOCKS = REPOSITORY / "locks"
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-SERVER = tomllib.loads((REPOSITORY / "runtime" / "server" / "pyproject.toml").read_text(encoding="utf-8"))
-OURS = {"gpt2-edge", "gpt2-edge-server"}
-ENVIRONMENTS = {"export-light": ["export-light"], "export": ["export"], "dev": ["export", "dev"]}
-
-
-def asked(extras: list[str], project: dict[str, Any] = PROJECT["project"]) -> list[Requirement]:
-    """What the project and some of its extras require, extras of extras included, this project itself left out."""
-    texts = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
-    needs = [Requirement(text) for text in texts]
-    inner = [extra for need in needs if need.name == "gpt2-edge" for extra in sorted(need.extras)]
-    return [need for need in needs if need.name not in OURS] + (asked(inner) if inner else [])
+ENVIRONMENTS = {"export-light": ["export-light"], "export": ["export"], "dev": ["export", "dev", "server"]}
 
 
 def locked(path: Path) -> list[tuple[Requirement, list[str]]]:
@@ -51,10 +39,7 @@ def test_a_lock_is_exact_and_names_no_place(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_lock_has_what_is_asked_for(name: str) -> None:
-    needs = asked(ENVIRONMENTS[name])
-    needs += map(Requirement, PROJECT["dependency-groups"]["build"])
-    if name == "dev":
-        needs += [need for need in map(Requirement, SERVER["project"]["dependencies"]) if need.name not in OURS]
+    needs = [*asked(*ENVIRONMENTS[name]), *map(Requirement, RUNTIME["dependency-groups"]["build"])]
     versions: dict[str, set[str]] = {}
     for found, _ in [*locked(LOCKS / f"{name}.txt"), *locked(LOCKS / "torch.txt")]:
         versions.setdefault(canonicalize_name(found.name), set()).add(str(found.specifier).removeprefix("=="))
@@ -73,7 +58,7 @@ def test_the_smaller_locks_are_parts_of_the_largest() -> None:
 
 def test_torch_is_pinned_apart() -> None:
     ((need, hashes),) = locked(LOCKS / "torch.txt")
-    assert str(need) in PROJECT["project"]["optional-dependencies"]["export"]
+    assert str(need) in RUNTIME["project"]["optional-dependencies"]["export"]
     assert hashes == []
     assert all(found.name != "torch" for found, _ in locked(LOCKS / "dev.txt"))
 
@@ -96,6 +81,6 @@ def installed(name: str) -> str:
 def test_the_server_is_of_the_same_version() -> None:
     assert SERVER["project"]["version"] == runtime.__version__
     assert f"gpt2-edge=={runtime.__version__}" in SERVER["project"]["dependencies"]
-    assert PROJECT["project"]["optional-dependencies"]["server"] == [f"gpt2-edge-server=={runtime.__version__}"]
-    assert SERVER["build-system"] == PROJECT["build-system"]
-    assert PROJECT["dependency-groups"]["build"] == PROJECT["build-system"]["requires"]
+    assert RUNTIME["project"]["optional-dependencies"]["server"] == [f"gpt2-edge-server=={runtime.__version__}"]
+    assert SERVER["build-system"] == RUNTIME["build-system"]
+    assert RUNTIME["dependency-groups"]["build"] == RUNTIME["build-system"]["requires"]

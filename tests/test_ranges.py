@@ -6,19 +6,17 @@ import json
 import os
 import re
 import sys
-import tomllib
 import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.version import Version
 
 from export.golden import TOLERANCE
 from tests import range_report
 from tests.building import REPOSITORY, run
-from tests.environment import required
+from tests.requirements import asked
 from tests.wheels import build_wheel, copy_clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranges]
@@ -28,8 +26,7 @@ Report = dict[str, Any]
 
 def oldest() -> dict[str, str]:
     """The lower bound of each requirement."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {need.name: bound.version for need in map(Requirement, project["dependencies"]) for bound in need.specifier}
+    return {need.name: bound.version for need in asked() for bound in need.specifier if bound.operator == ">="}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def _report(python: Path, folders: tuple[Path, Path], scratch: Path, path: str) 
 def test_readme_says_what_is_tested(report: Report, end: str) -> None:
     said = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     claims = {name: bounds for name, *bounds in re.findall(r"\b(\w+) (\d[\d.]*\d) to (\d[\d.]*\d)\b", said)}
-    for name in required():
+    for name in oldest():
         low, high = map(Version, claims[name])
         tested = Version(report["versions"][name])
         assert low == Version(oldest()[name])

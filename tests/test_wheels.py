@@ -66,8 +66,7 @@ def test_without_its_wheel_the_server_is_named(wheels: list[Path], tmp_path: Pat
 
 
 def test_the_wheels_side_by_side_serve(wheels: list[Path], demo_int8_folder: Path, tmp_path: Path) -> None:
-    needed = required() | required(folder=REPOSITORY / SERVER) - {"gpt2-edge"}
-    python = make_environment(tmp_path / "environment", needed)
+    python = make_environment(tmp_path / "environment", required("server"))
     for wheel in wheels:
         install(wheel, python)
     command = [python.with_name("gpt2-edge"), "serve", "--model", demo_int8_folder, "--port", "0"]
