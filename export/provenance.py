@@ -16,7 +16,7 @@ class Known:
     """Published weights."""
 
     said: str  # in the card and in quality.json
-    outputs: Path | None  # recorded greedy continuations, with their sources
+    outputs: Path | None  # recorded greedy continuations and log-probabilities, with their sources
 
 
 # SHA-256 -> size in bytes of `model.safetensors`, as the hub's own Git LFS pointer of openai-community/gpt2 states
@@ -40,7 +40,8 @@ def recognize(checkpoint: Path) -> Known | None:
 
 
 def recorded_outputs(known: Known | None) -> dict[str, Any]:
-    """What golden.json says of them: {"openai": records} or nothing."""
+    """What golden.json says of them: {"openai": records, "openai_scored": records} or nothing."""
     if known is None or known.outputs is None:
         return {}
-    return {"openai": read_json(known.outputs)["records"]}
+    outputs = read_json(known.outputs)
+    return {"openai": outputs["records"], "openai_scored": outputs["scored"]}

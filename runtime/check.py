@@ -30,6 +30,7 @@ class Check:
     n_exact: int  # ids whose log-probability is the recorded one to the last bit
     n_openai: int = 0  # ids that OpenAI's gpt2 is recorded to write elsewhere; only a folder of its weights has them
     n_openai_likeliest: int = 0  # of them, how many this model finds likeliest; information, since int8 may differ
+    openai_difference: float = 0.0  # a token, of the log-probabilities recorded of it; information, too
 
     @property
     def passed(self) -> bool:
@@ -47,7 +48,8 @@ class Check:
         if self.n_openai:
             figures += (
                 f"; {self.n_openai_likeliest} of {self.n_openai} tokens that OpenAI's gpt2 is recorded to write are "
-                "the likeliest here"
+                f"the likeliest here, and the log-probabilities recorded of it differ by {self.openai_difference:.4f} "
+                "a token"
             )
         if self.passed:
             return f"ok: this device runs the model as it should ({figures})"
@@ -74,6 +76,7 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     with Model(folder, threads=threads, verify="off") as model:  # verified above
         scored = [_score(model, record, tolerance) for record in golden["records"]]
         openai = [_agreement(model, record) for record in golden.get("openai", [])]
+        openai_differences = [_difference(model, record) for record in golden.get("openai_scored", [])]
     differences = np.concatenate([differences for differences, _ in scored])
     return Check(
         damaged=[],
@@ -84,6 +87,7 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
         n_exact=int((differences == 0).sum()),
         n_openai=sum(n for n, _ in openai),
         n_openai_likeliest=sum(likeliest for _, likeliest in openai),
+        openai_difference=float(np.mean(openai_differences)) if openai_differences else 0.0,
     )
 
 
@@ -100,6 +104,13 @@ def _agreement(model: Model, record: dict[str, Any]) -> tuple[int, int]:
     """How many ids a record has, and how many of them are the likeliest by teacher forcing."""
     logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
     return len(record["ids"]), int((logprobs.argmax(-1) == np.array(record["ids"])).sum())
+
+
+def _difference(model: Model, record: dict[str, Any]) -> float:
+    """How far the summed log-probability of a record's ids is off, a token."""
+    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
+    n = len(record["ids"])
+    return abs(float(logprobs[np.arange(n), record["ids"]].sum()) - float(record["logprob"])) / n
 
 
 def forced_logprobs(model: Model, prompt_ids: list[int], ids: list[int]) -> NDArray[np.float32]:

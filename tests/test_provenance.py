@@ -12,6 +12,7 @@ from export import build, provenance
 from export.provenance import Known
 from runtime.check import check_folder
 from tests.building import QUICK, write_tiny
+from tests.conftest import shared_data
 
 SAID = "OpenAI's own gpt2 weights (SHA-256 verified)"
 
@@ -31,7 +32,7 @@ def make_known(monkeypatch: pytest.MonkeyPatch, tiny: Path, outputs: Path) -> No
 
 def write_outputs(path: Path, ids: list[int]) -> Path:
     record = {"prompt_ids": [1, 2, 3], "ids": ids, "repository": "owner/name", "path": "a", "commit": "0"}
-    path.write_text(json.dumps({"records": [record]}), encoding="utf-8")
+    path.write_text(json.dumps({"records": [record], "scored": [record | {"logprob": -9.0}]}), encoding="utf-8")
     return path
 
 
@@ -50,6 +51,8 @@ def test_a_folder_of_known_weights_says_so_and_carries_the_outputs(
     assert result.n_openai == 4
     assert result.n_openai_likeliest < 4
     assert f"{result.n_openai_likeliest} of 4 tokens that OpenAI's gpt2" in str(result)
+    assert result.openai_difference > 0.1
+    assert f"differ by {result.openai_difference:.4f} a token" in str(result)
 
 
 def test_outputs_of_this_very_model_agree(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,11 +60,13 @@ def test_outputs_of_this_very_model_agree(tiny: Path, tmp_path: Path, monkeypatc
     golden = json.loads((tmp_path / "first" / "golden.json").read_text(encoding="utf-8"))
     assert "openai" not in golden
     outputs = tmp_path / "outputs.json"
-    outputs.write_text(json.dumps({"records": golden["records"]}), encoding="utf-8")
+    scored = [record | {"logprob": sum(record["logprobs"])} for record in golden["records"]]
+    outputs.write_text(json.dumps({"records": golden["records"], "scored": scored}), encoding="utf-8")
     make_known(monkeypatch, tiny, outputs)
     build.main([str(tiny), "--output", str(tmp_path / "model"), *QUICK])
     result = check_folder(tmp_path / "model")
     assert result.n_openai == result.n_openai_likeliest == result.n_tokens
+    assert result.openai_difference < 1e-5
 
 
 def test_other_weights_are_not_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +93,25 @@ def test_an_unknown_folder_says_nothing(demo_int8_folder: Path) -> None:
 def test_the_outputs_that_come_with_the_build() -> None:
     [known] = provenance.KNOWN.values()
     assert list(provenance.KNOWN) == list(provenance.SIZES)
-    records = provenance.recorded_outputs(known)["openai"]
-    assert len(records) >= 8
-    for record in records:
+    outputs = provenance.recorded_outputs(known)
+    assert len(outputs["openai"]) >= 8
+    assert all(-9 < record["logprob"] / len(record["ids"]) < -2 for record in outputs["openai_scored"])
+    for record in outputs["openai"] + outputs["openai_scored"]:
         assert record["ids"]
         assert record["licence"] in ("MIT", "Apache-2.0")
         assert all(0 <= id_ < 50257 for id_ in record["prompt_ids"] + record["ids"])
         assert record["repository"].count("/") == 1
         assert len(record["commit"]) == 40
+
+
+def test_the_outputs_are_those_that_were_recorded() -> None:
+    """Ids and numbers as in the collection they were taken from."""
+    text = (shared_data("reference_outputs") / "gpt2_reference.json").read_text(encoding="utf-8")
+    text = json.dumps(json.loads(text))  # a list on one line
+    outputs = provenance.recorded_outputs(*provenance.KNOWN.values())
+    for record in outputs["openai"] + outputs["openai_scored"]:
+        assert str(record["prompt_ids"])[1:-1] in text
+        assert record["repository"] in text
+    for record in outputs["openai_scored"][:-1]:  # the last is the sum of three
+        assert str(record["ids"])[1:-1] in text
+        assert f": {record['logprob']}}}" in text
