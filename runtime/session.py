@@ -27,7 +27,6 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
         options.intra_op_num_threads = usable_threads() if threads is None else threads
         options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name
         options.enable_cpu_mem_arena = False  # it would keep what only the load needed
-        options.add_session_config_entry("session.prepack.enable_parallel", "1")
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         before = huge_pages.anonymous_ranges()
