@@ -162,6 +162,8 @@ def test_help_shows_an_example(run: Run) -> None:
         (["generate", "a", "--seed=-1"], "seed"),
         (["generate", "a", "--threads=0"], "threads"),
         (["generate", "a", "--colour"], "--colour"),
+        (["generate", "a", "--logit-bias=x"], "'x' is no ID=NUMBER"),
+        (["generate", "a", "--logit-bias=3=nan"], "logit_bias has 3: nan"),
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +196,26 @@ def test_a_failure_is_1_and_one_line(run: Run, arguments: list[str], stdin: byte
 def test_an_argument_that_is_not_utf8_is_a_failure(run: Run) -> None:
     result = run("generate", os.fsdecode(b"ab\xff"))
     assert (result.returncode, "surrogate" in said(result)) == (1, True)
+
+
+@posix_only
+@pytest.mark.parametrize("command", ["info", "check", "generate"])
+def test_a_path_that_is_not_utf8_is_named(run: Run, command: str) -> None:
+    path = os.fsdecode(b"/no-such-\xff")
+    result = run(command, *(["Once", "--model"] if command == "generate" else []), path)
+    assert (result.returncode, "/no-such-\\udcff" in said(result)) == (1, True)
+
+
+@pytest.mark.parametrize("error", [MemoryError("too large"), ImportError("an extra"), RuntimeError("broken")])
+def test_a_failure_of_any_kind_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_folder: object) -> None:
+        raise error
+
+    monkeypatch.setattr("runtime.info.describe", fail)
+    assert cli.main(["info", "folder"]) == 1
+    assert capsys.readouterr().err == f"gpt2-edge: error: {error}\n"
 
 
 # pipes and signals -------------------------------------------------------------------------------------------------

@@ -167,6 +167,8 @@ def test_every_reason_to_end(demo_fp32: Model) -> None:
     [
         ({"n": 2}, ValueError, "temperature"),
         ({"n": 0}, ValueError, "n is 0"),
+        ({"n": 65_537, "temperature": 1}, ValueError, "n is 65537.*at most 65536"),
+        ({"num_beams": 10**30}, ValueError, "num_beams is 1.*at most 65536"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"logprobs": -1}, ValueError, "logprobs is -1"),
         ({"colour": "red"}, TypeError, "'colour' is not an option"),
@@ -183,6 +185,12 @@ def test_wrong_use_is_refused_by_name(
 def test_no_prompts_are_refused(demo_fp32: Model) -> None:
     with pytest.raises(ValueError, match="no prompts"):
         complete([], model=demo_fp32)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"Once"], ids=repr)
+def test_what_is_no_prompt_is_refused(demo_fp32: Model, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"prompts is .*; a text or several are expected"):
+        complete(wrong, model=demo_fp32)
 
 
 def test_a_plain_export_does_one_row_at_a_time(demo_reference: Model, demo_fp32: Model) -> None:

@@ -185,6 +185,11 @@ def test_threads_are_a_count(demo_fp32_folder: Path, wrong: Any) -> None:
         load(demo_fp32_folder, threads=wrong)
 
 
+def test_threads_are_not_without_end(demo_fp32_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"threads is 100000; it must be at least 1 and at most \d+"):
+        load(demo_fp32_folder, threads=100_000)
+
+
 @pytest.mark.parametrize("threads", [1, 2, np.int64(1), None])
 def test_threads_do_not_change_the_text(demo_fp32_folder: Path, demo_fp32: Model, threads: Any) -> None:
     with load(demo_fp32_folder, threads=threads) as model:

@@ -66,6 +66,8 @@ def test_numbers_are_finite(name: str, wrong: float) -> None:
         ("repetition_penalty", -1.0, "above 0"),
         ("deadline", 0, "above 0"),
         ("overflow", "wrap", "truncate_left"),
+        ("max_new_tokens", 2**63, f"at most {2**63 - 1}"),
+        ("lookup", 10**30, f"at most {2**63 - 1}"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(name: str, wrong: Any, allowed: str) -> None:
@@ -100,6 +102,11 @@ def test_what_chooses_among_samples_needs_a_temperature(name: str) -> None:
     value = {"top_k": 5}.get(name, 0.5)
     with pytest.raises(ValueError, match=rf"{name}={value}.*temperature"):
         Options(**{name: value})
+
+
+def test_a_number_that_python_will_not_write_is_refused_all_the_same() -> None:
+    with pytest.raises(ValueError, match=r"top_k is a number of thousands of digits; it must be at least 0"):
+        Options(top_k=10**5000, temperature=1.0)
 
 
 def test_a_seed_needs_no_temperature() -> None:
@@ -148,7 +155,7 @@ def test_token_ids_are_whole_numbers(name: str, wrong: Any) -> None:
         Options(**{name: wrong})
 
 
-@pytest.mark.parametrize("wrong", [[1, 2], {"a": 1.0}, {1: "a"}, {1: math.nan}, {1.5: 1.0}, 3], ids=repr)
+@pytest.mark.parametrize("wrong", [[1, 2], {"a": 1.0}, {1: "a"}, {1: math.nan}, {1.5: 1.0}, {1: 10**400}, 3], ids=str)
 def test_a_logit_bias_maps_ids_to_numbers(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="logit_bias"):
         Options(logit_bias=wrong)

@@ -196,3 +196,21 @@ def test_a_penalty_counts_the_continuation_and_not_the_prompt() -> None:
     logits = np.zeros(N_VOCAB, np.float32)
     got = ours(logits, [5, 5, 6, 6, 7], 2, presence_penalty=1.0, frequency_penalty=0.5)
     assert got[[5, 6, 7]].tolist() == [0.0, -2.0, -1.5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 5e-324},
+        {"repetition_penalty": 1.7e308},
+        {"presence_penalty": 1.7e308, "logit_bias": {1: np.inf}},
+        {"frequency_penalty": -1.7e308, "logit_bias": {1: -np.inf}},
+    ],
+    ids=str,
+)
+def test_penalties_beyond_float32_leave_numbers(options: dict[str, Any]) -> None:
+    logits = np.array([0, 1, -1, np.float32(3e38)], np.float32)
+    with np.errstate(all="raise", over="ignore", under="ignore"):
+        got = ours(logits, [0, 1, 2, 3, 1], 0, **options)
+    assert not np.isnan(got).any()
+    assert got.max() > -np.inf
