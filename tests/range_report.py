@@ -71,7 +71,7 @@ def shared(model: runtime.Model, path: Path) -> float:
     (with_prefix,) = runtime.complete(PROMPTS[2] * 2 + "One", prefix=kept)
     (without,) = runtime.complete(PROMPTS[2] * 2 + "One", model=model)
     assert with_prefix.ids == without.ids
-    return with_prefix.logprob
+    return with_prefix.logprob / with_prefix.n_tokens
 
 
 if __name__ == "__main__":
