@@ -27,6 +27,7 @@ from pathlib import Path
 import runtime
 from export import build, folder, needs
 from tests.building import QUICK, contents, write_tiny
+from tests.trials.process import finish, fork
 from tests.trials.table import Row, record
 
 NOBODY = 65534  # root may do what permissions forbid
@@ -115,7 +116,8 @@ def try_once(site: Site, ending: Ending, rng: random.Random) -> str:
 @contextmanager
 def open_site(place: Path, kind: str) -> Iterator[Site]:
     """A place with the two models built, on a small disk of its own where that is to be full."""
-    site = Site(place, write_tiny(place / "tiny"))
+    site = Site(place, place / "tiny")
+    finish(fork(lambda: int(write_tiny(site.checkpoint) is None)))  # this process is to have no threads
     site.output.parent.mkdir()
     if os.getuid() == 0 and kind == "permissions":
         for path in (place, *place.rglob("*")):
@@ -131,23 +133,6 @@ def open_site(place: Path, kind: str) -> Iterator[Site]:
             site.seconds = time.perf_counter() - start
             site.whole[precision] = contents(site.output)
         yield site
-
-
-def fork(work: Callable[[], int]) -> int:
-    """A process that does it, prints nothing, and ends with what it returns."""
-    process = os.fork()
-    if process == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        try:
-            os._exit(work())
-        except BaseException:
-            os._exit(1)
-    return process
-
-
-def finish(process: int) -> int:
-    """Its exit code, once it has ended."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 # how builds end ------------------------------------------------------------------------------------------------------
