@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.form import Form
-from runtime.grammar import Way, vocabulary
+from runtime.grammar import Way, Ways, vocabulary
 from runtime.model import Model
 from runtime.options import Options
 from runtime.sampling import Sampler
@@ -25,7 +25,8 @@ Logits = NDArray[np.float32]
 N_DRAWS = 32  # tokens tried in one step before the known way is taken
 MAX_TRIES = 20_000  # tokens tried in a search for the first way, 30 to 300 microseconds each
 STEP_TRIES = 100  # in all searches of a step, for which the other rows of a batch wait; a few are usual
-MAX_WAYS = 10_000  # remembered for each form
+MAX_WAYS = 10_000  # remembered for each row
+MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 N_STATES = 64  # from which a search goes on, those with the fewest next tokens
 FEW = 256  # of so many next tokens a search tries all; of more, some of one byte and the longest
 N_LONGEST = 8
@@ -63,7 +64,7 @@ class Constraint:
         or for which no text within n_max ids was found.
         """
         words, n_vocab = vocabulary(model), model.config.vocab_size
-        beginning, self._ways = words.compile(form)
+        beginning, first_ways = words.compile(form)
         self._matcher, self._n_left = beginning.deep_copy(), n_max
         self._words, self._n_tries = words, 2 * MAX_TRIES  # that are left
         self._ends = [id_ for id_ in model.config.eos_token_ids | set(options.stop_ids) if 0 <= id_ < n_vocab]
@@ -71,7 +72,13 @@ class Constraint:
         self._usable = np.ones(n_vocab, np.bool_)
         self._usable[[*self._ends, *never, *options.suppress_ids]] = False
         self._mask: bytes = self._matcher.compute_bitmask()
+        # found anew, they would be the same; what other rows found later would make this one depend on them
+        kind = (n_max, self._usable.tobytes())
+        self._ways: Ways = dict(first_ways.get(kind, {}))
         self._way = self._find_first_way(form)
+        if len(first_ways) >= MAX_ALIKE:
+            first_ways.clear()
+        first_ways[kind] = dict(self._ways)
 
     def _find_first_way(self, form: Form) -> Way:
         way = self._find_way(self._matcher, self._mask)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 Way = tuple[int, ...]  # ids that complete a form
+Ways = dict[int, Way]  # by hash of the mask of what may come next
 N_FORMS = 32  # compiled, kept for each model
 _METACHARACTERS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
 _TYPICAL = {bytes([byte]) for byte in b"\t\n a0A" + string.punctuation.encode()}  # what ends things, and content
@@ -33,7 +34,7 @@ class Grammar(NamedTuple):
     """A form, compiled."""
 
     matcher: LLMatcher  # at the beginning: copied, never advanced
-    ways: dict[int, Way]  # to the end, by hash of the mask of what may come next; shared by all rows
+    ways: dict[tuple[int, bytes], Ways]  # from the beginning, by how many ids there may be and which: for rows alike
 
 
 class Vocabulary:

@@ -234,6 +234,17 @@ def test_every_way_of_decoding_gives_the_same(demo_fp32: Model) -> None:
     assert all(re.fullmatch(options["regex"], c.text) for c in batch)
 
 
+def test_a_row_depends_on_no_other(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on what the searches of other rows have found, nor on how long those took."""
+    from runtime import grammar
+
+    options: dict[str, Any] = {"regex": "(?:[a-z]{3}[0-9]{2}){12}x", "temperature": 1.0, "max_new_tokens": 62}
+    together = [generate("Once", model=demo_fp32, seed=seed, **options) for seed in range(4)]
+    for seed, text in enumerate(together):
+        monkeypatch.setattr(grammar, "_VOCABULARIES", {})
+        assert generate("Once", model=demo_fp32, seed=seed, **options) == text
+
+
 @pytest.mark.parametrize("choice", ["", " a"])
 def test_one_choice_is_the_text(demo_fp32: Model, choice: str) -> None:
     assert generate("Once", model=demo_fp32, choices=[choice]) == choice

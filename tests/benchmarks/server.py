@@ -38,10 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of a pass (default: 2)")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
-    if not FOLDER.is_dir():
-        how = ["--kernel", "dense", "--no-reference", "--verify", "none"]
-        build.main(["random:gpt2", "--output", str(FOLDER), *how])
-    with runtime.load(FOLDER, threads=given.threads) as model, serving(given.threads) as port:
+    with runtime.load(build_model(), threads=given.threads) as model, serving(given.threads) as port:
         contenders: dict[str, Contender] = {
             f"`complete`, {N_CLIENTS} rows": lambda prompts: complete(model, prompts),
             f"server, {N_CLIENTS} clients": lambda prompts: ask_all(port, prompts, stream=False),
@@ -57,6 +54,14 @@ def main() -> None:
     rows, clients, streams, row, one = (statistics.median(values) for values in rates.values())
     print(f"\n{N_CLIENTS} clients: {clients / rows:.0%} of `complete` ({streams / rows:.0%} streamed), ", end="")
     print(f"{clients / one:.2f} times one client; {N_CLIENTS} rows: {rows / row:.2f} times one row")
+
+
+def build_model() -> Path:
+    """The model folder, built where it is not there."""
+    if not FOLDER.is_dir():
+        how = ["--kernel", "dense", "--no-reference", "--verify", "none"]
+        build.main(["random:gpt2", "--output", str(FOLDER), *how])
+    return FOLDER
 
 
 def read_prompts(model: runtime.Model, number: int) -> Prompts:
