@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 N_DRAWS = 32  # tokens tried in one step before the known way is taken
 MAX_TRIES = 20_000  # tokens tried in a search for the first way, 30 to 300 microseconds each
-STEP_TRIES = 100  # in all searches of a step, for which the other rows of a batch wait; a few are usual
+STEP_TRIES = 40  # in all searches of a step, for which the other rows of a batch wait; a few are usual
 MAX_WAYS = 10_000  # remembered for each row
 MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 N_STATES = 64  # from which a search goes on, those with the fewest next tokens
