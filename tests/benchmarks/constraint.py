@@ -32,7 +32,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "`regex`: a sentence": {"regex": "[A-Z][a-z ]{40,}[.]"},
     "`regex`: a date and a time": {"regex": "[0-9]{4}-[0-9]{2}-[0-9]{2} ([01][0-9]|2[0-3]):[0-5][0-9]"},
     "`json_schema`: a name and an age": {"json_schema": PERSON},
-    "`json_schema`: three such objects": {"json_schema": {"type": "array", "items": PERSON, "minItems": 3}},
 }
 
 
