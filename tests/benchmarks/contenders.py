@@ -44,6 +44,9 @@ class Contender:
 OURS = "gpt2-edge-int8"
 CONTENDERS = {
     OURS: Contender("gpt2-edge int8", "edge", (1, 1), options={"precision": "int8"}),
+    "gpt2-edge-int8-block": Contender(
+        "gpt2-edge int8 in blocks", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8", "kernel": "block"}
+    ),
     "gpt2-edge-int4": Contender(  # a scale and half a byte of zero point for each block of 32
         "gpt2-edge int4", "edge", (0.5 + 4.5 / 32, 1 + 4 / 64), options={"precision": "int4"}
     ),

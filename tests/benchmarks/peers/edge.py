@@ -7,11 +7,11 @@ import runtime
 from runtime.grid import prefill
 
 
-def convert(source: Path, folder: Path, precision: str) -> None:
+def convert(source: Path, folder: Path, precision: str, kernel: str = "dense") -> None:
+    """int8 is dense unless it is said: the kernel that verification chooses for trained weights."""
     from export import build
 
-    # the kernel that verification chooses for trained weights
-    kind = ["--kernel", "dense"] if precision == "int8" else ["--precision", precision]
+    kind = ["--kernel", kernel] if precision == "int8" else ["--precision", precision]
     build.main([str(source), "--no-reference", "--verify", "none", *kind, "--output", str(folder)])
 
 
