@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 
 from runtime.model import Model
-from runtime.processor import advice, suitable_kernel
+from runtime.processor import advice, alternative, processor_features, suitable_kernel
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -34,6 +34,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "loss_percent": quality.get("loss_percent"),
         "processor": platform.processor() or platform.machine(),
         "suited_to": suitable or "unknown",
-        "advice": advice(kernel, suitable) or "this build suits this processor",
+        "advice": advice(kernel, suitable)
+        or alternative(kernel, processor_features())
+        or "this build suits this processor",
         "onnxruntime": onnxruntime.__version__,
     }

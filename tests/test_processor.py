@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime import load, processor
-from runtime.processor import advice, processor_features, suitable_kernel
+from runtime.processor import advice, alternative, processor_features, suitable_kernel
 
 HASWELL = """\
 processor\t: 0
@@ -149,3 +149,19 @@ def test_loading_an_unsuited_build_warns(
 def test_fp32_suits_every_processor(demo_fp32_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.model.suitable_kernel", lambda: "dense")
     load(demo_fp32_folder).close()  # warnings are errors
+
+
+@pytest.mark.parametrize(
+    ("kernel", "features", "says"),
+    [
+        ("dense", {"avx2", "avx512_vnni"}, True),
+        ("dense", {"avx2"}, False),
+        ("dense", None, False),
+        ("block", {"avx512_vnni"}, False),
+        (None, {"avx512_vnni"}, False),
+    ],
+)
+def test_info_tells_of_blocks_where_they_decode_faster(
+    kernel: str | None, features: set[str] | None, says: bool
+) -> None:
+    assert ("--kernel block" in (alternative(kernel, features) or "")) == says
