@@ -38,7 +38,7 @@ def advice(kernel: str | None, suitable: str | None) -> str | None:
 def alternative(kernel: str | None, features: set[str] | None) -> str | None:
     """What another build would do better here, and what worse; None where nothing is known to."""
     if kernel == "dense" and "avx512_vnni" in (features or ()):
-        return "this build suits this processor; one with --kernel block decodes faster here, and takes longer to prefill"
+        return "this build suits this processor; --kernel block decodes faster on it, and takes longer to prefill"
     return None
 
 
