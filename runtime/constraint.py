@@ -25,6 +25,7 @@ Logits = NDArray[np.float32]
 N_DRAWS = 32  # tokens tried in one step before the known way is taken
 MAX_TRIES = 20_000  # tokens tried in a search for the first way, 30 to 300 microseconds each
 STEP_TRIES = 40  # in all searches of a step, for which the other rows of a batch wait; a few are usual
+STEP_REPEATS = 200  # likewise, of tokens repeated to run through loops
 MAX_WAYS = 10_000  # remembered for each row
 MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 N_STATES = 64  # from which a search goes on, those with the fewest next tokens
@@ -66,7 +67,8 @@ class Constraint:
         words, n_vocab = vocabulary(model), model.config.vocab_size
         beginning, first_ways = words.compile(form)
         self._matcher, self._n_left = beginning.deep_copy(), n_max
-        self._words, self._n_tries = words, 2 * MAX_TRIES  # that are left
+        self._words, self._n_tries = words, 2 * MAX_TRIES  # that are left, as the next
+        self._n_repeats = 50 * MAX_TRIES
         self._ends = [id_ for id_ in model.config.eos_token_ids | set(options.stop_ids) if 0 <= id_ < n_vocab]
         never = [id_ for id_, bias in (options.logit_bias or {}).items() if bias == -np.inf]
         self._usable = np.ones(n_vocab, np.bool_)
@@ -111,7 +113,7 @@ class Constraint:
 
         logits: [n_vocab], from `restrict`; changed.
         """
-        self._n_tries = STEP_TRIES
+        self._n_tries, self._n_repeats = STEP_TRIES, STEP_REPEATS
         for attempt in range(N_DRAWS):
             id_ = sample(logits, step + (attempt << 32))  # a draw of its own: the others keep their proportions
             if id_ in self._ends or self._take(id_):
@@ -184,7 +186,8 @@ class Constraint:
     def _run_through(self, state: _State, id_: int) -> _State | None:
         """The state after a token has been repeated until the mask changes; None where that takes too long."""
         mask = state.mask
-        while len(state.way) < self._n_left:
+        while len(state.way) < self._n_left and self._n_repeats > 0:
+            self._n_repeats -= 1
             after = _step(state, id_)
             if after is None:
                 return state
