@@ -38,7 +38,7 @@ def check_text(text: object) -> None:
 def check_fits(model: Model, text: str, n_tokens: int) -> None:
     """Raise ValueError for a text that is more than so many tokens, whichever they are: before it is tokenized.
 
-    Tokenizing is linear, but takes a second and 200 MB for each megabyte. Raises TypeError, too, as `check_text` does.
+    A megabyte takes 200 MB to tokenize, and seconds where it is one long word. Raises TypeError as `check_text` does.
     """
     check_text(text)
     if len(text) <= LONG:
