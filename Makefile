@@ -48,7 +48,7 @@ bench-speculation: .venv/dev
 emulate: .venv/dev
 	$(BIN)/python -m tests.emulation
 
-# three hours; ends with the table of README
+# an hour or two; ends with a table
 trials: .venv/dev
 	$(BIN)/python -m tests.trials.damage
 	$(BIN)/python -m tests.trials.fuzz

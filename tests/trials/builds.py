@@ -1,4 +1,4 @@
-"""Builds that end badly: `python -m tests.trials.builds --count 500`. POSIX only.
+"""Builds that end badly: `python -m tests.trials.builds --count 100`. POSIX only.
 
 One model is replaced by another, again and again, by builds that are killed, run out of disk, lose a permission or
 meet a second build. After each, what `load` finds is the old model whole or the new one whole; what a build left
@@ -72,7 +72,7 @@ class Site:
 def main() -> int:
     """Print a row a kind; returns 1 where a model was lost or something left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=500, help="builds of each kind (default: 500)")
+    parser.add_argument("--count", type=int, default=100, help="builds of each kind (default: 100)")
     parser.add_argument("--kind", choices=KINDS, action="append", help="default: all")
     given = parser.parse_args()
     rows, n_lost = [], 0

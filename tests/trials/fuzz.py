@@ -37,7 +37,7 @@ ENDS = {0: "no error", 70: "a hang", 71: "out of memory", 77: "a wrong error or 
 def main() -> int:
     """Print a row a property; returns 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=600, help="of each property (default: 600)")
+    parser.add_argument("--seconds", type=int, default=100, help="of each property (default: 100)")
     parser.add_argument("--runs", type=int, default=-1, help="of each property at most (default: no limit)")
     parser.add_argument("--property", choices=PROPERTIES, action="append", help="default: all")
     parser.add_argument("--work", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
