@@ -127,12 +127,22 @@ def rate_at(args: argparse.Namespace, step: int, done: float) -> float:
     return float(args.rate * min(1.0, (step + 1) / max(1, args.warmup)) * cosine)
 
 
-def new_optimizer(model: Any) -> torch.optim.Optimizer:
-    """AdamW with weight decay on the matrices alone; each step sets its own rate."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+def new_optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest; each step sets their one rate.
+
+    Muon (Jordan et al. 2024) at the root mean square of AdamW's steps (Liu et al. 2025, arXiv:2502.16982)
+    takes AdamW's rates. Weight decay is on the matrices and the embeddings alone.
+    """
+    layers = {id(p): p for p in model.transformer.h.parameters() if p.dim() == 2}
+    others = [p for p in model.parameters() if id(p) not in layers]
+    groups = [
+        {"params": [p for p in others if p.dim() == 2], "weight_decay": 0.1},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(layers.values(), weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True),
+    ]
 
 
 class Trainer:
@@ -148,7 +158,7 @@ class Trainer:
             self.tokenizer = new_tokenizer(texts, args.vocab, args.context)
             self.model = new_model(args, len(self.tokenizer))
         self.model.to(args.device).train()
-        self.optimizer = new_optimizer(self.model)
+        self.optimizers = new_optimizers(self.model)
         self.forward: Any = torch.compile(self.model) if args.compile else self.model
         context, data = self.model.config.n_positions, encode(self.tokenizer, texts)
         self.batches = batches(data, args.batch, context, args.seed)
@@ -173,15 +183,17 @@ class Trainer:
 
     def step(self, done: float) -> torch.Tensor:
         """One batch; its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.args, self.record["steps"], done)
+        rate = rate_at(self.args, self.record["steps"], done)
         ids = next(self.batches).to(self.args.device)
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             loss = self.forward(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.record["steps"] += 1
         self.record["tokens"] += ids.numel()
         return torch.as_tensor(loss.detach())

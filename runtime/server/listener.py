@@ -26,7 +26,7 @@ def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
     with listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"gpt2-edge: {model.folder.name} at http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
+        server.greeting = f"gpt2-edge: {model.folder.name} at http://{shown}:{port} (Ctrl-C stops)"
         server.run(sockets=[listening])
 
 
@@ -61,9 +61,17 @@ def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> S
 class Server(uvicorn.Server):
     """When it is told to stop, requests under way have some time to finish, and then end where they are."""
 
+    greeting: str | None = None  # a line for stderr, once requests are answered and signals are heard
+
     def __init__(self, config: uvicorn.Config, grace: float) -> None:
         super().__init__(config)
         self._grace = grace
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().startup(sockets)
+        if self.greeting:
+            print(self.greeting, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
