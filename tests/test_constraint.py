@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -213,6 +214,35 @@ def test_json_of_several_objects_is_complete(demo_fp32: Model) -> None:
         assert len(people) >= 3
         assert all(person.keys() == {"name", "age"} for person in people)
         assert c.text == json.dumps(people, ensure_ascii=False) or "\\" in c.text
+
+
+OPEN = {name: value for name, value in PERSON.items() if name != "additionalProperties"}  # as pydantic writes it
+TEAM = {
+    "type": "object",
+    "properties": {"people": {"type": "array", "items": OPEN, "minItems": 3}, "title": {"type": "string"}},
+    "required": ["people", "title"],
+}
+RECORD = {
+    "type": "object",
+    "properties": {f"key_number_{n}": {"type": "string", "minLength": 5} for n in range(12)},
+    "required": [f"key_number_{n}" for n in range(12)],
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "n"), [({"type": "array", "items": OPEN, "minItems": 3}, 70), (TEAM, 100), (RECORD, 300)]
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_schemas_as_programs_write_them(demo_fp32: Model, schema: dict[str, Any], n: int, temperature: float) -> None:
+    text = generate("", model=demo_fp32, json_schema=schema, temperature=temperature, seed=1, max_new_tokens=n)
+    jsonschema_rs.validate(schema, json.loads(text))
+
+
+@pytest.mark.parametrize("regex", ["[ab]*a[ab]{12}", "(?s).*a.{20}", "(?:[A-Z]{3}[0-9]{2}){9}x", "[Ͱ-Ͽ一-鿿]{30}"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_forms_whose_state_the_next_tokens_do_not_show(demo_fp32: Model, regex: str, seed: int) -> None:
+    text = generate("Once", model=demo_fp32, regex=regex, temperature=1.5, seed=seed, max_new_tokens=100)
+    assert re.fullmatch(regex, text)
 
 
 def test_a_schema_may_be_given_as_json(demo_fp32: Model) -> None:

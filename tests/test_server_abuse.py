@@ -74,12 +74,12 @@ def test_a_form_is_of_a_size(server: Running) -> None:
 def test_a_form_takes_so_many_tries_a_step(demo_int8: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rows wait for a step; what is found in time is taken, and the form kept."""
     pytest.importorskip("llguidance")
-    from runtime import constraint
+    from runtime import constraint, way_search
 
     tried: list[int] = []
-    step = constraint._step
-    monkeypatch.setattr(constraint.Constraint, "_run_through", lambda *_: None)  # one at most, from each mask
-    monkeypatch.setattr(constraint, "_step", lambda *given: (tried.append(1), step(*given))[1])
+    step = way_search._step
+    monkeypatch.setattr(way_search.WaySearch, "_run_through", lambda *_: None)  # two at most, from each mask
+    monkeypatch.setattr(way_search, "_step", lambda *given: (tried.append(1), step(*given))[1])
     options: dict[str, Any] = {
         "temperature": 1.0,
         "seed": 1,
@@ -89,8 +89,8 @@ def test_a_form_takes_so_many_tries_a_step(demo_int8: Model, monkeypatch: pytest
     n_before = 0
     for _ in runtime.stream(PROMPT, model=demo_int8, **options):
         n_step, n_before = len(tried) - n_before, len(tried)
-        assert n_step <= constraint.STEP_TRIES or n_before == n_step  # the first piece comes with the first search
-    assert len(tried) > constraint.STEP_TRIES
+        assert n_step <= constraint.STEP.tries or n_before == n_step  # the first piece comes with the first search
+    assert len(tried) > constraint.STEP.tries
 
 
 def test_rows_under_way_go_on_between_the_passes_of_a_long_prompt(
