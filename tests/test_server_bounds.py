@@ -264,6 +264,20 @@ def test_a_request_has_so_long(demo_int8: Model) -> None:
         assert 0 < len(choice["gpt2_edge"]["ids"]) < 500
 
 
+@pytest.mark.parametrize("asked", [{"task": "choose", "options": ["red", "blue"]}, {"echo": True, "logprobs": 1}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_writes_nothing_has_so_long_too(demo_int8: Model, asked: dict[str, Any], stream: bool) -> None:
+    free = threading.Event()
+    with running(demo_int8, timeout=0.3) as server:
+        server.engine._aside.submit(free.wait)  # another's pass
+        try:
+            reply = server.post(prompt="The ring was", **asked, stream=stream)
+        finally:
+            free.set()
+        assert b"within this server's limit of 0.3 s" in reply.body
+        assert (reply.status, stream) in ((503, False), (200, True))
+
+
 def test_a_client_may_ask_for_less(server: Running) -> None:
     (choice,) = server.post(**LONG, deadline=0.001).json["choices"]
     assert choice["gpt2_edge"]["finish_reason"] == "deadline"

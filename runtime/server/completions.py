@@ -114,11 +114,11 @@ class Answering(Counted):
         """The reply, as it comes. Raises ApiError."""
         if self._task and not self._task.writes:
             for index in range(len(self._task.texts)):
-                yield await self._engine.run_aside(partial(self._perform, index))
+                yield await self._engine.run_aside(self._job, partial(self._perform, index))
             return
         if self._body.echo:
             for index in range(len(self._plan.prompts)):
-                for gain in await self._engine.run_aside(partial(self._echo, index)):
+                for gain in await self._engine.run_aside(self._job, partial(self._echo, index)):
                     yield gain
         async for gain in self._written():
             yield gain

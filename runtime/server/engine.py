@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from runtime.model import Model
 from runtime.server.chat_template import find_chat_template
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, server_error
 from runtime.server.job import Job
 from runtime.server.metrics import Metrics
 from runtime.server.scheduler import Scheduler
@@ -72,7 +72,8 @@ class Engine:
                 code="server_busy",
                 headers={"Retry-After": "1"},
             )
-        job = Job(n_units, self._submit, self._jobs.discard)
+        ends = asyncio.get_running_loop().time() + self.settings.timeout
+        job = Job(n_units, ends, self._submit, self._jobs.discard)
         self._jobs.add(job)
         return job
 
@@ -80,9 +81,17 @@ class Engine:
         """The result of some work that is too long for the event loop, and has no pass in it."""
         return await asyncio.get_running_loop().run_in_executor(self._prepare, function)
 
-    async def run_aside(self, function: Callable[[], T]) -> T:
-        """The result of a pass that is not part of the batch; such passes run one after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, function)
+    async def run_aside(self, job: Job, function: Callable[[], T]) -> T:
+        """The result of passes that are not part of the batch; such run one after the other.
+
+        Raises ApiError when the request's time is over; what runs then is of no use, but ends before the next begins.
+        """
+        try:
+            async with asyncio.timeout_at(job.ends):
+                return await asyncio.get_running_loop().run_in_executor(self._aside, function)
+        except TimeoutError:
+            told = f"there was no answer within this server's limit of {self.settings.timeout} s"
+            raise server_error(told, 503) from None
 
     def stop_all(self) -> None:
         """End every request where it is."""

@@ -16,10 +16,13 @@ class Job:
     """
 
     def __init__(
-        self, n_units: int, submit: Callable[[Sequence[ServedRow]], None], leave: Callable[[Job], None]
+        self, n_units: int, ends: float, submit: Callable[[Sequence[ServedRow]], None], leave: Callable[[Job], None]
     ) -> None:
-        """`n_units`: continuations and texts that count against the queue's limit; `leave` is called at the end."""
-        self.n_units = n_units
+        """`n_units`: continuations and texts that count against the queue's limit; `leave` is called at the end.
+
+        `ends`: by the event loop's clock, when the request's time is over.
+        """
+        self.n_units, self.ends = n_units, ends
         self.is_stopped = False  # by the server's own end
         self._is_cancelled = False
         self._submit, self._leave = submit, leave
