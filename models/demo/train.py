@@ -16,7 +16,6 @@ on Ctrl-C. Needs torch, transformers, tokenizers and numpy.
 
 import argparse
 import json
-import math
 import signal
 import sys
 import time
@@ -38,8 +37,8 @@ from books import (
     save,
     window_losses,
 )
+from optimization import new_optimizers, rate_at
 
-FINAL_RATE = 0.05  # the cosine ends at this share of the peak rate
 GLIMPSE_WINDOWS = 48  # held-out windows looked at during the run; the end measures all of them
 
 
@@ -121,30 +120,6 @@ def new_model(args: argparse.Namespace, vocab: int) -> Any:
     )
 
 
-def rate_at(args: argparse.Namespace, step: int, done: float) -> float:
-    """Linear warm-up by steps, times a cosine over the share of the wall time that is gone."""
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * done)) / 2
-    return float(args.rate * min(1.0, (step + 1) / max(1, args.warmup)) * cosine)
-
-
-def new_optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest; each step sets their one rate.
-
-    Muon (Jordan et al. 2024) at the root mean square of AdamW's steps (Liu et al. 2025, arXiv:2502.16982)
-    takes AdamW's rates. Weight decay is on the matrices and the embeddings alone.
-    """
-    layers = {id(p): p for p in model.transformer.h.parameters() if p.dim() == 2}
-    others = [p for p in model.parameters() if id(p) not in layers]
-    groups = [
-        {"params": [p for p in others if p.dim() == 2], "weight_decay": 0.1},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [
-        torch.optim.Muon(layers.values(), weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True),
-    ]
-
-
 class Trainer:
     """One training run: the model, its data, and the loop that ends with the clock."""
 
@@ -183,7 +158,7 @@ class Trainer:
 
     def step(self, done: float) -> torch.Tensor:
         """One batch; its loss."""
-        rate = rate_at(self.args, self.record["steps"], done)
+        rate = self.args.rate * rate_at(self.record["steps"], done, self.args.warmup)
         ids = next(self.batches).to(self.args.device)
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             loss = self.forward(input_ids=ids, labels=ids).loss
