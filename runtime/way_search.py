@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,14 @@ class Effort:
 
     tries: int
     repeats: int
+
+    @contextlib.contextmanager
+    def share(self, tries: int) -> Iterator[Effort]:
+        """At most so many of the tries; what is left of them comes back."""
+        part = Effort(min(tries, self.tries), self.repeats)
+        self.tries -= part.tries
+        yield part
+        self.tries, self.repeats = self.tries + part.tries, part.repeats
 
 
 class _State(NamedTuple):
@@ -75,8 +84,8 @@ class WaySearch:
             return known
         start = _State(matcher, mask, (), (hash(mask),))
         for (width, most), thorough in itertools.product(BEAMS, (False, True)):
-            least = max(0, effort.tries - most)
-            found = self._search(start, DETOUR * n_left, effort, least, width=width, thorough=thorough)
+            with effort.share(most) as share:
+                found = self._search(start, DETOUR * n_left, share, width=width, thorough=thorough)
             if found and len(way := self._remember(*_shorten(matcher, *found))) <= n_left:
                 return way
         return None
@@ -92,14 +101,14 @@ class WaySearch:
         return None
 
     def _search(
-        self, start: _State, n_most: int, effort: Effort, least: int, *, width: int, thorough: bool
+        self, start: _State, n_most: int, effort: Effort, *, width: int, thorough: bool
     ) -> tuple[Way, tuple[int, ...]] | None:
         """A way and the keys along it; of the states after as many tokens with equal masks, one stands for all."""
         levels: dict[int, dict[int, _State]] = {0: {start.keys[0]: start}}
         endless = set[int]()
         for n in range(n_most):
             for state in sorted(levels.pop(n, {}).values(), key=_rank)[:width]:
-                for after in self._next(state, endless, effort, least, n_most, thorough=thorough):
+                for after in self._next(state, endless, effort, n_most, thorough=thorough):
                     rest = () if after.matcher.is_accepting() else self._follow(after.matcher, after.keys[-1])
                     if rest is not None:
                         return after.way + rest, after.keys
@@ -107,8 +116,8 @@ class WaySearch:
         return None
 
     def _next(
-        self, state: _State, endless: set[int], effort: Effort, least: int, n_most: int, *, thorough: bool
-    ) -> Iterable[_State]:
+        self, state: _State, endless: set[int], effort: Effort, n_most: int, *, thorough: bool
+    ) -> Iterator[_State]:
         """The states after one more token, except that loops, such as a string's, are run through at once.
 
         A token that leaves the mask as it was is inside a loop. One of a kind is repeated, and if the mask never
@@ -116,7 +125,7 @@ class WaySearch:
         """
         loop: list[int] = []
         for id_ in self._tries(state.mask, thorough):
-            if effort.tries <= least:
+            if effort.tries <= 0:
                 return
             effort.tries -= 1
             after = _step(state, id_)
