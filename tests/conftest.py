@@ -103,15 +103,20 @@ def torch_demo() -> Iterator[GPT2LMHeadModel]:
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ids each pass through the model takes."""
+def count_passes(monkeypatch: pytest.MonkeyPatch, *methods: str) -> list[int]:
+    """How many ids each pass takes that one of these methods of a cache makes."""
     taken: list[int] = []
 
     def counted(name: str) -> Callable[..., Any]:
         original = getattr(InPlaceCache, name)
         return lambda cache, ids, **rest: (taken.append(len(ids)), original(cache, ids, **rest))[1]
 
-    for name in ("extend", "step"):
+    for name in methods:
         monkeypatch.setattr(InPlaceCache, name, counted(name))
     return taken
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many ids each pass through the model takes."""
+    return count_passes(monkeypatch, "extend", "step")

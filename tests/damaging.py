@@ -1,4 +1,4 @@
-"""Built folders to damage, and the ways to do it."""
+"""Built folders to damage, as fixtures too, and the ways to do it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from export import build
-from runtime import integrity
+from runtime import integrity, stamp
 from tests.building import QUICK, write_tiny
 
 
@@ -54,3 +54,23 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(target)
     except OSError as error:
         pytest.skip(f"no symbolic links here: {error} ({sys.platform})")
+
+
+# a test's own folder and stamps ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_small(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of stamps, for every test where this is imported."""
+    monkeypatch.setenv(stamp.ENVIRONMENT, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return copy_aged(whole, tmp_path)

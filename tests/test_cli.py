@@ -1,10 +1,9 @@
-"""The command `gpt2-edge`, in a process of its own."""
+"""The command `gpt2-edge`, in a process of its own: what it prints, and its exit codes."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,17 +15,11 @@ import pytest
 import runtime
 from runtime import cli, generate
 from runtime.model import Model
+from tests.command_line import environment, posix_only
 from tests.conftest import REPOSITORY
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 PROMPT = "¿Qué tal, señor? 🙂 Once"
-posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, pipes and shells")
-
-
-def environment(folder: Path, **changed: str) -> dict[str, str]:
-    encodings = ("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(encodings)}
-    return inherited | {"GPT2_EDGE_MODEL": str(folder)} | changed
 
 
 @pytest.fixture
@@ -40,20 +33,6 @@ def run(demo_fp32_folder: Path) -> Run:
         return subprocess.run(command, check=False, input=stdin, env=env, **options)
 
     return run_command
-
-
-@pytest.fixture
-def start(demo_fp32_folder: Path) -> Callable[..., subprocess.Popen[bytes]]:
-    """The command under way, its output in pipes."""
-
-    def start_command(*arguments: str, shell: str = "") -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "runtime", *arguments]
-        script = ["sh", "-c", f'exec "$@" {shell}', "sh", *command] if shell else command
-        pipe = subprocess.PIPE
-        env = environment(demo_fp32_folder)
-        return subprocess.Popen(script, stdin=pipe, stdout=pipe, stderr=pipe, cwd=REPOSITORY, env=env)
-
-    return start_command
 
 
 def said(result: subprocess.CompletedProcess[bytes]) -> str:
@@ -216,40 +195,3 @@ def test_a_failure_of_any_kind_is_one_line(
     monkeypatch.setattr("runtime.info.describe", fail)
     assert cli.main(["info", "folder"]) == 1
     assert capsys.readouterr().err == f"gpt2-edge: error: {error}\n"
-
-
-# pipes and signals -------------------------------------------------------------------------------------------------
-
-
-@posix_only
-def test_a_reader_that_leaves_is_no_traceback(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    with start("generate", "Once", "--max-new-tokens=400") as process:
-        assert process.stdout and process.stderr
-        assert len(process.stdout.read(5)) == 5
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
-
-
-@posix_only
-def test_an_interrupt_is_130(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    with start("generate", "Once", "--max-new-tokens=500") as process:
-        assert process.stdout and process.stderr
-        process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        assert b"Traceback" not in process.stderr.read()
-    assert process.returncode == 130
-
-
-@posix_only
-@pytest.mark.parametrize("shell", ["<&-", ">&-", ">/dev/full"])
-def test_a_stream_that_is_closed_or_full_is_no_traceback(
-    start: Callable[..., subprocess.Popen[bytes]], shell: str
-) -> None:
-    if shell == ">/dev/full" and not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
-    with start("generate", "-" if shell == "<&-" else "Once", shell=shell) as process:
-        message = process.communicate()[1].decode()
-    assert "Traceback" not in message
-    assert "Exception ignored" not in message
-    assert process.returncode == (0 if shell == ">&-" else 1)

@@ -1,4 +1,4 @@
-"""The page, in a real browser: written in, watched, stopped, walked through."""
+"""The page, in a real browser: written in, watched, stopped, copied from."""
 
 from __future__ import annotations
 
@@ -17,22 +17,14 @@ import pytest
 import runtime
 from runtime.model import Model
 from runtime.task_library import TASKS
+from tests.browsing import browser as browser
+from tests.browsing import browser_only, expect, generate, open_page, slide
+from tests.browsing import server as server
 from tests.conftest import REPOSITORY
 from tests.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time there was"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAGE = REPOSITORY / "runtime" / "server"
-browser_only = pytest.mark.slow
 
 
 def test_sliders_and_tasks_are_the_apis() -> None:
@@ -49,52 +41,10 @@ def test_sliders_and_tasks_are_the_apis() -> None:
     assert languages == [*TASKS["translate"].fields["examples"].values]
 
 
-@pytest.fixture(scope="module")
-def server(demo_int8: Model) -> Iterator[Running]:
-    with running(demo_int8) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if not found and not os.environ.get("CI"):
-        pytest.skip("no chromium is installed")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    """A fresh page. Afterwards: no complaint on its console, and nothing was asked of anyone else."""
+    """A fresh one."""
     yield from open_page(browser, server)
-
-
-def open_page(browser: Any, server: Running, **options: Any) -> Iterator[Any]:
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
-    page, complaints, asked = context.new_page(), [], []
-    page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(server.url)
-    expect(page.locator("#status")).to_have_text("Ready.")
-    yield page
-    context.close()
-    assert complaints == []
-    assert all(url.startswith((server.url, "data:")) for url in asked)
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect as expect_
-
-    return expect_(locator, "")
-
-
-def slide(page: Any, name: str, value: float) -> None:
-    page.locator(f"#{name}").fill(str(value))
 
 
 def make_long(page: Any) -> None:
@@ -105,15 +55,6 @@ def make_long(page: Any) -> None:
         route.continue_(post_data=json.dumps({**json.loads(route.request.post_data), "min_new_tokens": 480}))
 
     page.route("**/v1/completions", ask_for_more)
-
-
-def generate(page: Any) -> str:
-    """Press the button, and wait for the end; returns what stands on the sheet."""
-    page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#status")).to_contain_text(" s")
-    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
-    text: str = page.locator("#output").text_content()
-    return text
 
 
 @browser_only
@@ -274,58 +215,6 @@ def test_what_is_copied_does_the_same(page: Any, tmp_path: Path) -> None:
 
 
 @browser_only
-def test_nothing_jumps_while_it_writes(page: Any) -> None:
-    places = [page.locator(name) for name in ("#go", "#stop", "#copy-curl", "#output", "aside", "#temperature")]
-    before = [place.bounding_box() for place in places]
-    slide(page, "max_tokens", 40)
-    generate(page)
-    after = [place.bounding_box() for place in places]
-    for one, other in zip(before, after, strict=True):
-        assert (one["x"], one["y"], one["width"]) == (other["x"], other["y"], other["width"])
-
-
-@browser_only
-@pytest.mark.parametrize("width", [320, 390, 860, 1400])
-def test_no_screen_is_too_narrow(browser: Any, server: Running, width: int) -> None:
-    for page in open_page(browser, server, viewport={"width": width, "height": 800}):
-        slide(page, "max_tokens", 40)
-        generate(page)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        page.locator("#output b").last.hover()
-        box = page.get_by_role("tooltip").bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= width
-
-
-@browser_only
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out(browser: Any, server: Running, scheme: str) -> None:
-    """Contrast of at least 4.5, WCAG 2.2's level AA, for what is read."""
-    for page in open_page(browser, server, color_scheme=scheme):
-        colors = page.evaluate(
-            "() => ['body', 'header p', '#go', '#prompt', '#status'].map((name) => {"
-            "const style = getComputedStyle(document.querySelector(name));"
-            "let at = document.querySelector(name);"
-            "while (getComputedStyle(at).backgroundColor === 'rgba(0, 0, 0, 0)') at = at.parentElement;"
-            "return [style.color, getComputedStyle(at).backgroundColor]; })"
-        )
-        assert min(contrast(*pair) for pair in colors) >= 4.5
-        backgrounds = {background for _, background in colors}
-        assert (luminance(colors[0][1]) < 0.1) == (scheme == "dark"), backgrounds
-
-
-def contrast(one: str, other: str) -> float:
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(color: str) -> float:
-    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@browser_only
 def test_a_key_is_asked_for(browser: Any, demo_int8: Model) -> None:
     with running(demo_int8, api_key="swordfish") as server:
         context = browser.new_context()
@@ -338,11 +227,3 @@ def test_a_key_is_asked_for(browser: Any, demo_int8: Model) -> None:
         slide(page, "max_tokens", 8)
         assert len(generate(page)) > 10
         context.close()
-
-
-@browser_only
-def test_everything_has_a_name(page: Any) -> None:
-    """For those who hear the page: every control says what it is."""
-    for control in page.locator("button:visible, input:visible, select:visible, textarea:visible").all():
-        snapshot = control.aria_snapshot()
-        assert re.search(r'^- \w+ ".+"', snapshot), snapshot
