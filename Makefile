@@ -14,7 +14,7 @@ PROMPT ?= Once upon a time there was a little mouse who
 
 demo: models/demo-int8/SHA256SUMS
 	@printf "\n%s" "$(PROMPT)"
-	@$(BIN)/gpt2-edge generate "$(PROMPT)" --model models/demo-int8 --max-new-tokens 200 --temperature 0.7 --top-p 0.9 --seed 7
+	@$(BIN)/gpt2-edge generate "$(PROMPT)" --model models/demo-int8 --max-new-tokens 200 --temperature 0.7 --top-p 0.9 --repetition-penalty 1.1 --seed 7
 
 models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/demo/*)
 	$(BIN)/python export/build.py models/demo --output models/demo-int8 --no-reference --force

@@ -206,7 +206,7 @@ def test_the_demo_loses_little_and_checks_and_writes(tmp_path: Path) -> None:
     report = json.loads((target / "quality.json").read_text(encoding="utf-8"))
     assert (report["precision"], report["kernel"], report["block_size"]) == ("int8", "dense", None)
     assert report["loss_percent"] < 0.5
-    assert report["top1_agreement"] > 0.97
+    assert report["top1_agreement"] > 0.95
     assert check_folder(target).passed
     with Model(target) as model:
         assert model.kernel == "dense"

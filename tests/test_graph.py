@@ -112,7 +112,7 @@ def test_int8_steps_on_the_cache_stay_near_one_pass(tiny_int8: Model, tiny_pair:
 def test_int8_prefill_in_passes_of_256_stays_near_one_pass(demo_int8: Model, demo_pair: Pair, story: list[int]) -> None:
     in_one, expected = in_passes(demo_int8, story, []), torch_logits(demo_pair[1], story)
     rounding = np.square(in_one - expected).mean()
-    assert np.sqrt(rounding) < 0.03 * expected.std()
+    assert np.sqrt(rounding) < 0.05 * expected.std()
     assert np.square(in_passes(demo_int8, story, [256]) - in_one).mean() < rounding
 
 

@@ -160,7 +160,7 @@ def test_the_demo_loses_little_and_checks_and_writes(tmp_path: Path, block_size:
     report = json.loads((target / "quality.json").read_text(encoding="utf-8"))
     assert (report["precision"], report["kernel"], report["block_size"]) == ("int4", "block", block_size)
     assert 0 < report["loss_percent"] < 4
-    assert report["top1_agreement"] > 0.85
+    assert report["top1_agreement"] > 0.8
     assert check_folder(target).passed
     with Model(target) as model:
         assert len(runtime.generate("Once upon a time", model=model, max_new_tokens=8)) > 0

@@ -21,6 +21,7 @@ EXTRAS = {  # what modules that `import runtime` never loads may import besides
     "grammar.py": {"llguidance"},
     "harness.py": {"lm_eval", "tqdm"},
     "server": {"fastapi", "h11", "jinja2", "prometheus_client", "pydantic", "starlette", "uvicorn"},
+    "way_search.py": {"llguidance"},
 }
 RUNS_WHAT_IT_READS = {"code", "marshal", "pickle", "runpy", "shelve"}
 FOREIGN = ("torch", "transformers", "optimum", "onnx", "huggingface_hub", "export")
