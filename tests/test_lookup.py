@@ -122,7 +122,7 @@ def test_a_repeating_text_takes_few_passes(demo_fp32: Model, monkeypatch: pytest
             InPlaceCache, name, lambda cache, ids, do=original, **rest: (taken.append(1), do(cache, ids, **rest))[1]
         )
     [found] = complete(REPEATING, model=demo_fp32, max_new_tokens=100, lookup=10)
-    assert found.n_tokens > 2.5 * len(taken)
+    assert found.n_tokens > 1.5 * len(taken)
 
 
 def test_every_function_takes_it(demo_fp32: Model, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,9 @@ def test_exactly_the_limit_and_one_over(demo_fp32: Model, prompts: list[list[int
 
 def test_other_overflows_are_those_of_generate(demo_fp32: Model) -> None:
     article = STORY[:1900]
-    answer = runtime.perform("summarize", article, model=demo_fp32, overflow="slide", temperature=0, max_new_tokens=40)
+    answer = runtime.perform(
+        "summarize", article, model=demo_fp32, overflow="slide", temperature=0, min_new_tokens=40, max_new_tokens=40
+    )
     assert answer.completion is not None
     assert answer.completion.n_slides + answer.n_truncated > 0
 
