@@ -30,7 +30,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", fuzz.PROPERTIES)
 def test_nothing_is_found(name: str) -> None:
-    n, end, said = fuzz.fuzz(name, seconds=5, runs=500)
+    n, end, said = fuzz.fuzz(name, seconds=60, runs=3000)
     assert end == "no error", said
     assert n > 0
 
@@ -42,7 +42,6 @@ def wrong(prompt: str) -> None:
 
 
 def test_what_there_is_to_find_is_found() -> None:
-    n, end, said = fuzz.fuzz("tests.test_fuzz:wrong", seconds=60, runs=20_000)
-    assert n > 0
+    _, end, said = fuzz.fuzz("tests.test_fuzz:wrong", seconds=60, runs=20_000)
     assert end == "a wrong error or result"
     assert "found" in said

@@ -24,6 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time there was"
+N_LONG = 4000  # tokens: seconds
 PAGE = REPOSITORY / "runtime" / "server"
 
 
@@ -49,10 +50,10 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
 
 def make_long(page: Any) -> None:
     """The next continuation does not end by itself for a while."""
-    slide(page, "max_tokens", 480)
+    more = {"max_tokens": N_LONG, "min_new_tokens": N_LONG, "overflow": "slide"}
 
     def ask_for_more(route: Any) -> None:
-        route.continue_(post_data=json.dumps({**json.loads(route.request.post_data), "min_new_tokens": 480}))
+        route.continue_(post_data=json.dumps({**json.loads(route.request.post_data), **more}))
 
     page.route("**/v1/completions", ask_for_more)
 
@@ -82,7 +83,7 @@ def test_the_keyboard_generates_and_stops(page: Any, server: Running) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#status")).to_have_text("Stopped.")
     wait_until(lambda: server.engine.n_open == 0, 5)
-    assert page.locator("#output b").count() < 504
+    assert page.locator("#output b").count() < N_LONG
 
 
 @browser_only
