@@ -66,8 +66,8 @@ def _of_here(needs: Iterable[Requirement], extra: str) -> list[Requirement]:
 
 def licence(package: Distribution) -> str:
     """An SPDX expression, where the package has one; else its classifiers, else the first line of its licence."""
-    said = package.metadata["License"] or ""
-    if expression := package.metadata["License-Expression"] or _as_expression(said):
+    said = package.metadata.get("License", "")
+    if expression := package.metadata.get("License-Expression") or _as_expression(said):
         return expression
     classifiers = [text.split(" :: ") for text in package.metadata.get_all("Classifier") or []]
     if names := [parts[-1] for parts in classifiers if parts[:2] == ["License", "OSI Approved"]]:
