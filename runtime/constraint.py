@@ -45,14 +45,14 @@ class Constraint:
         self._mask: bytes = self._matcher.compute_bitmask()
         # found anew, they would be the same; what other rows found later would make this one depend on them
         kind = (n_max, usable.tobytes())
-        self._ways, self._effort = WaySearch(words, usable, first_ways.get(kind, {})), replace(FIRST)
+        self._ways = WaySearch(words, usable, first_ways.get(kind, {}))
         self._way = self._find_first_way(form)
         if len(first_ways) >= MAX_ALIKE:
             first_ways.clear()
         first_ways[kind] = dict(self._ways.known)
 
     def _find_first_way(self, form: Form) -> Way:
-        way = self._ways.find(self._matcher, self._mask, self._n_left, self._effort)
+        way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST))
         if way is None and self._matcher.is_stopped():
             raise ValueError(f"{form.option} contradicts itself: no text has this form")
         if way is None:
@@ -82,10 +82,10 @@ class Constraint:
 
         logits: [n_vocab], from `restrict`; changed.
         """
-        self._effort = replace(STEP)
+        effort = replace(STEP)
         for attempt in range(N_DRAWS):
             id_ = sample(logits, step + (attempt << 32))  # a draw of its own: the others keep their proportions
-            if id_ in self._ends or self._take(id_):
+            if id_ in self._ends or self._take(id_, effort):
                 return id_
             logits[id_] = -np.inf
             if logits.max() == -np.inf:
@@ -93,16 +93,16 @@ class Constraint:
         if not self._way:
             return None
         id_ = self._way[0]
-        self._take(id_)
+        self._take(id_, effort)
         return id_
 
-    def _take(self, id_: int) -> bool:
+    def _take(self, id_: int, effort: Effort) -> bool:
         """Take an id, unless no way to the end is left after it."""
         after = self._matcher.deep_copy()
         if not after.consume_token(id_):
             raise ValueError(f"the form cannot be followed further: {after.get_error()}")
         mask = after.compute_bitmask()
-        way = self._way[1:] if self._way[:1] == (id_,) else self._ways.find(after, mask, self._n_left - 1, self._effort)
+        way = self._way[1:] if self._way[:1] == (id_,) else self._ways.find(after, mask, self._n_left - 1, effort)
         if way is None or len(way) >= self._n_left:
             return False
         self._matcher, self._mask, self._way, self._n_left = after, mask, way, self._n_left - 1

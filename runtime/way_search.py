@@ -86,7 +86,11 @@ class WaySearch:
         for (width, most), thorough in itertools.product(BEAMS, (False, True)):
             with effort.share(most) as share:
                 found = self._search(start, DETOUR * n_left, share, width=width, thorough=thorough)
-            if found and len(way := self._remember(*_shorten(matcher, *found))) <= n_left:
+            if found is None:
+                continue
+            way, keys = _shorten(matcher, *found)
+            if len(way) <= n_left:  # a longer one is not remembered: the next searches would end with it
+                self._remember(way, keys)
                 return way
         return None
 
@@ -158,12 +162,11 @@ class WaySearch:
             state = after
         return None
 
-    def _remember(self, way: Way, keys: tuple[int, ...]) -> Way:
+    def _remember(self, way: Way, keys: tuple[int, ...]) -> None:
         """Keep a way for every state along it, the longest for a counted loop: it serves all of its states."""
         if len(self.known) > MAX_WAYS:
             self.known.clear()
         self.known.update((key, way[n:]) for n, key in reversed([*enumerate(keys)]))
-        return way
 
     def _tries(self, mask: bytes, thorough: bool) -> list[int]:
         """The ids that a search tries next, those with most bytes first: all of a few, or a selection."""

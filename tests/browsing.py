@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
-from tests.serving import Running, running
+from tests.serving import Running
+from tests.serving import server as server
 
 FLAGS = [
     "--headless",
@@ -23,12 +23,6 @@ FLAGS = [
     "--disable-sync",
 ]
 browser_only = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(demo_int8: Model) -> Iterator[Running]:
-    with running(demo_int8) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

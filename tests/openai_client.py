@@ -8,18 +8,13 @@ from typing import Any
 import pytest
 
 from runtime.model import Model
-from tests.serving import Running, running
+from tests.serving import Running
+from tests.serving import server as server
 
 openai = pytest.importorskip("openai")
 
 PROMPT = "Once upon a time"
 PROMPTS = [f"{PROMPT}, {who}" for who in ("a king", "the wolf", "she", "an old man, who", "it", "we", "no one", "God")]
-
-
-@pytest.fixture(scope="module")
-def server(demo_int8: Model) -> Iterator[Running]:
-    with running(demo_int8) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A server under test, in a thread of its own, and what speaks to it without a client library."""
+"""A server under test, in a thread of its own, as a fixture too, and what speaks to it without a client library."""
 
 from __future__ import annotations
 
@@ -106,3 +106,9 @@ def wait_until(condition: Any, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def server(demo_int8: Model) -> Iterator[Running]:
+    with running(demo_int8) as one:
+        yield one

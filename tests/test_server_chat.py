@@ -12,9 +12,8 @@ import pytest
 
 import runtime
 from runtime.model import Model
+from tests.openai_client import client as client
 from tests.serving import Running, running
-
-openai = pytest.importorskip("openai")
 
 TEMPLATE = """{% for message in messages %}
 {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('no role ' + message['role']) }}{% endif %}
@@ -48,12 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, demo_int8_folder: Path) -> I
 @pytest.fixture(scope="module")
 def server(model: Model) -> Iterator[Running]:
     with running(model) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as one:
         yield one
 
 
