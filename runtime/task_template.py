@@ -128,7 +128,9 @@ class Task:
                 values[name] = self._choose_default(name, value, values[value.field])
         return values
 
-    def _choose_default(self, name: str, default: By, by: Any) -> object:
+    def _choose_default(self, name: str, default: By, by: object) -> object:
+        if not isinstance(by, str):
+            raise TypeError(f"{default.field} is {by!r}; a text is expected")
         if by not in default.values:
             raise ValueError(
                 f"{default.field} is {by!r}, for which {self.name} has no {name} of its own; it has them for "

@@ -131,8 +131,10 @@ def test_a_character_of_several_tokens_is_one_word(page: Any) -> None:
     )
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#status")).to_contain_text("ended by")
-    assert page.locator("#output b").all_text_contents() == [" a", "🙂", "!🙂", " b"]
+    assert page.locator("#output b").all_text_contents() == [" a", "🙂", "!🙂", " b", "\n"]
     expect(page.locator("#output .wrong")).to_have_count(0)
+    page.locator("#output b").last.hover()  # nothing but the end of a line can be pointed at, too
+    expect(page.get_by_role("tooltip")).to_be_visible()
 
 
 def chunk(text: str, tokens: list[str], offsets: list[int], end: str | None = None) -> dict[str, Any]:
@@ -144,7 +146,8 @@ def chunk(text: str, tokens: list[str], offsets: list[int], end: str | None = No
 CHUNKS = [
     chunk(" a", [" a"], [10]),
     chunk("🙂!🙂", ["bytes:\\xf0", "bytes:\\x9f", "!🙂"], [12, 12, 13]),
-    chunk(" b", [" b"], [15], "stop"),
+    chunk(" b", [" b"], [15]),
+    chunk("\n", ["\n"], [17], "stop"),
 ]
 
 

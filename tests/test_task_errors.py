@@ -123,6 +123,7 @@ def test_what_cannot_be_cut(demo_fp32: Model) -> None:
             r"'examples' is no field of read.*question.*max_new_tok",
         ),
         ("translate", {"to": "German"}, ValueError, "to is 'German'.*Spanish, French. Give examples="),
+        ("translate", {"to": ["German"]}, TypeError, r"to is \['German'\]; a text is expected"),
         ("translate", {"langauge": "x"}, TypeError, "'langauge' is no field of translate, which has to"),
         ("answer", {"temperature": -1}, ValueError, "temperature is -1"),
         ("answer", {"top_k": 2}, ValueError, "top_k=2 chooses"),

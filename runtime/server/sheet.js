@@ -112,7 +112,8 @@ function word(text, tokens, isFirst) {
   if (!tokens.length) return make("span", { textContent: text });
   const probability = tokens.reduce((product, token) => product * token.probability, 1);
   const unsure = Math.min(8, Math.floor(-Math.log(probability) * 1.6));
-  const element = make("b", { className: `u${unsure}`, textContent: text, tabIndex: isFirst ? 0 : -1 });
+  const ends = /^\s*\n\s*$/.test(text) ? " ends" : ""; // only ends a line: without a mark there is nothing to point at
+  const element = make("b", { className: `u${unsure}${ends}`, textContent: text, tabIndex: isFirst ? 0 : -1 });
   element.tokens = tokens;
   return element;
 }
