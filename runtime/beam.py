@@ -171,7 +171,8 @@ class _Search:
             pairs = zip(logprobs, self._running, strict=True)
             totals = np.stack([self._penalize(row, beam.ids, len(self._prompt)) for row, beam in pairs])
         so_far = np.array([[beam.total] for beam in self._running], np.float32)
-        flat = (totals + so_far).ravel()
+        with np.errstate(over="ignore"):  # penalties may reach to the end of fp32, and several beyond it
+            flat = (totals + so_far).ravel()
         n = min(max(2, 1 + len(self._eos_ids | self._stop_ids)) * self._shape.num_beams, len(flat))
         best = np.sort(np.argpartition(-flat, n - 1)[:n])
         ordered = best[np.argsort(-flat[best], kind="stable")]

@@ -41,7 +41,8 @@ def test_generate(prompt: Any, options: dict[str, Any]) -> None:
         again = runtime.stream(prompt, model=tiny(), **limited(options))
         assert "".join(again) == text
     if "choices" in options and options["choices"] is not None and options.get("deadline", 10) >= 10:
-        assert text in options["choices"]
+        cut = any(len(choice.encode()) >= N_PASSES for choice in options["choices"])  # a byte is a pass
+        assert text in options["choices"] or cut
 
 
 @calm
@@ -54,6 +55,7 @@ def test_generate(prompt: Any, options: dict[str, Any]) -> None:
         max_size=3,
     ),
 )
+@example(prompts="", options={"frequency_penalty": -1.7e308}, more={"num_beams": 2})
 def test_complete(prompts: Any, options: dict[str, Any], more: dict[str, Any]) -> None:
     found = attempt(lambda: runtime.complete(prompts, model=tiny(), **(limited(options) | more)))
     for one in found or ():
