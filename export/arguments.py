@@ -36,6 +36,7 @@ class BuildOptions:
     precision: str
     kernel: str  # auto, block or dense
     block_size: int | None  # None where weights are not in blocks: fp32, and the dense kernel
+    no_calibration: bool
     no_reference: bool
     keep_reference: Path | None
     verify: str
@@ -85,11 +86,17 @@ class BuildOptions:
         return attempts if block.block_size in fitting else [dense]
 
     @property
+    def calibrates(self) -> bool:
+        """Whether text that the model writes tells which errors of rounding count. Noise writes noise."""
+        return self.precision == "int4" and not (self.no_calibration or self.checkpoint.startswith(RANDOM))
+
+    @property
     def precision_text(self) -> str:
         """The precision in words."""
         if self.precision == "fp32":
             return "fp32"
-        return f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
+        blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
+        return f"{blocks}, calibrated on text that the model writes" if self.calibrates else blocks
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:
@@ -122,6 +129,8 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield f"--block-size is {' or '.join(map(str, INT4_BLOCK_SIZES))} with --precision int4"
     if given.kernel == "dense" and (given.precision != "int8" or given.block_size is not None):
         yield "--kernel dense goes with --precision int8 and without --block-size: it has a scale a column"
+    if given.no_calibration and given.precision != "int4":
+        yield "--no-calibration goes with --precision int4: nothing else is calibrated"
     if given.eval_text and given.verify == "none":
         yield "--eval-text is the text of the verification, which --verify none leaves out"
     if given.keep_reference and given.no_reference:
@@ -169,6 +178,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
     about = f"of int8 (default: dense if verification shows that it loses at most {DENSE_MAX_LOSS} %%, else block)"
     add("--kernel", choices=["block", "dense"], help=about)
+    about = "round every block of int4 by itself: some minutes less, but more is lost"
+    add("--no-calibration", action="store_true", help=about)
     about = "do without optimum and torch: verify against the project's own fp32 graph"
     add("--no-reference", action="store_true", help=about)
     add("--keep-reference", type=Path, metavar="DIR", help="keep optimum's fp32 export in this new folder")

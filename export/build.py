@@ -26,19 +26,16 @@ INTERRUPTED = "interrupted: nothing was changed"
 MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in the clone brings all that building needs"
 try:
     from safetensors import SafetensorError
-    from tqdm import tqdm
 
-    from export import card, folder, golden, graph, needs, pickle_file, provenance, quality, reference, tokenizer
+    from export import card, conversion, folder, golden, needs, pickle_file, provenance, quality, reference, tokenizer
     from export.arguments import BuildOptions, parse
     from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
-    from export.dense import DenseInt8
     from export.failures import explain
     from export.genai_config import NAME as GENAI_CONFIG
     from export.genai_config import genai_config
-    from export.int4 import Int4
     from export.json_file import write_json
-    from export.precision import Float32, Int8, Precision
+    from export.precision import Float32
     from export.random_checkpoint import SIZES
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
@@ -134,11 +131,10 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
     if not options.needs_reference:
         return
     if options.no_reference:
-        target.mkdir()
-        graph.build(checkpoint.config, checkpoint.tensors, Float32(), target, progress=layer_progress)
+        conversion.convert(checkpoint, Float32(), target)
     else:
         reference.export_reference(checkpoint.folder, target)
-    folder.write_tokenizer_and_config(checkpoint, target)
+        folder.write_tokenizer_and_config(checkpoint, target)
 
 
 def make_and_verify(
@@ -147,7 +143,7 @@ def make_and_verify(
     """The first attempt that loses little, else the last; raises ValueError where that one loses too much."""
     for options in attempts:
         say(3, f"model: the fused graph, {options.precision_text}")
-        make_model(checkpoint, options, work / "model")
+        conversion.make_model(checkpoint, options, work)
         say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
         measured = verify(checkpoint, options, work / "model", reference, work)
         if options is attempts[-1] or measured is None or measured.loss_percent <= options.dense_max_loss:
@@ -157,20 +153,6 @@ def make_and_verify(
     if measured and not checkpoint.is_random:
         measured.check(options.max_loss)
     return options, measured
-
-
-def make_model(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
-    """The graph that ships, at its precision."""
-    target.mkdir()
-    graph.build(checkpoint.config, checkpoint.tensors, make_precision(options), target, progress=layer_progress)
-    folder.write_tokenizer_and_config(checkpoint, target)
-
-
-def make_precision(options: BuildOptions) -> Precision:
-    """How the weights are stored and multiplied."""
-    if options.block_size is None:
-        return DenseInt8() if options.precision == "int8" else Float32()
-    return Int4(options.block_size) if options.precision == "int4" else Int8(options.block_size)
 
 
 def verify(
@@ -194,6 +176,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Qu
     write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
+    report |= {"calibrated": options.calibrates} if options.precision == "int4" else {}
     report |= {"weights": known.said} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
     write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
@@ -212,11 +195,6 @@ def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
 def widths(checkpoint: Checkpoint) -> list[int]:
     """Of the rows of all products."""
     return sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
-
-
-def layer_progress(layers: Any) -> Any:
-    """A progress bar over the layers."""
-    return tqdm(layers, desc="      layers", unit="layer")
 
 
 def say(step: int, what: str) -> None:

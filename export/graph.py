@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 from export.config import Config
 from export.onnx_file import MICROSOFT, OnnxFile, ValueInfo
-from export.precision import Floats, Linear, Precision
+from export.precision import Float32, Floats, Linear, Precision
 
 FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -62,6 +62,16 @@ def build(
         _GraphBuilder(config, tensors, precision, file).write(progress)
 
 
+def build_layer(config: Config, tensors: Weights, layer: int, folder: Path) -> list[str]:
+    """Write one layer alone, in fp32; returns the names of its products.
+
+    `hidden` [batch_size, sequence_length, n_embd], a mask and an empty past -> `next_hidden`, and for each product,
+    under its name, what it reads.
+    """
+    with OnnxFile(folder) as file:
+        return _GraphBuilder(config, tensors, Float32(), file).write_layer(layer)
+
+
 class _GraphBuilder:
     """One walk through the network, from ids to logits. x is the normed input, residual the sum that flows by."""
 
@@ -76,6 +86,7 @@ class _GraphBuilder:
         self.outputs: list[ValueInfo] = [
             ("logits", TensorProto.FLOAT, ["batch_size", "kept_length", config.vocab_size])
         ]
+        self.read: dict[str, str] = {}  # product -> its input
 
     def write(self, progress: Progress) -> None:
         self.lengths()
@@ -85,6 +96,19 @@ class _GraphBuilder:
         self.logits(x)
         kernel = {"gpt2_edge_kernel": self.precision.kernel} if self.precision.kernel else {}
         self.file.save(self.inputs, self.outputs, FORMAT | kernel)
+
+    def write_layer(self, layer: int) -> list[str]:
+        shape: list[str | int] = ["batch_size", "sequence_length", self.config.n_embd]
+        mask = next(value for value in self.inputs if value[0] == "attention_mask")
+        self.inputs = [("hidden", TensorProto.FLOAT, shape), mask]
+        self.lengths()
+        _, total = self.layer(layer, self.layer_norm("hidden", f"h.{layer}.ln_1"), "hidden")
+        told = {"next_hidden": total, **self.read}
+        self.outputs = [(name, TensorProto.FLOAT, [*shape[:2], f"width of {name}"]) for name in told]
+        for name, source in told.items():
+            self.file.node("Identity", [source], [name])
+        self.file.save(self.inputs, self.outputs, FORMAT)
+        return [*self.read]
 
     def lengths(self) -> None:
         """What several nodes need: which positions get logits, and from the mask, what GroupQueryAttention wants.
@@ -142,6 +166,7 @@ class _GraphBuilder:
 
     def linear(self, x: str, name: str, floor: float | None = None) -> tuple[str, str]:
         """The product, and the name of the bias that is left to add: "" for none."""
+        self.read[name] = x
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         return self.precision.linear(self.file, x, name, Linear(weight, bias, floor))
 
@@ -164,12 +189,14 @@ class _GraphBuilder:
         Not `SkipLayerNormalization`: its kernel takes several times as long as these two nodes.
         """
         total = self.file.node("Add", [x, self.add(skip, bias)], [f"{name}.sum"])
+        return self.layer_norm(total, name), total
+
+    def layer_norm(self, x: str, name: str) -> str:
         gamma, beta = (
             self.file.constant(f"{name}.{part}", self.tensors[f"{name}.{part}"]) for part in ("weight", "bias")
         )
         epsilon = self.config.layer_norm_epsilon
-        out = self.file.node("LayerNormalization", [total, gamma, beta], [f"{name}.out"], axis=-1, epsilon=epsilon)
-        return out, total
+        return self.file.node("LayerNormalization", [x, gamma, beta], [f"{name}.out"], axis=-1, epsilon=epsilon)
 
     def logits(self, x: str) -> None:
         if not self.config.tie_word_embeddings:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from export import calibration
 from export.arguments import BuildOptions
 from export.config import Config
 from export.precision import DEFAULT_BLOCK_SIZES
@@ -28,6 +29,7 @@ SPLIT_COPIES = 1.25  # of an export above PROTOBUF_BYTES: gpt2-large (3.10) 4.42
 PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
 BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
 SCALE_BYTES, INT4_BYTES = 4, 0.5
+MOMENT_BYTES = 5 * 8  # fp64: they, those of the layer's other products, damped, inverted and factored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
         kept += reference
     if options.verify != "none":
         kept += math.ceil(n_text_bytes / BYTES_PER_TOKEN) * config.vocab_size * 4
-    return max(exporting, kept + model_bytes(config, options))
+    layer = _matrices(config) / config.n_layer * 4 if options.calibrates else 0
+    return max(exporting, kept + model_bytes(config, options) + layer)
 
 
 def _memory(config: Config, options: BuildOptions) -> float:
@@ -84,12 +87,24 @@ def _memory(config: Config, options: BuildOptions) -> float:
     stages = [largest * 1.25, running]  # quantizing, golden outputs
     if _is_random(options):
         stages.append(min(weights, SHARD_BYTES + largest))
+    if options.calibrates:
+        text = calibration.row_bytes(config.n_layer, config.n_embd, config.n_positions)
+        stages.append(LOADED * model_bytes(config, options) + text * calibration.texts_at_once(text))
+        stages.append(_measuring(config))
     if options.verify != "none":
         stages.append(running + PASS_BYTES)
     if options.needs_reference and not options.no_reference:
         copies = SPLIT_COPIES if weights + largest > PROTOBUF_BYTES else TORCH_COPIES  # torch unties the two
         stages.append(TORCH_BYTES + copies * weights)
     return BASE_BYTES + max(stages)
+
+
+def _measuring(config: Config) -> float:
+    """Memory that calibration takes for a layer: the hidden states, and moments while their inverse is computed."""
+    hidden = calibration.N_TOKENS * config.n_embd * 4
+    return (
+        hidden + MOMENT_BYTES * max(config.n_embd, config.inner_size) ** 2 + 2 * _matrices(config) / config.n_layer * 4
+    )
 
 
 def model_bytes(config: Config, options: BuildOptions) -> float:

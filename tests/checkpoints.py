@@ -99,7 +99,7 @@ def difference(logits: Floats, expected: Floats) -> float:
     return float(np.abs(logits - expected).max() / expected.std())
 
 
-def relative_error(logits: Floats, expected: Floats) -> float:
+def relative_error(logits: NDArray[Any], expected: NDArray[Any]) -> float:
     """Root of the mean square of the difference, relative to the spread of the expected."""
     assert logits.shape == expected.shape
     return float(np.sqrt(np.square(logits - expected).mean()) / expected.std())

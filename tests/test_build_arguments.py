@@ -59,6 +59,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("gpt2 --precision fp32 --block-size 32", "--block-size goes with"),
         ("gpt2 --precision int4 --block-size 128", "--block-size is 32 or 64 with --precision int4"),
+        ("gpt2 --no-calibration", "--no-calibration goes with --precision int4"),
         ("gpt2 --kernel dense --precision int4", "--kernel dense goes with --precision int8"),
         ("gpt2 --kernel dense --block-size 64", "--kernel dense goes with --precision int8 and without --block-size"),
         ("gpt2 --verify none --eval-text t", "--verify none leaves out"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from export import build, random_checkpoint
+from export import build
 from export.precision import BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.quality import measure_quality
 from tests.benchmarks.peers.edge import Peer
@@ -29,6 +29,7 @@ VARIANTS = {
     "fp32": ["--precision", "fp32"],
     **{f"int8, blocks of {size}": ["--block-size", str(size)] for size in BLOCK_SIZES},
     **{f"int4, blocks of {size}": ["--precision", "int4", "--block-size", str(size)] for size in INT4_BLOCK_SIZES},
+    "int4, blocks of 32, not calibrated": ["--precision", "int4", "--no-calibration"],
     "int8, dense": ["--kernel", "dense"],
 }
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of a pass (default: 2)")
     given = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # some kernel never suits the processor
-    demos, larges = make_models(DEMO, "demo"), make_models(noise(), "large")
+    demos, larges = make_models(str(DEMO), "demo"), make_models("random:gpt2", "large")
     speeds = speed(larges, given.rounds, given.threads)
     print(f"\nquality: models/demo; speed: GPT-2 124M, {N_NEW} tokens after {N_PROMPT}, prompts of 512")
     print(f"{given.threads} threads, {given.rounds} rounds, medians\n")
@@ -52,39 +53,26 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def noise() -> Path:
-    """A checkpoint of random weights, written once."""
-    folder = PLACE / "random-gpt2"
-    if not folder.is_dir():
-        partial = PLACE / "partial-checkpoint"
-        shutil.rmtree(partial, ignore_errors=True)
-        random_checkpoint.write("gpt2", partial)
-        partial.rename(folder)
-    return folder
-
-
-def make_models(checkpoint: Path, place: str) -> dict[str, Path]:
+def make_models(checkpoint: str, place: str) -> dict[str, Path]:
     """Model folders by name; without those whose blocks do not divide the checkpoint's widths."""
     folders = {name: PLACE / place / f"model-{index}" for index, name in enumerate(VARIANTS)}
     for name, folder in list(folders.items()):
         if folder.is_dir():
             continue
         try:
-            build.main(
-                [str(checkpoint), "--no-reference", "--verify", "none", "--output", str(folder), *VARIANTS[name]]
-            )
+            build.main([checkpoint, "--no-reference", "--verify", "none", "--output", str(folder), *VARIANTS[name]])
         except ValueError as error:
             print(f"{name}: left out, {error}")
             del folders[name]
     return folders | {DYNAMIC: make_dynamic(checkpoint, PLACE / place)}
 
 
-def make_dynamic(checkpoint: Path, place: Path) -> Path:
+def make_dynamic(checkpoint: str, place: Path) -> Path:
     """optimum's export, kept as `reference`, after `quantize_dynamic`."""
     reference, partial, dynamic = (place / name for name in ("reference", "partial", "dynamic"))
     if not reference.is_dir():
         keep = ["--keep-reference", str(reference), "--verify", "none", "--output", str(place / "model-0"), "--force"]
-        build.main([str(checkpoint), *VARIANTS["fp32"], *keep])
+        build.main([checkpoint, *VARIANTS["fp32"], *keep])
     if not dynamic.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(reference, partial, ignore=shutil.ignore_patterns("*.onnx*"))

@@ -1,0 +1,110 @@
+"""What a model's products read while it reads text of its own: how int4 knows which errors count.
+
+A text that suits the checkpoint is the one that the checkpoint writes, whatever its language and subject (Williams et
+al. 2024, "Self-calibration for Language Model Quantization and Pruning").
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import runtime
+from export.config import Config
+from export.gptq import Doubles
+from export.graph import Weights, build_layer
+from export.precision import Floats
+from runtime.generation import BATCH_SIZE
+from runtime.model import Model
+
+N_TOKENS = 16_384  # of text; half as many lose a little more, twice as many gain little
+LONGEST = 1024  # tokens of one text
+CACHE_BYTES = 650_000_000  # of keys and values while texts are written: as many at once as fit, at least one
+
+
+def row_bytes(n_layer: int, n_embd: int, n_positions: int) -> int:
+    """Memory for the keys and values of one text."""
+    return 2 * 4 * n_layer * n_embd * min(n_positions, LONGEST)  # fp32
+
+
+def texts_at_once(row: int) -> int:
+    """How many fit; `row`: bytes of one."""
+    return max(1, min(BATCH_SIZE, CACHE_BYTES // row))
+
+
+def write_text(model: Path) -> NDArray[np.int64]:
+    """Texts as long as the context, sampled from a model folder: ids [n_texts, n_tokens]."""
+    with Model(model) as opened:
+        config = opened.config
+        length = max(1, min(config.n_positions, LONGEST) - 1)  # a position is taken by what starts a text
+        n_texts = math.ceil(N_TOKENS / length)
+        at_once = texts_at_once(row_bytes(config.n_layer, config.n_embd, config.n_positions))
+        ids: list[list[int]] = []
+        with tqdm(total=n_texts * length, desc="      text", unit="token") as bar:
+            for first in range(0, n_texts, at_once):
+                ids += _sample(opened, range(first, min(first + at_once, n_texts)), length)
+                bar.update(length * len(ids) - bar.n)
+    return np.array(ids)
+
+
+def _sample(model: Model, seeds: range, length: int) -> list[list[int]]:
+    """A text a seed, as the model has it: its probabilities unchanged but that none ends early."""
+    found = runtime.complete(
+        [""] * len(seeds), model=model, seed=seeds, temperature=1.0, max_new_tokens=length, min_new_tokens=length
+    )
+    return [one.ids for one in found]
+
+
+class Moments:
+    """The mean of x x^T [n_in, n_in] over all inputs x of each product, by its name; each can be had once.
+
+    Products come in the order of the layers, one layer in memory at a time: it is run in fp32 as the graph has it.
+    """
+
+    def __init__(self, config: Config, tensors: Weights, texts: NDArray[np.int64], work: Path) -> None:
+        self._config, self._tensors, self._work = config, tensors, work
+        self._hidden = tensors["wte.weight"][texts] + tensors["wpe.weight"][: texts.shape[1]]
+        self._layer = 0
+        self._found: dict[str, Doubles] = {}
+
+    def pop(self, name: str) -> Doubles:
+        """Raises KeyError for one that was had, or that no layer has; ValueError where numbers pass fp32."""
+        if name not in self._found and self._layer < self._config.n_layer:
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                self._found = self._run_layer()
+            self._layer += 1
+        moments = self._found.pop(name)
+        if not np.isfinite(moments).all():
+            raise ValueError(
+                f"{name}: while the model reads text of its own, what this product reads passes fp32; its weights are "
+                "damaged, or too large. --no-calibration rounds without text"
+            )
+        return moments
+
+    def _run_layer(self) -> dict[str, Doubles]:
+        folder = self._work / "layer"
+        folder.mkdir()
+        names = build_layer(self._config, self._tensors, self._layer, folder)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # not that some constants have no user here
+        session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
+        sums: dict[str, Doubles] = {}
+        for index, hidden in enumerate(self._hidden):
+            self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(hidden[None]))
+            for name, x in zip(names, read, strict=True):
+                rows = x[0].astype(np.float64)  # fp32 sums may have no inverse
+                sums[name] = sums.get(name, 0) + rows.T @ rows / self._hidden[..., 0].size
+        del session  # Windows deletes no mapped file
+        shutil.rmtree(folder)
+        return sums
+
+    def _feeds(self, hidden: Floats) -> dict[str, NDArray[np.generic]]:
+        past = np.empty((1, self._config.n_head, 0, self._config.head_dim), np.float32)
+        pasts = {f"past_key_values.{self._layer}.{part}": past for part in ("key", "value")}
+        return {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64), **pasts}

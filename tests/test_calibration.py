@@ -1,0 +1,79 @@
+"""What calibration measures: the inputs of every product as transformers has them, over text that the model writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export import calibration
+from export.calibration import Moments, write_text
+from export.checkpoint import open_checkpoint
+from tests.building import QUICK, error_line, run_here
+from tests.checkpoints import TINY, build_model, edit_weights, relative_error, some_ids, write_checkpoint
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"n_inner": 96, "activation_function": "relu"},
+    {"activation_function": "gelu", "n_head": 2, "layer_norm_epsilon": 1e-3},
+    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "activation_function": "silu"},
+    {"scale_attn_weights": False, "tie_word_embeddings": False},
+]
+PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_moments_are_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    oracle = write_checkpoint(tmp_path / "tiny", **config)
+    texts = np.array([some_ids(50, seed=seed) for seed in range(3)])
+    read: dict[str, torch.Tensor] = {}
+    for name, module in oracle.transformer.named_modules():
+        if name.endswith(PRODUCTS):
+            module.register_forward_pre_hook(
+                lambda _, x, name=name: read.update({name: x[0].reshape(-1, x[0].shape[-1])})
+            )
+    with torch.no_grad():
+        oracle(torch.from_numpy(texts))
+    checkpoint = open_checkpoint(str(tmp_path / "tiny"), tmp_path)
+    moments = Moments(checkpoint.config, checkpoint.tensors, texts, tmp_path)
+    assert len(read) == 4 * TINY["n_layer"]
+    for name in (f"h.{layer}.{product}" for layer in range(TINY["n_layer"]) for product in PRODUCTS):
+        expected = (read[name].T @ read[name] / len(read[name])).double().numpy()
+        assert relative_error(moments.pop(name), expected) < 1e-5, name
+    with pytest.raises(KeyError):
+        moments.pop("h.0.attn.c_attn")
+    assert not (tmp_path / "layer").exists()
+
+
+def test_texts_fill_the_context_and_are_the_same_however_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "tiny")
+    folder = build_model(tmp_path / "tiny", "int4")
+    monkeypatch.setattr(calibration, "N_TOKENS", 600)
+    texts = write_text(folder)
+    assert texts.shape == (7, 95)  # 96 positions, one of them for what starts a text
+    assert (texts >= 0).all()
+    assert (texts < TINY["vocab_size"]).all()
+    assert len({tuple(text) for text in texts}) == 7
+    monkeypatch.setattr(calibration, "CACHE_BYTES", 2 * calibration.row_bytes(3, 64, 96))
+    np.testing.assert_array_equal(write_text(folder), texts)
+
+
+def test_a_model_whose_text_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "tiny")
+    for product in ("c_fc", "c_proj"):
+        edit_weights(
+            tmp_path / "tiny", lambda weights, name=f"transformer.h.1.mlp.{product}.weight": weights[name].fill(1e18)
+        )
+    target = tmp_path / "model"
+    assert run_here(monkeypatch, tmp_path / "tiny", "--precision", "int4", *QUICK, "--output", target) == 1
+    line = error_line(capsys.readouterr().err)
+    assert re.search(r"h\.2\.attn\.c_attn: .* passes fp32.*--no-calibration", line), line
+    assert not target.exists()
