@@ -25,7 +25,7 @@ EXTRAS = {  # what modules that `import runtime` never loads may import besides
 }
 RUNS_WHAT_IT_READS = {"code", "marshal", "pickle", "runpy", "shelve"}
 FOREIGN = ("torch", "transformers", "optimum", "onnx", "huggingface_hub", "export")
-PROMPT = "A tiny model"
+EVERY_CALL, PROMPT = REPOSITORY / "tests" / "every_call.py", "A tiny model"
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +63,8 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-WATCHED = """
-import json, sys
-forbidden = []
-def watch(event, arguments):
-    if event.startswith(("socket.", "urllib.", "pickle.")) and event != "socket.gethostname":
-        forbidden.append(event)
-sys.addaudithook(watch)
-import runtime
-folder, prompt = sys.argv[1:]
-text = runtime.generate(prompt, model=folder, max_new_tokens=8)
-model = runtime.load(folder, verify="full")
-runtime.estimate(folder)
-"".join(runtime.stream(prompt, model=model, max_new_tokens=2, temperature=1.0, seed=1))
-runtime.complete([prompt], model=model, num_beams=2, max_new_tokens=2)
-runtime.score(" a", context=prompt, model=model)
-runtime.score_text(prompt, model=model)
-runtime.perform("last_word", prompt, model=model)
-kept = runtime.prefix(prompt, model=model)
-kept.save("kept.prefix")
-runtime.load_prefix("kept.prefix", model=model)
-with open("text", "w") as file:
-    file.write(prompt)
-runtime.evaluate("perplexity", "text", model=model)
-from runtime import check, info
-from pathlib import Path
-assert check.check_folder(Path(folder), None).passed
-info.describe(Path(folder))
-modules = sorted({name.split(".")[0] for name in sys.modules})
-print(json.dumps({"text": text, "modules": modules, "forbidden": forbidden}))
-"""
-
-
 def test_nothing_foreign_is_loaded_run_or_asked_for(model: Path, tmp_path: Path) -> None:
-    done = run(sys.executable, "-c", WATCHED, model, PROMPT, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    done = run(sys.executable, EVERY_CALL, model, PROMPT, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert len(seen["text"]) > 0
@@ -135,7 +103,7 @@ def test_the_wheel_alone_writes_text(wheel: Path, model: Path, tmp_path: Path) -
     find = "import importlib.util as u, sys; print([name for name in sys.argv[1:] if u.find_spec(name)])"
     assert output(python, "-c", find, *FOREIGN) == "['huggingface_hub']\n"  # which tokenizers requires
     assert str(REPOSITORY) not in output(python, "-c", "import runtime; print(runtime.__file__)")
-    seen = json.loads(output(python, "-c", WATCHED, model, PROMPT))
+    seen = json.loads(output(python, EVERY_CALL, model, PROMPT))
     assert not {*FOREIGN} & {*seen["modules"]}
     command = ["generate", PROMPT, "--model", str(model), "--max-new-tokens", "8"]
     assert output(python.with_name("gpt2-edge"), *command) == f"{seen['text']}\n"

@@ -13,7 +13,7 @@ from runtime import telemetry
 from tests.building import REPOSITORY, run
 from tests.damaging import build_small
 
-WRITE = "import runtime, sys, time; runtime.generate('A tiny', model=sys.argv[1], max_new_tokens=2); time.sleep(2)"
+EVERY_CALL = REPOSITORY / "tests" / "every_call.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def test_it_is_off_in_this_process() -> None:
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
-def test_nothing_is_kept_in_the_users_home(whole: Path, home: Path) -> None:
-    done = run(sys.executable, "-c", WRITE, whole, cwd=REPOSITORY)
+def test_nothing_is_kept_in_the_users_home(whole: Path, home: Path, tmp_path: Path) -> None:
+    done = run(sys.executable, EVERY_CALL, whole, "A tiny", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     assert [path for path in home.rglob("*") if path.is_file()] == []
 
@@ -49,6 +49,7 @@ def test_nothing_is_kept_in_the_users_home(whole: Path, home: Path) -> None:
 def test_nothing_connects(whole: Path, home: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     watch = ["strace", "-f", "-e", "trace=socket,connect,bind,sendto,sendmsg", "-o", str(trace)]
-    done = run(*watch, sys.executable, "-c", WRITE, whole, cwd=REPOSITORY)
+    command = [*watch, sys.executable, EVERY_CALL, whole, "A tiny"]
+    done = run(*command, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     assert [line for line in trace.read_text(encoding="utf-8").splitlines() if "AF_INET" in line] == []
