@@ -95,9 +95,9 @@ def keep_typical_p(scores: Scores, p: float) -> Scores:
         return scores
     candidates = np.flatnonzero(scores > -np.inf)
     probabilities = softmax(scores[candidates])
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0, whose surprise is infinite
         surprise = -np.log(probabilities)
-    entropy = float(np.sum(np.where(probabilities > 0, probabilities * surprise, 0)))
+        entropy = float(np.sum(np.where(probabilities > 0, probabilities * surprise, 0)))
     order = np.argsort(np.abs(surprise - entropy), kind="stable")
     return _keep_until(scores, candidates[order], probabilities[order], p)
 

@@ -107,6 +107,10 @@ def test_a_tiny_share_keeps_one_token(keep: Any) -> None:
     assert np.isfinite(keep(np.array([1.0, 2.0, 3.0, -math.inf]), 1e-300)).sum() == 1
 
 
+def test_typical_p_takes_a_probability_that_is_too_small_for_a_number() -> None:
+    assert np.isfinite(keep_typical_p(np.array([0.0, -1.0, -800.0, -math.inf]), 0.5)).tolist() == [True] + 3 * [False]
+
+
 # the order of the filters ------------------------------------------------------------------------------------------
 
 
