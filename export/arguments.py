@@ -91,6 +91,27 @@ class BuildOptions:
         return self.precision == "int4" and not (self.no_calibration or self.checkpoint.startswith(RANDOM))
 
     @property
+    def less_memory(self) -> str:
+        """What needs less of it, to end a message with; "" for nothing."""
+        said = ["--no-calibration rounds int4 with less"] if self.calibrates else []
+        if self.needs_reference and not self.no_reference:
+            said.append("--no-reference needs less than optimum's reference")
+        if self.verify != "none":
+            said.append("--verify none needs less")
+        return "".join(f"; {one}" for one in said)
+
+    @property
+    def less_loss(self) -> str:
+        """What loses less."""
+        if self.precision == "int8" and self.block_size is None:
+            return "--kernel block loses less"
+        if self.precision == "int4" and self.no_calibration:
+            return "without --no-calibration less is lost"
+        if self.block_size is not None and self.block_size > BLOCK_SIZES[0]:
+            return f"--block-size {BLOCK_SIZES[0]} loses less"
+        return f"--precision {'int8' if self.precision == 'int4' else 'fp32'} loses less"
+
+    @property
     def precision_text(self) -> str:
         """The precision in words."""
         if self.precision == "fp32":

@@ -123,7 +123,8 @@ def check_text(checkpoint: Checkpoint, options: BuildOptions) -> None:
 
 def say_needs(config: Config, options: BuildOptions, text: Path) -> None:
     """One line: what the build needs, and what is free."""
-    print(f"      {needs.estimate(config, options, text.stat().st_size).check(options.output)}", flush=True)
+    needed = needs.estimate(config, options, text.stat().st_size)
+    print(f"      {needed.check(options.output, options.less_memory)}", flush=True)
 
 
 def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
@@ -151,7 +152,7 @@ def make_and_verify(
         print(f"      more than {options.dense_max_loss} %: {attempts[-1].precision_text} instead", flush=True)
         shutil.rmtree(work / "model")
     if measured and not checkpoint.is_random:
-        measured.check(options.max_loss)
+        measured.check(options.max_loss, options.less_loss)
     return options, measured
 
 

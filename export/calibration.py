@@ -1,4 +1,4 @@
-"""What a model's products read while it reads text of its own: how int4 knows which errors count.
+"""What a model's products read while the model reads text of its own: how int4 knows which errors count.
 
 A text that suits the checkpoint is the one that the checkpoint writes, whatever its language and subject (Williams et
 al. 2024, "Self-calibration for Language Model Quantization and Pruning").
@@ -15,13 +15,15 @@ import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import runtime
 from export.config import Config
 from export.gptq import Doubles
 from export.graph import Weights, build_layer
 from export.precision import Floats
-from runtime.generation import BATCH_SIZE
+from runtime.cores import usable_threads
+from runtime.generation import BATCH_SIZE, generate_pieces
 from runtime.model import Model
+from runtime.options import Options
+from runtime.row import Place, Row
 
 N_TOKENS = 16_384  # of text; half as many lose a little more, twice as many gain little
 LONGEST = 1024  # tokens of one text
@@ -39,29 +41,30 @@ def texts_at_once(row: int) -> int:
 
 
 def write_text(model: Path) -> NDArray[np.int64]:
-    """Texts as long as the context, sampled from a model folder: ids [n_texts, n_tokens]."""
+    """Texts as long as the context, sampled from a model folder: ids [n_texts, n_tokens].
+
+    Raises ValueError for a model whose logits are not numbers.
+    """
     with Model(model) as opened:
         config = opened.config
-        length = max(1, min(config.n_positions, LONGEST) - 1)  # a position is taken by what starts a text
-        n_texts = math.ceil(N_TOKENS / length)
+        length = min(config.n_positions, LONGEST)
+        rows = [_begin(opened, length, seed) for seed in range(math.ceil(N_TOKENS / length))]
         at_once = texts_at_once(row_bytes(config.n_layer, config.n_embd, config.n_positions))
-        ids: list[list[int]] = []
-        with tqdm(total=n_texts * length, desc="      text", unit="token") as bar:
-            for first in range(0, n_texts, at_once):
-                ids += _sample(opened, range(first, min(first + at_once, n_texts)), length)
-                bar.update(length * len(ids) - bar.n)
-    return np.array(ids)
+        with tqdm(total=len(rows) * (length - 1), desc="      text", unit="token") as bar:
+            for _ in generate_pieces(opened, rows, at_once):
+                bar.update()
+    return np.array([row.ids for row in rows])
 
 
-def _sample(model: Model, seeds: range, length: int) -> list[list[int]]:
-    """A text a seed, as the model has it: its probabilities unchanged but that none ends early."""
-    found = runtime.complete(
-        [""] * len(seeds), model=model, seed=seeds, temperature=1.0, max_new_tokens=length, min_new_tokens=length
-    )
-    return [one.ids for one in found]
+def _begin(model: Model, length: int, seed: int) -> Row:
+    """A text after the token that texts begin with, or where there is none, any; probabilities are the model's own."""
+    bos, n_vocab = model.config.bos_token_id, model.config.vocab_size
+    first = bos if bos is not None and 0 <= bos < n_vocab else int(np.random.default_rng(seed).integers(n_vocab))
+    options = Options(temperature=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1, seed=seed)
+    return Row(model, [first], options, Place())
 
 
-class Moments:
+class Calibration:
     """The mean of x x^T [n_in, n_in] over all inputs x of each product, by its name; each can be had once.
 
     Products come in the order of the layers, one layer in memory at a time: it is run in fp32 as the graph has it.
@@ -75,7 +78,7 @@ class Moments:
 
     def pop(self, name: str) -> Doubles:
         """Raises KeyError for one that was had, or that no layer has; ValueError where numbers pass fp32."""
-        if name not in self._found and self._layer < self._config.n_layer:
+        if not self._found and self._layer < self._config.n_layer:
             with np.errstate(over="ignore", invalid="ignore"):  # refused below
                 self._found = self._run_layer()
             self._layer += 1
@@ -93,13 +96,14 @@ class Moments:
         names = build_layer(self._config, self._tensors, self._layer, folder)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # not that some constants have no user here
+        options.intra_op_num_threads = usable_threads()
         session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
         sums: dict[str, Doubles] = {}
         for index, hidden in enumerate(self._hidden):
             self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(hidden[None]))
             for name, x in zip(names, read, strict=True):
-                rows = x[0].astype(np.float64)  # fp32 sums may have no inverse
-                sums[name] = sums.get(name, 0) + rows.T @ rows / self._hidden[..., 0].size
+                rows = x[0].astype(np.float64) / math.sqrt(self._hidden[..., 0].size)  # fp32 sums may have no inverse
+                sums[name] = np.add(sums[name], rows.T @ rows, out=sums[name]) if name in sums else rows.T @ rows
         del session  # Windows deletes no mapped file
         shutil.rmtree(folder)
         return sums

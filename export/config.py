@@ -57,6 +57,8 @@ class Config:
             _check_count(key, getattr(self, key))
         if self.n_inner is not None:
             _check_count("n_inner", self.n_inner)
+        if self.n_positions == 1:
+            raise ValueError("n_positions is 1, which leaves no room for a token that follows another; at least 2 is")
         for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key} is {getattr(self, key)!r}; true or false is expected")

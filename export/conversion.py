@@ -29,13 +29,13 @@ def make_model(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Non
     convert(checkpoint, precision, work / "model")
 
 
-def calibrate(checkpoint: Checkpoint, block_size: int, work: Path) -> calibration.Moments:
+def calibrate(checkpoint: Checkpoint, block_size: int, work: Path) -> calibration.Calibration:
     """The text is written by this very model, but with each block rounded alone."""
     writer = work / "writer"
     convert(checkpoint, Int4(block_size), writer)
     texts = calibration.write_text(writer)
     shutil.rmtree(writer)
-    return calibration.Moments(checkpoint.config, checkpoint.tensors, texts, work)
+    return calibration.Calibration(checkpoint.config, checkpoint.tensors, texts, work)
 
 
 def convert(checkpoint: Checkpoint, precision: Precision, target: Path) -> None:

@@ -16,7 +16,10 @@ DAMPING = 0.01  # of the mean second moment, added to each, as in the paper
 
 
 def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded:
-    """Round [n_out, n_in]; moments: [n_in, n_in], the mean of x x^T over the inputs x that it is multiplied with."""
+    """Round [n_out, n_in]; moments: [n_in, n_in], the mean of x x^T over the inputs x that it is multiplied with.
+
+    The moments are overwritten: they may be the largest array there is.
+    """
     makes_up = _make_up(moments)
     rest = np.array(
         matrix.T, np.float32, order="C"
@@ -41,6 +44,5 @@ def _make_up(moments: Doubles) -> Floats:
 
     The Cholesky factor of the inverse.
     """
-    damped = moments.copy()
-    damped[np.diag_indices_from(damped)] += DAMPING * (damped.trace() / len(damped) or 1)  # 1: all inputs are 0
-    return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T, np.float32)
+    moments[np.diag_indices_from(moments)] += DAMPING * (moments.trace() / len(moments) or 1)  # 1: all inputs are 0
+    return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T, np.float32)

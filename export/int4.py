@@ -19,7 +19,7 @@ def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = Non
 
     [n_out, n_in] -> packed [n_out, n_in / block_size, block_size / 2], scales [n_out, n_in / block_size], zero
     points [n_out, ceil(n_in / block_size / 2)]: two 4-bit numbers a byte, the first in the low half.
-    moments: [n_in, n_in], see `export.gptq`; None rounds every block by itself.
+    moments: [n_in, n_in], used up, see `export.gptq`; None rounds every block by itself.
     Raises ValueError if `block_size` does not divide n_in.
     """
     n_out, n_in = matrix.shape
@@ -38,22 +38,22 @@ def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(values[..., 0::2] | values[..., 1::2] << 4)
 
 
-class Moments(Protocol):
-    """The second moments of what each product reads; see `quantize_int4`."""
+class Calibrated(Protocol):
+    """What is known of the inputs of each product."""
 
     def pop(self, name: str) -> Doubles:
-        """Those of a product, by its name, for the last time."""
+        """Their second moments, by the product's name, for the last time; see `quantize_int4`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Int4(Int8):
     """Products in blocks of 4-bit integers; `wte` stays int8, since the output layer loses most by rounding."""
 
-    moments: Moments | None = None
+    calibration: Calibrated | None = None
 
     def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """See `Precision.linear`."""
-        moments = None if self.moments is None else self.moments.pop(name)
+        moments = None if self.calibration is None else self.calibration.pop(name)
         packed, scales, zeros = quantize_int4(linear.weight.T, self.block_size, moments)
         stored = [file.constant(f"{name}.q", packed), file.constant(f"{name}.scale", scales)]
         stored += [file.constant(f"{name}.zero", zeros)]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.precision import Floats
+from export.quantization import TINY
 
 LEVELS = 15  # of 4 bits, 0 to 15
 SPANS = np.linspace(0.84, 1.0, 5, dtype=np.float32)  # of the blocks' own range: clipping the ends may pay
@@ -31,12 +32,15 @@ def round_alone(matrix: Floats, block_size: int) -> Rounded:
 
 def search(blocks: Floats) -> tuple[Floats, NDArray[np.uint8]]:
     """Scales [n] and zero points [n] of [n, block_size]: the best of several spans and shifts."""
+    unit = np.abs(blocks).max(-1)  # in which squares neither overflow nor vanish
+    unit[unit < TINY] = 1  # a block of zeros
+    blocks = blocks / unit[:, None]
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     least = np.full(len(blocks), np.inf, np.float32)
     scales, zeros = np.ones_like(low), np.zeros_like(low)
     for span in SPANS:
         step = (high - low) * (span / LEVELS)
-        step[step == 0] = 1  # a block of zeros
+        step[step == 0] = 1
         for shift in (-1, 0, 1):
             zero = np.clip(np.rint(-low * span / step) + shift, 0, LEVELS)
             centred = to_levels(blocks, step[:, None], zero[:, None]) - zero[:, None]
@@ -44,7 +48,7 @@ def search(blocks: Floats) -> tuple[Floats, NDArray[np.uint8]]:
             error = np.square(centred * scale[:, None] - blocks).sum(-1)
             better = error < least
             least[better], scales[better], zeros[better] = error[better], scale[better], zero[better]
-    return scales, zeros.astype(np.uint8)
+    return scales * unit, zeros.astype(np.uint8)
 
 
 def to_levels(weights: Floats, scales: Floats, zeros: NDArray[np.uint8] | Floats) -> Floats:

@@ -29,7 +29,8 @@ SPLIT_COPIES = 1.25  # of an export above PROTOBUF_BYTES: gpt2-large (3.10) 4.42
 PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
 BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
 SCALE_BYTES, INT4_BYTES = 4, 0.5
-MOMENT_BYTES = 5 * 8  # fp64: they, those of the layer's other products, damped, inverted and factored
+MOMENT_BYTES = 4 * 8  # fp64: they, those of the layer's other products, inverted and factored
+ACTIVATION_BYTES = 3 * 4 + 8  # read, before and after the activation, and as fp64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Needs:
     disk: float  # on the output's file system, temporary files included, the new model too
     memory: float  # anonymous: pages of mapped files can be evicted
 
-    def check(self, output: Path) -> str:
-        """Compare with what is free; returns the line that says both.
+    def check(self, output: Path, cure: str) -> str:
+        """Compare with what is free; returns the line that says both. `cure`: what needs less memory.
 
         Raises OSError for too little disk, ValueError for too little memory. Memory is not checked where the system
         does not tell.
@@ -54,7 +55,7 @@ class Needs:
         if memory is not None and self.memory > memory:
             raise ValueError(
                 f"not enough memory: the build needs about {_gb(self.memory)} and {_gb(memory)} is free; end other "
-                "programs; --no-reference needs less than optimum's reference, and --verify none less than either"
+                f"programs{cure}"
             )
         known = f"{_gb(free)} and {_gb(memory)} are free" if memory is not None else f"{_gb(free)} of disk is free"
         return f"needs about {_gb(self.disk)} of disk and {_gb(self.memory)} of memory; {known}"
@@ -101,10 +102,11 @@ def _memory(config: Config, options: BuildOptions) -> float:
 
 def _measuring(config: Config) -> float:
     """Memory that calibration takes for a layer: the hidden states, and moments while their inverse is computed."""
+    length, width = min(config.n_positions, calibration.LONGEST), max(config.n_embd, config.inner_size)
     hidden = calibration.N_TOKENS * config.n_embd * 4
-    return (
-        hidden + MOMENT_BYTES * max(config.n_embd, config.inner_size) ** 2 + 2 * _matrices(config) / config.n_layer * 4
-    )
+    weights = 2 * _matrices(config) / config.n_layer * 4
+    attention = config.n_head * length**2 * 4  # a number for each pair of tokens
+    return hidden + weights + attention + length * ACTIVATION_BYTES * width + MOMENT_BYTES * width**2
 
 
 def model_bytes(config: Config, options: BuildOptions) -> float:

@@ -37,8 +37,8 @@ class Quality:
     mean_kl: float  # D(reference || model), natural logarithm, mean over positions
     p99_kl: float  # 99 of 100 positions diverge less
 
-    def check(self, max_loss: float) -> None:
-        """Raise ValueError if the loss passes `max_loss` per cent, or if there is no telling."""
+    def check(self, max_loss: float, cure: str) -> None:
+        """Raise ValueError if the loss passes `max_loss` per cent, or is no number; `cure`: what loses less."""
         if not math.isfinite(self.loss_percent):
             raise ValueError(
                 f"the model's perplexity is {self.perplexity}, the reference's {self.reference_perplexity}: not "
@@ -46,8 +46,8 @@ class Quality:
             )
         if self.loss_percent > max_loss:
             raise ValueError(
-                f"the model loses {self.loss_percent:.3f} % of perplexity, more than {max_loss} %: not published. "
-                "A smaller --block-size loses less; --max-loss PERCENT allows more"
+                f"the model loses {self.loss_percent:.3f} % of perplexity, more than {max_loss} %: not published; "
+                f"{cure}, --max-loss PERCENT allows more"
             )
 
 

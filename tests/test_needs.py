@@ -146,7 +146,7 @@ def test_too_little_memory(
 
 def test_unknown_memory_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "free_memory", lambda: None)
-    assert Needs(1, 1e15).check(tmp_path).endswith("of disk is free")
+    assert Needs(1, 1e15).check(tmp_path, "").endswith("of disk is free")
 
 
 def test_free_memory_of_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
