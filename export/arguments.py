@@ -13,6 +13,7 @@ from export import quality
 from export.checkpoint import RANDOM, model_name
 from export.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.random_checkpoint import SIZES
+from runtime.arguments import Parser
 
 _DESCRIPTION = """\
 Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
@@ -183,9 +184,7 @@ def _overlap(first: Path, second: Path) -> bool:
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="export/build.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="export/build.py", description=_DESCRIPTION)
     add = parser.add_argument
     about = (
         f"a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); or noise: {_RANDOM_SIZES}"

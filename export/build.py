@@ -22,6 +22,7 @@ from typing import Any
 if not __package__:  # run as a script: import from the clone, whatever the directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+ENDS = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 INTERRUPTED = "interrupted: nothing was changed"
 MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in the clone brings all that building needs"
 try:
@@ -29,7 +30,7 @@ try:
 
     from export import card, conversion, folder, golden, needs, pickle_file, provenance, quality, reference, tokenizer
     from export.arguments import BuildOptions, parse
-    from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
+    from export.checkpoint import RANDOM, Checkpoint, check_folder, open_checkpoint
     from export.config import Config
     from export.failures import explain
     from export.genai_config import NAME as GENAI_CONFIG
@@ -95,6 +96,8 @@ def check_before_work(options: BuildOptions) -> None:
         raise FileNotFoundError(f"no text at {options.eval_text}; --eval-text names a file")
     if options.allow_pickle:
         pickle_file.check_installed()
+    if Path(options.checkpoint).exists():
+        check_folder(Path(options.checkpoint))
     if options.needs_reference and not options.no_reference:
         reference.check_installed()
 
@@ -204,12 +207,12 @@ def say(step: int, what: str) -> None:
 
 
 def run() -> int:
-    """`main` for a terminal: errors as one line. 0 done, 1 failed, 130 interrupted; wrong usage exits with 2."""
+    """`main` for a terminal: errors as one line. 0 done, 1 failed, 2 wrong usage, above 128 ended by a signal."""
     try:
         main(before_publication=ignore_interrupts)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except MemoryError:
         print("error: not enough memory; nothing was changed", file=sys.stderr)
         return 1
@@ -219,10 +222,21 @@ def run() -> int:
     return 0
 
 
+def interrupt(number: int, _frame: object) -> None:
+    """Ends the build as Ctrl-C does, so that it leaves nothing behind."""
+    raise KeyboardInterrupt(number)
+
+
 def ignore_interrupts() -> None:
     """From here on Ctrl-C comes too late: the renames take no time, and what follows only cleans up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ENDS:
+        if signal.getsignal(getattr(signal, name)) is interrupt:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 if __name__ == "__main__":
+    for name in ENDS:
+        if signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(getattr(signal, name), interrupt)
     sys.exit(run())

@@ -124,7 +124,7 @@ def open_checkpoint(
         folder = work / "checkpoint"
         random_checkpoint.write(source.removeprefix(RANDOM), folder, tokenizer)
     elif Path(source).exists():
-        folder = _check_folder(Path(source))
+        folder = check_folder(Path(source))
     else:
         folder = hub.download(source, revision, allow_pickle=allow_pickle)
         commit = folder.name
@@ -135,9 +135,12 @@ def open_checkpoint(
     return Checkpoint(model_name(source), source, folder, config, raw, Tensors(folder, config), commit)
 
 
-def _check_folder(path: Path) -> Path:
+def check_folder(path: Path) -> Path:
+    """Raise NotADirectoryError for a file, FileNotFoundError for a folder without config.json."""
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; give the folder that holds the checkpoint")
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path / 'config.json'} is missing; give the folder that holds the checkpoint")
     return path
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.options import OVERFLOWS, Options, check_count, make_options
 
 NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """Names are written out: a shortened one may mean another command's option. Wrong usage is told in one line."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **named)
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser`."""
+        self.exit(2, f"{self.prog}: error: {message}; --help shows what there is\n")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +109,8 @@ def read_usage(given: argparse.Namespace) -> None:
     for name in ("threads", "n", "num_beams", "batch_size", "stride", "limit"):
         if getattr(given, name, None) is not None:
             check_count(name, getattr(given, name))
+    if getattr(given, "logprobs", 0) and not given.json:
+        raise ValueError("--logprobs goes with --json")
     options = {name.removeprefix("option_"): v for name, v in vars(given).items() if name.startswith("option_")}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import runtime
 from runtime import commands
 from runtime.arguments import (
+    Parser,
     add_draft_argument,
     add_loading_arguments,
     add_model_arguments,
@@ -74,14 +75,22 @@ def _run(given: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would flush into the pipe
         return 1
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"gpt2-edge: error: {error}", file=sys.stderr)
+        print(f"gpt2-edge: error: {_explain(error)}", file=sys.stderr)
         return 1
     return status
 
 
+def _explain(error: Exception) -> str:
+    """The message on one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    message = " ".join(str(error).split())
+    return f"not enough memory: {message}" if isinstance(error, MemoryError) else message
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="gpt2-edge", description=runtime.__doc__)
+    parser = Parser(prog="gpt2-edge", description=runtime.__doc__)
     parser.add_argument("--version", action="version", version=f"gpt2-edge {runtime.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (about, define) in _COMMANDS.items():
@@ -90,7 +99,6 @@ def argument_parser() -> argparse.ArgumentParser:
             help=about,
             description=f"{about[0].upper()}{about[1:]}.",
             epilog=f"example:\n{_EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(command=getattr(commands, name), parser=command, checks_options=False)
         define(command)

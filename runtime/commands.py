@@ -17,6 +17,7 @@ from runtime.draft import open_draft
 from runtime.generation import generate_pieces, make_rows
 from runtime.model import Model
 from runtime.options import make_options
+from runtime.printing import as_json, as_table, say_speed
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
@@ -69,9 +70,9 @@ def _generate_one(
         if not given.json:
             print(piece, end="", flush=True)
     completion = row.completion()
-    print(_as_json(completion) if given.json else "")
+    print(as_json(completion) if given.json else "")
     if given.verbose:
-        _say_speed([completion], completion.prefill_seconds + completion.decode_seconds)
+        say_speed([completion], completion.prefill_seconds + completion.decode_seconds)
 
 
 def complete(given: argparse.Namespace) -> int:
@@ -91,7 +92,7 @@ def complete(given: argparse.Namespace) -> int:
             print(f"--- prompt {c.prompt_index}, sample {c.sample_index}: {c.finish_reason}, logprob {c.logprob:.2f}")
             print(c.text)
     if given.verbose:
-        _say_speed(completions, seconds)
+        say_speed(completions, seconds)
     return 0
 
 
@@ -113,7 +114,7 @@ def score(given: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
     n = len(result.ids)
     if given.json:
-        print(_as_json(result, logprob=result.logprob, perplexity=result.perplexity))
+        print(as_json(result, logprob=result.logprob, perplexity=result.perplexity))
     else:
         print(f"logprob {result.logprob:.4f}, perplexity {result.perplexity:.4f}, {n} tokens")
     if given.verbose:
@@ -136,7 +137,7 @@ def perform(given: argparse.Namespace) -> int:
             given.task, text, model=model, prefix=prefix, abstain_below=given.abstain_below, **fields
         )
         seconds = time.perf_counter() - start
-    print(_as_json(answer) if given.json else answer.text)
+    print(as_json(answer) if given.json else answer.text)
     if given.verbose:
         confidence = "" if answer.confidence is None else f", confidence {answer.confidence:.4f}"
         print(f"{seconds:.2f} s{confidence}", file=sys.stderr)
@@ -180,15 +181,10 @@ def evaluate(given: argparse.Namespace) -> int:
         start = time.perf_counter()
         report = runtime.evaluate(given.task, given.file, model=model, limit=given.limit, progress=show)
         seconds = time.perf_counter() - start
-    print(json.dumps(report, ensure_ascii=False, indent=2) if given.json else _table(report))
+    print(json.dumps(report, ensure_ascii=False, indent=2) if given.json else as_table(report))
     if given.verbose:
         print(f"{seconds:.2f} s", file=sys.stderr)
     return 0
-
-
-def _table(facts: dict[str, Any]) -> str:
-    width = max(map(len, facts)) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in facts.items())
 
 
 def serve(given: argparse.Namespace) -> int:
@@ -202,7 +198,9 @@ def serve(given: argparse.Namespace) -> int:
     try:
         from runtime.server.listener import serve as serve_model
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error.name} is missing: pip install 'gpt2-edge[server]'") from None
+        raise RuntimeError(
+            f"{error.name} is missing: pip install 'gpt2-edge[server]', or in a clone pip install ./runtime/server"
+        ) from None
     with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
         serve_model(model, settings, verbose=given.verbose)
     return 0
@@ -213,7 +211,7 @@ def check(given: argparse.Namespace) -> int:
     from runtime.check import check_folder
 
     result = check_folder(Path(given.folder) if given.folder else find(), given.threads)
-    print(_as_json(result, passed=result.passed) if given.json else result)
+    print(as_json(result, passed=result.passed) if given.json else result)
     return 0 if result.passed else 1
 
 
@@ -222,7 +220,7 @@ def info(given: argparse.Namespace) -> int:
     from runtime.info import describe
 
     facts = describe(Path(given.folder) if given.folder else find())
-    print(json.dumps(facts, ensure_ascii=False, indent=2) if given.json else _table(facts))
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if given.json else as_table(facts))
     return 0
 
 
@@ -233,12 +231,3 @@ def _read_input() -> str:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8: {error}") from None
-
-
-def _as_json(value: Any, **more: object) -> str:
-    return json.dumps(dataclasses.asdict(value) | more, ensure_ascii=False, indent=2)
-
-
-def _say_speed(completions: list[runtime.Completion], seconds: float) -> None:
-    n_prompt, n_new = sum(c.n_prompt_tokens for c in completions), sum(c.n_tokens for c in completions)
-    print(f"{n_prompt} prompt tokens, {n_new} new in {seconds:.2f} s: {n_new / seconds:.1f} tokens/s", file=sys.stderr)

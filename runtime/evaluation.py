@@ -176,13 +176,23 @@ def _read_lines(path: Path, limit: int | None) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error}); an example a line is expected, each a JSON object") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{line.strip()[:80]} is no JSON object, as each line should be")
+    return value
+
+
 def _read_examples(path: Path, limit: int | None, parse: Callable[[dict[str, Any]], Example]) -> list[Example]:
     """One JSON object a line, as `parse` has it. Raises ValueError naming the line."""
     examples = []
     for number, line in enumerate(_read_lines(path, limit).split("\n"), 1):
         if line.strip():
             try:
-                examples.append(parse(json.loads(line)))
+                examples.append(parse(_object(line)))
             except (TypeError, ValueError, KeyError) as error:
                 what = f"{error} is missing" if isinstance(error, KeyError) else error
                 raise ValueError(f"{path}, line {number}: {what}") from None

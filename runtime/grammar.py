@@ -147,5 +147,5 @@ def _escape(text: str) -> str:
 
 
 def _first_lines(error: str) -> str:
-    """llguidance's message without its listing of the grammar."""
-    return error.split("\n   1 | ")[0].removeprefix("at 2(8): ")
+    """llguidance's message on one line, without its listing of the grammar."""
+    return " ".join(error.split("\n   1 | ")[0].removeprefix("at 2(8): ").split())

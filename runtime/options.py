@@ -201,6 +201,8 @@ def _within(name: str, value: Any, whole: bool, least: float | None, most: float
     too_small = value <= 0 if least is None else value < least
     if not finite or too_small or (most is not None and value > most):
         low = "above 0" if least is None else f"at least {least}" if math.isfinite(least) else "finite"
+        if not finite and low != "finite":
+            low = f"finite, {low}"
         high = "" if most is None or (most == MAX_COUNT and value <= most) else f" and at most {most}"
         raise ValueError(f"{name} is {_shown(value)}; it must be {low}{high}")
     return value

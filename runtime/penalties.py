@@ -20,9 +20,10 @@ def make_penalties(options: Options, eos_ids: Sequence[int], n_vocab: int) -> Pe
     Raises ValueError for an id outside the vocabulary.
     """
     suppressed = {*options.suppress_ids}
-    for id_ in (*suppressed, *(options.logit_bias or {})):
+    for id_ in (*suppressed, *(options.logit_bias or {}), *options.stop_ids):
         if not 0 <= id_ < n_vocab:
-            raise ValueError(f"token id {id_} in logit_bias or suppress_ids is outside the vocabulary of {n_vocab}")
+            named = "logit_bias, suppress_ids or stop_ids"
+            raise ValueError(f"token id {id_} in {named} is outside the vocabulary of {n_vocab}")
     counting = bool(options.presence_penalty or options.frequency_penalty)
     if not (
         counting or options.repetition_penalty != 1 or options.no_repeat_ngram_size or options.logit_bias

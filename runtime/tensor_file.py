@@ -28,7 +28,13 @@ class Header(NamedTuple):
 
 
 def write(path: Path, about: Mapping[str, str], tensor: KeysValues) -> None:
-    """Write beside the path and rename: whoever reads it finds the old file or the new one."""
+    """Write beside the path and rename: whoever reads it finds the old file or the new one.
+
+    Raises OSError naming the path where that cannot be: for a folder, a device, a place that is missing.
+    """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file; name another")
     values = np.ascontiguousarray(tensor, "<f4")
     digest = hashlib.sha256(values.data).hexdigest()
     header = json.dumps(
@@ -46,6 +52,8 @@ def write(path: Path, about: Mapping[str, str], tensor: KeysValues) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 

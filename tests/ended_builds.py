@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from export import build
+from export import build, calibration
 from tests.building import QUICK, contents
 
 OPERATIONS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "ctypes.dlsym"}
@@ -20,20 +20,21 @@ BUILT, INTERRUPTED, KILLED = 0, 130, -signal.SIGKILL
 
 
 def main(name: str, checkpoint: str, output: Path) -> None:
-    """Replace an int8 by an fp32 model or the other way round, ended one operation later each time.
+    """Replace an int8 by an int4 model or the other way round, ended one operation later each time.
 
     Prints the exit codes. Raises AssertionError if anything but the one or the other model is ever at the output.
     """
     arguments = {
-        p: [checkpoint, *QUICK, "--precision", p, "--output", str(output), "--force"] for p in ("int8", "fp32")
+        p: [checkpoint, *QUICK, "--precision", p, "--output", str(output), "--force"] for p in ("int8", "int4")
     }
+    calibration.N_TOKENS = 200  # quick
     whole = {}
     for precision in arguments:
         assert run_until(0, signal.SIGKILL, arguments[precision]) == UNTOUCHED
         whole[precision] = contents(output)
     for at in itertools.count(1):
         old = next(precision for precision, files in whole.items() if files == contents(output))
-        new = "int8" if old == "fp32" else "fp32"
+        new = "int8" if old == "int4" else "int4"
         code = run_until(at, signal.Signals[name], arguments[new])
         left = {path.name for path in output.parent.iterdir()} - {output.name}
         allowed = {UNTOUCHED: [new], BUILT: [new], INTERRUPTED: [old], KILLED: [old, new]}[code]

@@ -140,7 +140,10 @@ def test_help_shows_an_example(run: Run) -> None:
         (["generate", "a", "--stop="], "stop"),
         (["generate", "a", "--seed=-1"], "seed"),
         (["generate", "a", "--threads=0"], "threads"),
+        (["generate", "a", "--temperature=inf"], "must be finite, at least 0"),
         (["generate", "a", "--colour"], "--colour"),
+        (["generate", "a", "--n=2"], "--n=2"),  # complete's, not short for --no-repeat-ngram-size
+        (["complete", "a", "--logprobs=2"], "--json"),
         (["generate", "a", "--logit-bias=x"], "'x' is no ID=NUMBER"),
         (["generate", "a", "--logit-bias=3=nan"], "logit_bias has 3: nan"),
     ],
@@ -150,7 +153,9 @@ def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.Captu
         cli.main(arguments)
     out, message = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
-    assert "usage: gpt2-edge" in message
+    assert message.startswith("gpt2-edge")
+    assert message.endswith("; --help shows what there is\n")
+    assert len(message.splitlines()) == 1
     assert named in message
 
 
@@ -185,13 +190,21 @@ def test_a_path_that_is_not_utf8_is_named(run: Run, command: str) -> None:
     assert (result.returncode, "/no-such-\\udcff" in said(result)) == (1, True)
 
 
-@pytest.mark.parametrize("error", [MemoryError("too large"), ImportError("an extra"), RuntimeError("broken")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("too\n  large"), "not enough memory: too large"),
+        (ImportError("an extra"), "an extra"),
+        (PermissionError(13, "Permission denied", "here"), "here: Permission denied"),
+        (OSError("the socket"), "the socket"),
+    ],
+)
 def test_a_failure_of_any_kind_is_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_folder: object) -> None:
         raise error
 
     monkeypatch.setattr("runtime.info.describe", fail)
     assert cli.main(["info", "folder"]) == 1
-    assert capsys.readouterr().err == f"gpt2-edge: error: {error}\n"
+    assert capsys.readouterr().err == f"gpt2-edge: error: {told}\n"

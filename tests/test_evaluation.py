@@ -152,6 +152,8 @@ def test_limit_and_progress(demo_fp32: Model, tmp_path: Path) -> None:
         ("lambada", "", "holds no examples"),
         ("lambada", '{"text": "a b"}\nnonsense', "line 2: "),
         ("lambada", '{"texts": "a b"}', "line 1: 'text' is missing"),
+        ("lambada", '"a b"', 'line 1: "a b" is no JSON object'),
+        ("choose", "# a title", "line 1: no JSON .* an example a line is expected"),
         ("lambada", '{"text": 5}', "line 1: text is 5"),
         ("lambada", '{"text": " "}', "line 1: text is ' '"),
         ("lambada", '"text"', "line 1: "),

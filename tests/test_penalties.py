@@ -176,9 +176,9 @@ def test_nothing_left_to_generate_is_an_error(demo_fp32: Model) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**6])
-@pytest.mark.parametrize("option", ["suppress_ids", "logit_bias"])
+@pytest.mark.parametrize("option", ["suppress_ids", "stop_ids", "logit_bias"])
 def test_an_id_outside_the_vocabulary_is_named(demo_fp32: Model, option: str, wrong: int) -> None:
-    given_: dict[str, Any] = {option: [wrong] if option == "suppress_ids" else {wrong: 1.0}}
+    given_: dict[str, Any] = {option: {wrong: 1.0} if option == "logit_bias" else [wrong]}
     with pytest.raises(ValueError, match=f"{wrong}.*outside the vocabulary"):
         generate(PROMPT, model=demo_fp32, **given_)
 

@@ -5,6 +5,7 @@ safetensors' own library is the oracle.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import runtime
 from runtime import Prefix, cli, complete, generate, load, load_prefix
 from runtime.grid import PREFILL_STEP
 from runtime.model import Model
+from tests.building import make_link
 from tests.prefix_files import TEXT, save_elsewhere
 from tests.prefix_files import folders as folders
 from tests.prefix_files import path as path
@@ -81,16 +83,28 @@ def test_a_save_that_fails_leaves_the_old_file(
     tiny: Model, prefix: Prefix, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=f"no space left.*{path.name}"):
         runtime.prefix("other", model=tiny).save(path)
     assert load_prefix(path, model=tiny).text == prefix.text
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     monkeypatch.undo()
     runtime.prefix("other", model=tiny).save(path)
     assert load_prefix(path, model=tiny).text == "other"
+
+
+def test_only_a_file_is_replaced_and_a_link_stays_one(tiny: Model, prefix: Prefix, tmp_path: Path) -> None:
+    for place in (tmp_path, Path(os.devnull)):
+        with pytest.raises(OSError, match="is no regular file"):
+            prefix.save(place)
+    with pytest.raises(FileNotFoundError, match="kept"):
+        prefix.save(tmp_path / "missing" / "kept")
+    make_link(tmp_path / "link", tmp_path / "kept")
+    prefix.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_prefix(tmp_path / "kept", model=tiny).text == prefix.text
 
 
 # on the command line -----------------------------------------------------------------------------------------------
@@ -129,7 +143,7 @@ def test_the_command_writes_the_file_of_the_function(
     [
         ["generate", TEXT + "a", "--max-new-tokens=5"],
         ["complete", TEXT + "a", TEXT, "--max-new-tokens=5", "--num-beams=2"],
-        ["complete", TEXT + "a", TEXT, "--max-new-tokens=5", "--logprobs=2"],
+        ["complete", TEXT + "a", TEXT, "--max-new-tokens=5", "--temperature=0.9", "--seed=1"],
         ["score", " a", "--context", TEXT + "a"],
         ["perform", "choose", TEXT + "a", "--field", 'options=["a", "b"]'],
     ],

@@ -22,6 +22,7 @@ import runtime
 from runtime import cli
 from runtime.model import Model
 from runtime.server_settings import KEY_VARIABLE, Settings
+from tests.building import run
 from tests.conftest import REPOSITORY
 from tests.environment import make_environment, required
 
@@ -64,6 +65,19 @@ def ask(port: int, **fields: Any) -> http.client.HTTPResponse:
 
 
 # how it ends -------------------------------------------------------------------------------------------------------
+
+
+@posix_only
+def test_a_second_signal_ends_what_runs(start: Start) -> None:
+    process, port = start("--grace", "60")
+    reply = ask(port, **LONG, stream=True)
+    reply.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    assert "60 s to finish; a second signal ends" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert b'"finish_reason":"length"' not in reply.read()
+    assert (process.wait(20), process.stderr.read()) == (130, "")
 
 
 @posix_only
@@ -144,16 +158,8 @@ def test_a_signal_ends_it_whoever_is_connected(start: Start, client: str) -> Non
     ],
 )
 def test_what_cannot_be_is_refused(demo_int8_folder: Path, arguments: list[str], told: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "runtime", "serve", "--model", str(demo_int8_folder), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "runtime", "serve", "--model", demo_int8_folder, *arguments]
+    process = run(*command, cwd=REPOSITORY)
     assert process.returncode == 2, process.stderr
     assert told in process.stderr
     assert "Traceback" not in process.stderr
@@ -171,10 +177,7 @@ def test_a_port_that_is_taken_is_named(demo_int8_folder: Path, capsys: pytest.Ca
 def test_without_the_extra_it_is_named(demo_int8_folder: Path, tmp_path: Path) -> None:
     python = make_environment(tmp_path / "environment", required())
     command = [python, "-m", "runtime", "serve", "--model", demo_int8_folder]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    done = run(*command, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 1
     assert "pip install 'gpt2-edge[server]'" in done.stderr
 

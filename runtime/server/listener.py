@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 
@@ -65,17 +66,33 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, grace: float) -> None:
         super().__init__(config)
-        self._grace = grace
+        self._grace, self._n_signals = grace, 0
+
+    @property
+    def _engine(self) -> Engine:
+        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]  # it is the FastAPI object
+        return engine
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.greeting:
             print(self.greeting, file=sys.stderr, flush=True)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets requests finish, the second ends them where they are, the third drops them."""
+        self._n_signals += 1
+        if self._n_signals == 2:
+            self._loop.call_soon_threadsafe(self._engine.stop_all)
+            return
+        if self._n_signals == 1 and self._engine.n_open:
+            about = f"requests under way have {self._grace:g} s to finish; a second signal ends them now"
+            print(f"gpt2-edge: {about}", file=sys.stderr, flush=True)
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]  # it is the FastAPI object
-        stopping = asyncio.get_running_loop().call_later(self._grace, engine.stop_all)
+        stopping = self._loop.call_later(self._grace, self._engine.stop_all)
         await super().shutdown(sockets)
         stopping.cancel()

@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the counts, from 0 to 1 (default: 1)")
     parser.add_argument("--folder", type=Path, help="model folder (default: the demo, built)")
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and the server would
     print("| tried | how often | what happened |\n|---|---|---|")
     trials = []
     for trial in try_all(given.folder or next(iter(build_models())), given.share):
