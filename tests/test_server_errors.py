@@ -46,7 +46,7 @@ WRONG: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": PROMPT, "max_tokens": 0}, "max_tokens", "echo"),
     ({"prompt": PROMPT, "max_tokens": 601}, "max_tokens", "limit is 600"),
     ({"prompt": PROMPT, "max_tokens": 10**40}, "max_tokens", "max_tokens"),
-    ({"prompt": PROMPT, "max_tokens": 510}, "prompt", "512 positions"),
+    ({"prompt": PROMPT, "max_tokens": 510}, "prompt", "512 positions; max_tokens can be at most"),
     ({"prompt": PROMPT * 50_000}, "prompt", "characters"),
     ({"prompt": PROMPT, "temperature": -0.5}, "temperature", "-0.5"),
     ({"prompt": PROMPT, "temperature": 0, "top_p": 0.5}, None, "temperature 0 does not sample"),
@@ -81,7 +81,7 @@ WRONG: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": PROMPT, "typical_p": 0}, "typical_p", "0"),
     ({"prompt": PROMPT, "overflow": "wrap"}, "overflow", "truncate_left"),
     ({"prompt": PROMPT, "overflow": "slide", "pinned_tokens": 400}, None, "pinned_tokens"),
-    ({"prompt": PROMPT, "min_new_tokens": 40}, None, "min_new_tokens"),
+    ({"prompt": PROMPT, "min_new_tokens": 40}, None, "min_new_tokens 40 is above max_tokens"),
     ({"prompt": PROMPT, "suppress_ids": ["a"]}, "suppress_ids", "'a'"),
     ({"prompt": PROMPT, "lookup": 5}, "lookup", "alone"),
     ({"prompt": PROMPT, "deadline": 61}, "deadline", "limit is 60"),
@@ -131,6 +131,7 @@ def test_a_prompt_that_is_too_long_has_the_code_that_clients_know(server: Runnin
         b"5",
         b'"prompt"',
         b"\xff\xfe",
+        b'{"prompt": "\xff"}',
         b"{" * 5000,
         b"[" * 100_000,
         b'{"prompt": 1e999}',
@@ -142,6 +143,7 @@ def test_what_is_no_json_object_is_refused(server: Running, body: bytes) -> None
     reply = server.request("POST", "/v1/completions", body, Content_Type=JSON)
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
+    assert "JSON" in reply.error["message"]
 
 
 def test_json_is_sent_as_json(server: Running) -> None:

@@ -61,13 +61,18 @@ def server_error(message: str, status: int = 500) -> ApiError:
     return ApiError(message, status=status, kind="server_error")
 
 
+def in_words_of_api(error: Exception) -> str:
+    """The runtime's message, an option under the name that OpenAI has for it."""
+    return str(error).replace("max_new_tokens", "max_tokens")
+
+
 @contextlib.contextmanager
 def preparing() -> Iterator[None]:
     """What is wrong with a request's options as an ApiError."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ApiError(str(error)) from None
+        raise ApiError(in_words_of_api(error)) from None
     except ImportError as error:  # an extra that is not installed
         raise server_error(str(error), 501) from None
 
@@ -85,7 +90,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        told = f"{error.detail}: {request.method} {request.url.path}"
+        detail = "the request cannot be read as JSON in UTF-8" if "parsing the body" in error.detail else error.detail
+        told = f"{detail}: {request.method} {request.url.path}"
         return ApiError(told, status=error.status_code, headers=error.headers).response()
 
     @app.exception_handler(Exception)

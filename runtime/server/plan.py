@@ -10,7 +10,7 @@ from runtime.form import READERS
 from runtime.options import Options, make_options
 from runtime.row import Place
 from runtime.server.engine import Engine
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, in_words_of_api
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
 from runtime.text import encode_prompt
@@ -106,7 +106,7 @@ def _make_row(engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int
         return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post)
     except ValueError as error:
         if len(prompt.ids) + prompt.options.max_new_tokens > engine.model.config.n_positions:
-            raise too_long(str(error)) from None
+            raise too_long(in_words_of_api(error)) from None
         raise
 
 
