@@ -103,7 +103,10 @@ class Calibration:
             self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(hidden[None]))
             for name, x in zip(names, read, strict=True):
                 rows = x[0].astype(np.float64) / math.sqrt(self._hidden[..., 0].size)  # fp32 sums may have no inverse
-                sums[name] = np.add(sums[name], rows.T @ rows, out=sums[name]) if name in sums else rows.T @ rows
+                if name in sums:
+                    sums[name] += rows.T @ rows
+                else:
+                    sums[name] = rows.T @ rows
         del session  # Windows deletes no mapped file
         shutil.rmtree(folder)
         return sums

@@ -21,9 +21,7 @@ def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded
     The moments are overwritten: they may be the largest array there is.
     """
     makes_up = _make_up(moments)
-    rest = np.array(
-        matrix.T, np.float32, order="C"
-    )  # [n_in, n_out]; what is to be rounded, once errors are made up for
+    rest = np.array(matrix.T, np.float32, order="C")  # [n_in, n_out]: what is left to round, errors made up for
     values, scales, zeros = np.empty(rest.shape, np.uint8), [], []
     for start in range(0, len(rest), block_size):
         end = start + block_size

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.gptq import Doubles, round_together
-from export.int4_blocks import Rounded, round_alone
+from export.int4_blocks import round_alone
 from export.onnx_file import MICROSOFT, OnnxFile
 from export.precision import Floats, Int8, Linear
 
+Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
 
-def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = None) -> Rounded:
+
+def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = None) -> Packed:
     """Each block has a scale and a zero point; with moments, weights make up for one another's errors.
 
     [n_out, n_in] -> packed [n_out, n_in / block_size, block_size / 2], scales [n_out, n_in / block_size], zero

@@ -19,8 +19,7 @@ from onnxruntime.quantization.neural_compressor import weight_only
 
 import runtime
 from export import build, int4
-from export.int4 import quantize_int4
-from export.int4_blocks import Rounded
+from export.int4 import Packed, quantize_int4
 from export.quality import measure_quality
 from runtime.check import check_folder
 from runtime.model import Model
@@ -174,7 +173,7 @@ def test_the_demo_loses_little_and_checks_and_writes(
         assert len(runtime.generate("Once upon a time", model=model, max_new_tokens=8)) > 0
 
 
-def quantizer(library: Callable[..., tuple[Any, Any, Any]]) -> Callable[[Floats, int, object], Rounded]:
+def quantizer(library: Callable[..., tuple[Any, Any, Any]]) -> Callable[[Floats, int, object], Packed]:
     """One of onnxruntime's own quantizers of blocks in the place of ours; it has no use for moments."""
 
     def quantized(matrix: Floats, block_size: int, moments: object) -> Rounded:
