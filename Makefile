@@ -48,7 +48,7 @@ bench-speculation: .venv/dev
 emulate: .venv/dev
 	$(BIN)/python -m tests.emulation
 
-# an hour or two; ends with a table
+# half an hour or more; ends with a table
 trials: .venv/dev
 	$(BIN)/python -m tests.trials.damage
 	$(BIN)/python -m tests.trials.fuzz
