@@ -49,6 +49,11 @@ class BuildOptions:
     command: str  # as the user typed it, for the card
 
     @property
+    def is_random(self) -> bool:
+        """Whether the checkpoint is noise."""
+        return self.checkpoint.startswith(RANDOM)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether anything is done with a reference."""
         return self.verify != "none" or self.keep_reference is not None
@@ -89,7 +94,7 @@ class BuildOptions:
     @property
     def calibrates(self) -> bool:
         """Whether text that the model writes tells which errors of rounding count. Noise writes noise."""
-        return self.precision == "int4" and not (self.no_calibration or self.checkpoint.startswith(RANDOM))
+        return self.precision == "int4" and not (self.no_calibration or self.is_random)
 
     @property
     def less_memory(self) -> str:

@@ -107,7 +107,7 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
 
     Raises OSError for too little disk, ValueError for too little memory.
     """
-    size = SIZES[options.checkpoint.removeprefix(RANDOM)] if options.checkpoint.startswith(RANDOM) else None
+    size = SIZES[options.checkpoint.removeprefix(RANDOM)] if options.is_random else None
     if size:
         say_needs(size, options, options.eval_text or EVALUATION_TEXT)
     named: dict[str, Any] = {name: getattr(options, name) for name in ("tokenizer", "revision", "allow_pickle")}

@@ -19,6 +19,7 @@ from export.config import Config
 from export.gptq import Doubles
 from export.graph import Weights, build_layer
 from export.precision import Floats
+from runtime.budget import CachedModel, cache_bytes
 from runtime.cores import usable_threads
 from runtime.generation import BATCH_SIZE, generate_pieces
 from runtime.model import Model
@@ -30,14 +31,9 @@ LONGEST = 1024  # tokens of one text
 CACHE_BYTES = 650_000_000  # of keys and values while texts are written: as many at once as fit, at least one
 
 
-def row_bytes(n_layer: int, n_embd: int, n_positions: int) -> int:
-    """Memory for the keys and values of one text."""
-    return 2 * 4 * n_layer * n_embd * min(n_positions, LONGEST)  # fp32
-
-
-def texts_at_once(row: int) -> int:
-    """How many fit; `row`: bytes of one."""
-    return max(1, min(BATCH_SIZE, CACHE_BYTES // row))
+def texts_at_once(config: CachedModel, length: int) -> int:
+    """How many texts of `length` tokens."""
+    return max(1, min(BATCH_SIZE, CACHE_BYTES // cache_bytes(config, length, 1)))
 
 
 def write_text(model: Path) -> NDArray[np.int64]:
@@ -49,9 +45,8 @@ def write_text(model: Path) -> NDArray[np.int64]:
         config = opened.config
         length = min(config.n_positions, LONGEST)
         rows = [_begin(opened, length, seed) for seed in range(math.ceil(N_TOKENS / length))]
-        at_once = texts_at_once(row_bytes(config.n_layer, config.n_embd, config.n_positions))
         with tqdm(total=len(rows) * (length - 1), desc="      text", unit="token") as bar:
-            for _ in generate_pieces(opened, rows, at_once):
+            for _ in generate_pieces(opened, rows, texts_at_once(config, length)):
                 bar.update()
     return np.array([row.ids for row in rows])
 

@@ -15,6 +15,7 @@ from export.arguments import BuildOptions
 from export.config import Config
 from export.precision import DEFAULT_BLOCK_SIZES
 from export.random_checkpoint import SHARD_BYTES
+from runtime.budget import cache_bytes
 
 # Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
 # verification and with it against the fused graph: int8 gpt2 0.28 and 0.47 GB, distilgpt2 0.26 and 0.39, gpt2-xl 2.55
@@ -68,7 +69,7 @@ def estimate(config: Config, options: BuildOptions, n_text_bytes: int) -> Needs:
 
 def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
     weights, output_layer = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
-    kept = weights if _is_random(options) else 0
+    kept = weights if options.is_random else 0
     exporting = 0.0
     if options.needs_reference:
         reference = weights if options.no_reference else weights + output_layer  # torch unties the two
@@ -83,15 +84,14 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
 
 def _memory(config: Config, options: BuildOptions) -> float:
     weights, largest = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
-    cache = 2 * config.n_layer * config.n_embd * config.n_positions * 4
-    running = LOADED * model_bytes(config, options) + cache
+    running = LOADED * model_bytes(config, options) + cache_bytes(config, config.n_positions, 1)
     stages = [largest * 1.25, running]  # quantizing, golden outputs
-    if _is_random(options):
+    if options.is_random:
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.calibrates:
-        text = calibration.row_bytes(config.n_layer, config.n_embd, config.n_positions)
-        stages.append(LOADED * model_bytes(config, options) + text * calibration.texts_at_once(text))
-        stages.append(_measuring(config))
+        length = min(config.n_positions, calibration.LONGEST)
+        texts = cache_bytes(config, length, calibration.texts_at_once(config, length))
+        stages += [LOADED * model_bytes(config, options) + texts, _measuring(config)]
     if options.verify != "none":
         stages.append(running + PASS_BYTES)
     if options.needs_reference and not options.no_reference:
@@ -129,10 +129,6 @@ def _parameters(config: Config) -> int:
 def _matrices(config: Config) -> int:
     shapes = config.tensor_shapes()
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("h.") and len(shape) == 2)
-
-
-def _is_random(options: BuildOptions) -> bool:
-    return options.checkpoint.startswith("random:")
 
 
 def free_disk(output: Path) -> int:

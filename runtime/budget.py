@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import Protocol
 
 from runtime.cache import Cache
 from runtime.config import Config, read_config
@@ -83,7 +84,19 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
     )
 
 
-def cache_bytes(config: Config, context: int, rows: int) -> int:
+class CachedModel(Protocol):
+    """What the size of keys and values follows from, of a checkpoint or of a model folder."""
+
+    @property
+    def n_layer(self) -> int:
+        """Layers."""
+
+    @property
+    def n_embd(self) -> int:
+        """Width."""
+
+
+def cache_bytes(config: CachedModel, context: int, rows: int) -> int:
     """Keys and values, fp32, of `rows` of `context` positions."""
     return 2 * FLOAT * config.n_layer * config.n_embd * context * rows
 

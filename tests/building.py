@@ -18,7 +18,7 @@ from export import build, random_checkpoint
 from export.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPT = REPOSITORY / "export" / "build.py"
+SCRIPT, EVERY_CALL = REPOSITORY / "export" / "build.py", REPOSITORY / "tests" / "every_call.py"
 END = random_checkpoint.END
 TINY = Config(vocab_size=257, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
 TEXT = "A tiny model needs a tiny text, and a little of it is enough.\n" * 10

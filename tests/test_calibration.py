@@ -65,7 +65,7 @@ def test_texts_fill_the_context_and_are_the_same_however_many_at_once(
     assert (texts >= 0).all()
     assert (texts < TINY["vocab_size"]).all()
     assert len({tuple(text) for text in texts}) == 7
-    monkeypatch.setattr(calibration, "CACHE_BYTES", 2 * calibration.row_bytes(3, 64, 96))
+    monkeypatch.setattr(calibration, "CACHE_BYTES", 2 * 8 * 3 * 64 * 96)
     np.testing.assert_array_equal(write_text(folder), texts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from export import build
-from tests.building import QUICK, REPOSITORY, SCRIPT, run, write_tiny
+from tests.building import EVERY_CALL, QUICK, REPOSITORY, SCRIPT, run, write_tiny
 from tests.environment import make_environment, required
 from tests.wheels import build_wheel, copy_clone, install
 
@@ -25,7 +25,7 @@ EXTRAS = {  # what modules that `import runtime` never loads may import besides
 }
 RUNS_WHAT_IT_READS = {"code", "marshal", "pickle", "runpy", "shelve"}
 FOREIGN = ("torch", "transformers", "optimum", "onnx", "huggingface_hub", "export")
-EVERY_CALL, PROMPT = REPOSITORY / "tests" / "every_call.py", "A tiny model"
+PROMPT = "A tiny model"
 
 
 @pytest.fixture(scope="module")

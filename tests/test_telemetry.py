@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from runtime import telemetry
-from tests.building import REPOSITORY, run
+from tests.building import EVERY_CALL, REPOSITORY, run
 from tests.damaging import build_small
-
-EVERY_CALL = REPOSITORY / "tests" / "every_call.py"
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,6 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.greeting:
             print(self.greeting, file=sys.stderr, flush=True)
@@ -84,7 +83,7 @@ class Server(uvicorn.Server):
         """The first signal lets requests finish, the second ends them where they are, the third drops them."""
         self._n_signals += 1
         if self._n_signals == 2:
-            self._loop.call_soon_threadsafe(self._engine.stop_all)
+            asyncio.get_running_loop().call_soon_threadsafe(self._engine.stop_all)
             return
         if self._n_signals == 1 and self._engine.n_open:
             about = f"requests under way have {self._grace:g} s to finish; a second signal ends them now"
@@ -93,6 +92,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        stopping = self._loop.call_later(self._grace, self._engine.stop_all)
+        stopping = asyncio.get_running_loop().call_later(self._grace, self._engine.stop_all)
         await super().shutdown(sockets)
         stopping.cancel()
