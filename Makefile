@@ -16,7 +16,7 @@ demo: models/demo-int8/SHA256SUMS
 	@printf "\n%s" "$(PROMPT)"
 	@$(BIN)/gpt2-edge generate "$(PROMPT)" --model models/demo-int8 --max-new-tokens 200 --temperature 0.7 --top-p 0.9 --repetition-penalty 1.1 --seed 7
 
-models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py models/demo/*)
+models/demo-int8/SHA256SUMS: .venv/export-light $(wildcard export/*.py export/*/*.py models/demo/*)
 	$(BIN)/python export/build.py models/demo --output models/demo-int8 --no-reference --force
 
 test: .venv/dev

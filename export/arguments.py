@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export import quality
 from export.checkpoint import RANDOM, model_name
-from export.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
+from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.random_checkpoint import SIZES
 from runtime.arguments import Parser
 

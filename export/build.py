@@ -36,7 +36,7 @@ try:
     from export.genai_config import NAME as GENAI_CONFIG
     from export.genai_config import genai_config
     from export.json_file import write_json
-    from export.precision import Float32
+    from export.quantize.precision import Float32
     from export.random_checkpoint import SIZES
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export import calibration, folder, graph
+from export import folder, graph
 from export.arguments import BuildOptions
 from export.checkpoint import Checkpoint
-from export.dense import DenseInt8
-from export.int4 import Int4
-from export.precision import Float32, Int8, Precision
+from export.quantize import calibration
+from export.quantize.dense import DenseInt8
+from export.quantize.int4 import Int4
+from export.quantize.precision import Float32, Int8, Precision
 
 
 def make_model(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> None:

@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 from export.config import Config
 from export.onnx_file import MICROSOFT, OnnxFile, ValueInfo
-from export.precision import Float32, Floats, Linear, Precision
+from export.quantize.precision import Float32, Floats, Linear, Precision
 
 FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory
 Progress = Callable[[Iterable[int]], Iterable[int]]

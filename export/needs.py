@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from export import calibration
 from export.arguments import BuildOptions
 from export.config import Config
-from export.precision import DEFAULT_BLOCK_SIZES
+from export.quantize import calibration
+from export.quantize.precision import DEFAULT_BLOCK_SIZES
 from export.random_checkpoint import SHARD_BYTES
 from runtime.budget import cache_bytes
 

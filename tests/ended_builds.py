@@ -11,7 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from export import build, calibration
+from export import build
+from export.quantize import calibration
 from tests.building import QUICK, contents
 
 OPERATIONS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "ctypes.dlsym"}

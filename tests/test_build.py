@@ -11,7 +11,7 @@ import pytest
 
 from export import build, folder, graph, hub, quality, reference
 from export.checkpoint import open_checkpoint
-from export.precision import Float32
+from export.quantize.precision import Float32
 from tests.building import (
     FILES,
     QUICK,

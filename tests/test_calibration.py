@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from export import calibration
 from export.arguments import parse
-from export.calibration import Calibration, write_text
 from export.checkpoint import open_checkpoint
+from export.quantize import calibration
+from export.quantize.calibration import Calibration, write_text
 from tests.building import QUICK, error_line, run_here
 from tests.checkpoints import TINY, Weights, build_model, edit_weights, relative_error, some_ids, write_checkpoint
 

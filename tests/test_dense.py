@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 import runtime
 from export import build
-from export.dense import DenseInt8, quantize_columns
 from export.onnx_file import OnnxFile
-from export.precision import Linear
+from export.quantize.dense import DenseInt8, quantize_columns
+from export.quantize.precision import Linear
 from runtime.check import check_folder
 from runtime.model import Model
 from tests.building import QUICK, run_here

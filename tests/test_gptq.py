@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from export.gptq import DAMPING, Doubles, round_together
-from export.int4_blocks import Rounded, round_alone, search, to_levels
+from export.quantize.gptq import DAMPING, Doubles, round_together
+from export.quantize.int4_blocks import Rounded, round_alone, search, to_levels
 from tests.checkpoints import Floats
 
 calm = settings(deadline=None, max_examples=40)

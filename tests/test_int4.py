@@ -18,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.neural_compressor import weight_only
 
 import runtime
-from export import build, int4
-from export.int4 import Packed, quantize_int4
+from export import build
 from export.quality import measure_quality
+from export.quantize import int4
+from export.quantize.int4 import Packed, quantize_int4
 from runtime.check import check_folder
 from runtime.model import Model
 from tests.building import QUICK

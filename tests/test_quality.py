@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import GPT2LMHeadModel
 
-from export import build, precision
+from export import build
 from export.quality import Quality, measure_quality
-from export.quantization import quantize
+from export.quantize import precision
+from export.quantize.blocks import quantize
 from runtime.model import Model
 from tests.checkpoints import Weights, build_model, edit_weights, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as arrays
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from export import quantization
-from export.quantization import dequantize, quantize
+from export.quantize import blocks
+from export.quantize.blocks import dequantize, quantize
 from tests.checkpoints import (
     Floats,
     build_model,
@@ -85,7 +85,7 @@ def test_rounding_twice_is_rounding_once(case: tuple[Floats, int]) -> None:
 @settings(deadline=None)
 def test_rows_at_once_change_nothing(case: tuple[Floats, int], rows: int) -> None:
     whole = quantize(*case)
-    with mock.patch.object(quantization, "ROWS_AT_ONCE", rows):
+    with mock.patch.object(blocks, "ROWS_AT_ONCE", rows):
         in_parts = quantize(*case)
     assert all((a == b).all() for a, b in zip(whole, in_parts, strict=True))
 

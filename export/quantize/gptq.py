@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.int4_blocks import Rounded, search, to_levels
-from export.precision import Floats
+from export.quantize.int4_blocks import Rounded, search, to_levels
+from export.quantize.precision import Floats
 
 Doubles = NDArray[np.float64]
 DAMPING = 0.01  # of the mean second moment, added to each, as in the paper

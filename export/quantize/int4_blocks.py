@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.precision import Floats
-from export.quantization import TINY
+from export.quantize.blocks import TINY
+from export.quantize.precision import Floats
 
 LEVELS = 15  # of 4 bits, 0 to 15
 SPANS = np.linspace(0.84, 1.0, 5, dtype=np.float32)  # of the blocks' own range: clipping the ends may pay

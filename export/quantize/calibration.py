@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.config import Config
-from export.gptq import Doubles
 from export.graph import Weights, build_layer
-from export.precision import Floats
+from export.quantize.gptq import Doubles
+from export.quantize.precision import Floats
 from runtime.budget import CachedModel, cache_bytes
 from runtime.cores import usable_threads
 from runtime.generation import BATCH_SIZE, generate_pieces

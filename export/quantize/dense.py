@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.onnx_file import MICROSOFT, OnnxFile
-from export.precision import Floats, Linear
-from export.quantization import TINY
+from export.quantize.blocks import TINY
+from export.quantize.precision import Floats, Linear
 
 COLUMNS_AT_ONCE = 2048  # bounds the temporaries
 SYMMETRIC_ZERO = 128  # the grid's zero, of 0 to 255: as far down as up

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gptq import Doubles, round_together
-from export.int4_blocks import round_alone
 from export.onnx_file import MICROSOFT, OnnxFile
-from export.precision import Floats, Int8, Linear
+from export.quantize.gptq import Doubles, round_together
+from export.quantize.int4_blocks import round_alone
+from export.quantize.precision import Floats, Int8, Linear
 
 Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
 
@@ -21,7 +21,7 @@ def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = Non
 
     [n_out, n_in] -> packed [n_out, n_in / block_size, block_size / 2], scales [n_out, n_in / block_size], zero
     points [n_out, ceil(n_in / block_size / 2)]: two 4-bit numbers a byte, the first in the low half.
-    moments: [n_in, n_in], used up, see `export.gptq`; None rounds every block by itself.
+    moments: [n_in, n_in], used up, see `export.quantize.gptq`; None rounds every block by itself.
     Raises ValueError if `block_size` does not divide n_in.
     """
     n_out, n_in = matrix.shape

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_file import MICROSOFT, OnnxFile
-from export.quantization import quantize
+from export.quantize.blocks import quantize
 
 Floats = NDArray[np.float32]
 BLOCK_SIZES = (32, 64, 128, 256)
