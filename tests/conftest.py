@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from export import build
+from export.quantize import texts
 from runtime.cache import InPlaceCache
 from runtime.model import Model
 from tests.building import QUICK
@@ -35,6 +36,13 @@ def shared_data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{name}: this test's data is not part of the repository")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _short_calibration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own builds read an eighth of the text; slow tests, and models that many tests use, read it all."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(texts, "AMOUNTS", dict.fromkeys(texts.AMOUNTS, texts.Amount(1024, 512)))
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ def test_a_reference_is_kept_without_a_verification_too(
 
 def test_no_reference_is_kept_of_a_refused_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_export(monkeypatch)
-    lossy(monkeypatch, 3.0)
+    lossy(monkeypatch, [3.0] * 100)
     kept = tmp_path / "new" / "reference"
     with pytest.raises(ValueError, match="not published"):
         build.main([str(tiny), "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
