@@ -43,9 +43,9 @@ CANDIDATES = (
     Candidate("peak 0.5", 0.5, is_peak=True),
     Candidate("peak 0.75", 0.75, is_peak=True),
 )
-# What is done unless another candidate is clearly better: the errors of a sample are noisy. int4 wants less, since its
-# blocks have scales of their own, and its weights compensate for one another's errors.
-PREFERRED = {"int8": "scale 0.5", "int4": "scale 0.25"}
+# What is done unless another candidate is clearly better: the errors of a sample are noisy. int4 wants no scales where
+# there are no outliers: its blocks have scales of their own, and its weights compensate for one another's errors.
+PREFERRED = {"int8": "scale 0.5", "int4": "shift"}
 CLEARLY = 0.8
 
 
