@@ -20,7 +20,7 @@ from runtime.completion import Completion
 from runtime.generation import generate_pieces
 from runtime.last_word import MAX_WORD_TOKENS, predict_word
 from runtime.model import Model
-from runtime.options import Options, make_options
+from runtime.options import Options, check_seed, make_options
 from runtime.row import Place, Row
 from runtime.scoring import Pair, score_pairs
 from runtime.shared_context import SharedContext
@@ -108,6 +108,7 @@ def _write(
 ) -> Answer:
     """Generate, and read the answer."""
     writing = prepare(model, task, text, fields, given)
+    check_seed(writing.options)
     row = Row(model, writing.ids, writing.options, Place(), n_top=0, prefix=prefix)
     for _ in generate_pieces(model, [row]):
         pass

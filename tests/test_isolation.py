@@ -85,7 +85,7 @@ def test_the_wheel_is_the_runtime_and_nothing_else(wheel: Path) -> None:
     data = {name for name in names - information if not name.endswith(".py")}
     assert names - information - data == modules
     assert data == {"runtime/py.typed"}
-    assert "gpt2-edge = runtime.cli:main" in entries
+    assert "gpt2-edge = runtime.__main__:main" in entries
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {line.split()[1].split(">")[0] for line in needed} == required()
     assert any(name.endswith("/licenses/LICENSE") for name in information)
