@@ -42,7 +42,7 @@ def test_a_function_looked_for_on_a_model_is_named(demo_fp32: Model, name: str) 
     assert callable(getattr(runtime, name))
     with pytest.raises(AttributeError, match=rf"no attribute '{name}'; runtime\.{name}\(\.\.\., model=model\)"):
         getattr(demo_fp32, name)
-    with pytest.raises(AttributeError, match="no attribute 'colour'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'colour'$"):
         _ = demo_fp32.colour  # type: ignore[attr-defined]
 
 
