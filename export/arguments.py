@@ -166,8 +166,6 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield "--keep-reference and --output name the same place, or one within the other"
     if given.max_loss is not None:
         yield from _mistakes_of_max_loss(given.max_loss, given.verify, is_random)
-    if given.tokenizer and not is_random:
-        yield f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own"
     if given.allow_pickle and is_random:
         yield f"--allow-pickle reads a pytorch_model.bin, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
@@ -215,7 +213,7 @@ def argument_parser() -> argparse.ArgumentParser:
     bounds = ", ".join(f"{precision} {bound}" for precision, bound in quality.MAX_LOSS.items())
     about = f"loss of perplexity that refuses the model (default: {bounds})"
     add("--max-loss", type=float, metavar="PERCENT", help=about)
-    about = f"with {RANDOM}SIZE, the folder whose tokenizer.json to take (default: one grown from the demo's)"
+    about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
     about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"
     add("--allow-pickle", action="store_true", help=about)

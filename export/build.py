@@ -30,8 +30,9 @@ try:
 
     from export import card, conversion, folder, golden, needs, pickle_file, provenance, quality, reference, tokenizer
     from export.arguments import BuildOptions, parse
-    from export.checkpoint import RANDOM, Checkpoint, check_folder, open_checkpoint
+    from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
+    from export.diagnosis import check_folder
     from export.failures import explain
     from export.genai_config import NAME as GENAI_CONFIG
     from export.genai_config import genai_config
@@ -120,7 +121,7 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
 def check_text(checkpoint: Checkpoint, options: BuildOptions) -> None:
     """Raise ValueError for a text to verify on that is too short, or not UTF-8."""
     if options.verify != "none":
-        encode = functools.partial(tokenizer.encode, checkpoint.folder)
+        encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
         quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
 
 

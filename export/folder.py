@@ -130,7 +130,7 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "config.json", checkpoint.raw_config | sizes | ends)
-    tokenizer.write(checkpoint.folder, folder)
+    tokenizer.write(checkpoint.tokenizer_folder, folder)
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": ends,
         "tokenizer_config.json": {
@@ -141,7 +141,7 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     # others are added to GPT-2's embeddings by transformers, and are no input of the graph
     always = {"tokenizer_config.json": {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
-        own = checkpoint.folder / name
+        own = (checkpoint.tokenizer_folder if name.startswith("tokenizer") else checkpoint.folder) / name
         write_json(folder / name, (read_json(own) if own.is_file() else value) | always.get(name, {}))
 
 

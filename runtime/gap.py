@@ -30,7 +30,7 @@ def is_ours(folder: Path) -> bool:
         found = folder.lstat()
     except OSError:
         return False
-    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", 0):  # Windows' junctions have a tag
+    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", False):  # Windows' junctions have a tag
         return False
     return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
 
