@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 from requests import RequestException  # huggingface_hub raises these
 from requests.exceptions import ChunkedEncodingError
 
+from export import compatibility, diagnosis, pickle_file, weights
 from export import config as config_file
-from export import diagnosis, pickle_file, weights
 from runtime.json_file import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download
@@ -40,6 +40,7 @@ def download(
     the hub does not have, PermissionError for what it refuses to give, ConnectionError when it is not reached and the
     cache does not hold the model, ValueError for a repository that is no GPT-2.
     """
+    compatibility.check_hub()
     try:
         return _download(repo_id, revision, allow_pickle, needs_tokenizer)
     except HFValidationError:
