@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import runtime
@@ -128,7 +129,7 @@ def argument_parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=about,
-            description=f"{about[0].upper()}{about[1:]}. {_NOTES.get(name, '')}",
+            description=textwrap.fill(f"{about[0].upper()}{about[1:]}. {_NOTES.get(name, '')}", 80),
             epilog=f"example:\n{_EXAMPLES[name]}",
         )
         command.set_defaults(command=getattr(commands, name), parser=command, checks_options=False, asks=False)

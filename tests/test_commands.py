@@ -194,6 +194,8 @@ def test_perform_shows_the_task(command: Command) -> None:
     ("arguments", "named"),
     [
         (["dance", "a"], "dance"),
+        (["sumarize", "a"], "(did you mean summarize?)"),
+        (["translate", "a", "--field=too=French"], "(did you mean to?)"),
         (["translate", "a", "--field=to"], "NAME=VALUE"),
         (["translate", "a", "--field=colour=red"], "colour"),
         (["summarize", ""], "empty"),
