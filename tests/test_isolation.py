@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from export import build
 from tests.building import EVERY_CALL, QUICK, REPOSITORY, SCRIPT, run, write_tiny
 from tests.environment import make_environment, required
@@ -61,6 +62,19 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: a relative import"
             names.add((node.module or "").split(".")[0])
     return names
+
+
+def test_names_are_imported_when_they_are_used(tmp_path: Path) -> None:
+    """Ctrl-C could not be provided for while numpy and onnxruntime are imported by `import runtime` itself."""
+    code = (
+        "import sys, runtime; early = {'numpy', 'onnxruntime'} & {*sys.modules}; "
+        "found = [getattr(runtime, name) for name in runtime.__all__]; "
+        "print(early, set(runtime.__all__) <= set(dir(runtime)), len(found), runtime.load is runtime.api.load)"
+    )
+    done = run(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.stdout == f"set() True {len(runtime.__all__)} True\n", done.stderr
+    with pytest.raises(AttributeError, match="module 'runtime' has no attribute 'colour'"):
+        _ = runtime.colour  # type: ignore[attr-defined]
 
 
 def test_nothing_foreign_is_loaded_run_or_asked_for(model: Path, tmp_path: Path) -> None:
