@@ -64,9 +64,25 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Ends make where PYTHON is too old. Prints --clear where .venv is missing or half made: an earlier try ended in the
+# middle, with another PYTHON, say.
+define CHOOSE
+import subprocess, sys
+if sys.version_info < (3, 11):
+    version = "%d.%d" % sys.version_info[:2]
+    sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %s: make $(MAKECMDGOALS) PYTHON=python3.12, say" % version)
+ask = ["$(BIN)/python", "-I", "-c", "import importlib.metadata as m; m.version('gpt2-edge')"]
+try:
+    complete = subprocess.call(ask, stderr=subprocess.DEVNULL) == 0
+except OSError:
+    complete = False
+print("" if complete else "--clear")
+endef
+export CHOOSE
+
 # an environment, exactly as locked; its stamp is older than what it must be installed again for
 .venv/%: locks/%.txt locks/torch.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+	@how=$$($(PYTHON) -c "$$CHOOSE") && $(PYTHON) -m venv $$how .venv
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<
 	$(if $(findstring light,$@),,$(BIN)/python -m pip install --quiet -r locks/torch.txt)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .

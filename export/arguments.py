@@ -177,8 +177,6 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
     for option, bound in (("--max-loss", given.max_loss), ("--max-kl", given.max_kl)):
         if bound is not None:
             yield from _mistakes_of_bound(option, bound, given.verify, is_random)
-    if given.tokenizer and not is_random:
-        yield f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own"
     if given.allow_pickle and is_random:
         yield f"--allow-pickle reads a pytorch_model.bin, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
@@ -231,7 +229,7 @@ def argument_parser() -> argparse.ArgumentParser:
     bounds = ", ".join(f"{precision} {bound.mean_kl}" for precision, bound in quality.BOUNDS.items())
     about = f"mean KL divergence, in nats, from which products get better kernels (default: {bounds})"
     add("--max-kl", type=float, metavar="NATS", help=about)
-    about = f"with {RANDOM}SIZE, the folder whose tokenizer.json to take (default: one grown from the demo's)"
+    about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
     about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"
     add("--allow-pickle", action="store_true", help=about)

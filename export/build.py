@@ -8,13 +8,27 @@ python export/build.py random:gpt2 --no-reference
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+INTERRUPTED = "interrupted: nothing was changed"
+
+
+def leave(_number: int, _frame: object) -> None:
+    """Ends the command while modules are imported: they take a second, and would report an exception themselves."""
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, leave)
+
 import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +37,6 @@ if not __package__:  # run as a script: import from the clone, whatever the dire
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 ENDS = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-INTERRUPTED = "interrupted: nothing was changed"
 MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in the clone brings all that building needs"
 try:
     from safetensors import SafetensorError
@@ -42,19 +55,15 @@ try:
         tokenizer,
     )
     from export.arguments import BuildOptions, parse
-    from export.checkpoint import RANDOM, Checkpoint, check_folder, open_checkpoint
+    from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
     from export.config import Config
+    from export.diagnosis import check_folder
     from export.failures import explain
     from export.genai_config import NAME as GENAI_CONFIG
     from export.genai_config import genai_config
     from export.json_file import write_json
     from export.quantize.calibration import Calibration
     from export.random_checkpoint import SIZES
-except KeyboardInterrupt:  # these take a second
-    if __name__ != "__main__":
-        raise
-    print(INTERRUPTED, file=sys.stderr)
-    sys.exit(130)
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or str(error.name).startswith(("export", "runtime")):
         raise
@@ -138,7 +147,7 @@ def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
     if options.calibration_text:
         conversion.read_calibration_text(checkpoint, options.calibration_text)
     if options.verify != "none":
-        encode = functools.partial(tokenizer.encode, checkpoint.folder)
+        encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
         quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
 
 
@@ -306,6 +315,8 @@ def ignore_interrupts() -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ENDS:
         if signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(getattr(signal, name), interrupt)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from export.arguments import BuildOptions
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, model_name
 from export.quality import Quality
 
+_PLACES = (
+    "--output",
+    "--keep-reference",
+    "--eval-text",
+    "--calibration-text",
+    "--tokenizer",
+)  # options that name one of this machine
 _CARD = """\
 ---
 {base_model}library_name: onnxruntime
@@ -36,13 +44,17 @@ GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
 
 {upgraded}## Use
 
+In a clone of gpt2-edge `pip install .` installs the runtime; a wheel that `pip wheel --no-deps .` makes there carries
+it to other machines.
+
 ```python
-import runtime  # pip install gpt2-edge
+import runtime
 
 model = runtime.load("{folder}")
-print(runtime.generate("Once upon a time", model=model))
+print(runtime.generate("Once upon a time", model=model, temperature=0.8, top_p=0.9))
 ```
 
+`gpt2-edge generate "Once upon a time" --model {folder} --temperature 0.8 --top-p 0.9` does the same in a shell, and
 `gpt2-edge check {folder}` tells whether a device runs the model as it should: it verifies the checksums and scores
 `golden.json`, recorded outputs of this very model. `sha256sum -c SHA256SUMS` checks the files alone.
 
@@ -107,7 +119,7 @@ def write_card(
         data_size=_size(folder / "model.onnx_data"),
         quality=quality_text(checkpoint, quality),
         upgraded=_upgraded_text(upgraded),
-        command=options.command,
+        command=_without_places(options.command, checkpoint),
     )
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
@@ -127,9 +139,28 @@ def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
 def _source(checkpoint: Checkpoint) -> str:
     if checkpoint.is_random:
         return f"`{checkpoint.source}`: seeded noise of that size, which writes no sense"
-    return f"`{checkpoint.source}`" + (
-        f" on the Hugging Face hub, commit {checkpoint.commit}" if checkpoint.commit else ""
-    )
+    if checkpoint.commit:
+        return f"`{checkpoint.source}` on the Hugging Face hub, commit {checkpoint.commit}"
+    return f"a checkpoint on disk, `{checkpoint.name}`"
+
+
+def _without_places(command: str, checkpoint: Checkpoint) -> str:
+    """The command with the last part only of every path: the others say nothing elsewhere, or too much."""
+    is_local = not (checkpoint.commit or checkpoint.is_random)
+    return shlex.join(_shorten(shlex.split(command), checkpoint.source if is_local else None))
+
+
+def _shorten(words: list[str], source: str | None) -> Iterator[str]:
+    before = ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if before in _PLACES or word == source:
+            yield model_name(word)
+        elif equals and option in _PLACES:
+            yield f"{option}={model_name(value)}"
+        else:
+            yield word
+        before = word
 
 
 def _size(file: Path) -> str:

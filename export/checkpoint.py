@@ -17,6 +17,7 @@ from export import config as config_file
 from export import hub, pickle_file, random_checkpoint
 from export import tokenizer as tokenizer_file
 from export.config import Config
+from export.diagnosis import check_folder, check_tokenizer
 from export.weights import weight_files
 
 RANDOM = "random:"
@@ -94,6 +95,12 @@ class Checkpoint:
     raw_config: dict[str, Any]
     tensors: Tensors
     commit: str | None = None  # of a hub repository
+    other_tokenizer: Path | None = None  # the folder of one that takes the place of the checkpoint's own
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer and its settings are."""
+        return self.other_tokenizer or self.folder
 
     @property
     def is_random(self) -> bool:
@@ -119,33 +126,32 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a folder, a hub id (downloaded once, then cached) or `random:SIZE` (written under `work`).
 
-    `tokenizer`: folder whose tokenizer.json a random checkpoint takes; `revision`: of a hub repository;
+    `tokenizer`: folder whose tokenizer takes the place of the checkpoint's own; `revision`: of a hub repository;
     `allow_pickle`: it has a pytorch_model.bin, which is converted under `work`. Raises
     ValueError or OSError saying what is wrong with which file.
     """
     commit = None
+    other_tokenizer = None if source.startswith(RANDOM) else tokenizer
+    if other_tokenizer:
+        tokenizer_file.read(other_tokenizer)  # whatever is wrong with it is said before a download
     if source.startswith(RANDOM):
         folder = work / "checkpoint"
         random_checkpoint.write(source.removeprefix(RANDOM), folder, tokenizer)
     elif Path(source).exists():
-        folder = check_folder(Path(source))
+        folder = Path(source)
+        check_folder(folder)
     else:
-        folder = hub.download(source, revision, allow_pickle=allow_pickle)
+        needs_tokenizer = other_tokenizer is None
+        folder = hub.download(source, revision, allow_pickle=allow_pickle, needs_tokenizer=needs_tokenizer)
         commit = folder.name
     if allow_pickle:
         folder = pickle_file.convert(folder, work / "checkpoint")
     config, raw = config_file.read(folder / "config.json")
-    tokenizer_file.check(folder, config.vocab_size)
-    return Checkpoint(model_name(source), source, folder, config, raw, Tensors(folder, config), commit)
-
-
-def check_folder(path: Path) -> Path:
-    """Raise NotADirectoryError for a file, FileNotFoundError for a folder without config.json."""
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; give the folder that holds the checkpoint")
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path / 'config.json'} is missing; give the folder that holds the checkpoint")
-    return path
+    if other_tokenizer is None:
+        check_tokenizer(folder, raw)
+    tokenizer_file.check(other_tokenizer or folder, config.vocab_size)
+    tensors = Tensors(folder, config)
+    return Checkpoint(model_name(source), source, folder, config, raw, tensors, commit, other_tokenizer)
 
 
 @contextlib.contextmanager

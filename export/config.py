@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from export.diagnosis import check_head
+
 ACTIVATIONS = (
     "gelu_new",
     "gelu_fast",
@@ -135,6 +137,7 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
         kind = raw.get("model_type", "missing") if isinstance(raw, dict) else "missing"
         raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {kind!r}, 'gpt2' is needed")
+    check_head(path.parent, raw)
     if raw.get("add_cross_attention"):
         raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
     renamed = raw | {name: raw[other] for other, name in _OTHER_NAMES.items() if other in raw}

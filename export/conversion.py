@@ -64,7 +64,7 @@ def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path)
 
 def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
     """Ids of the user's text. Raises ValueError for one that is too short, or not UTF-8."""
-    return read_text(path, lambda text: tokenizer.encode(checkpoint.folder, text), texts.LEAST_TOKENS)[1]
+    return read_text(path, lambda text: tokenizer.encode(checkpoint.tokenizer_folder, text), texts.LEAST_TOKENS)[1]
 
 
 def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> texts.Ids:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 
+from runtime.printing import plain
+
 
 def explain(error: BaseException) -> str:
     """The message on one line, with the cure for what commonly goes wrong with a big write."""
-    message = " ".join(str(error).split())
+    message = plain(" ".join(str(error).split()))  # it may quote the names in a file
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOSPC or "No space left" in message:
         return f"the disk is full ({message}); free some space, or name an --output on another disk"

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from export import tokenizer
 from export.checkpoint import Checkpoint
 from export.json_file import write_json
-from runtime.gap import REPLACED, workspace_of
+from runtime.gap import LOCK, REPLACED, is_ours, is_workspace, workspace_of
 from runtime.json_file import read_json
 
 CHECKSUMS = "SHA256SUMS"
@@ -57,22 +57,42 @@ def workspace(output: Path, *, force: bool = False) -> Iterator[Path]:
     """An empty folder beside the output, gone afterwards, for everything a build writes.
 
     One build at a time for one output: another one under way raises BlockingIOError. What a killed build left is
-    cleared away, and a folder it was just replacing is put back. Raises FileExistsError as `check_output` does.
+    cleared away, and a folder it was just replacing is put back. Raises FileExistsError as `check_output` does, and
+    for a workspace that is a link or another user's.
     """
     work = workspace_of(output)
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
-    lock = FileLock(work / "lock", timeout=0)
+    lock = FileLock(work / LOCK, timeout=0)
+    entered = False
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        _enter(work)
+        entered = True
         if not _acquire(lock):
             raise BlockingIOError(f"another build is writing {output}; wait for it, or name another --output")
-        if (work / REPLACED).is_dir() and not output.exists():
+        if is_ours(work / REPLACED) and not output.exists():
             (work / REPLACED).rename(output)
         _clear(work)
         check_output(output, force=force)
         yield work
     finally:
-        _remove(work, lock, made)
+        if entered:
+            _leave(work, lock)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _enter(work: Path) -> None:
+    """Make the workspace, closed to others, or take over what an earlier build of this user left."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(mode=0o700)
+    except FileExistsError:
+        if not is_workspace(work):
+            raise FileExistsError(
+                f"{work}, where the build would work, was not left by a build of yours; look at it and remove it, or "
+                "name another --output"
+            ) from None
 
 
 def _acquire(lock: FileLock) -> bool:
@@ -85,22 +105,23 @@ def _acquire(lock: FileLock) -> bool:
 
 def _clear(work: Path) -> None:
     for left in work.iterdir():
-        if left.is_dir():
+        if left.name == LOCK:
+            continue
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
-        elif left.name != "lock":
+        else:
             left.unlink()
 
 
-def _remove(work: Path, lock: FileLock, made: list[Path]) -> None:
-    """Clear the workspace, unless it is another build's, and remove it and the folders made for it that are empty."""
-    if work.is_dir() and _acquire(lock):
+def _leave(work: Path, lock: FileLock) -> None:
+    """Clear the workspace and remove it, unless another build has it by now."""
+    if work.is_dir() and not work.is_symlink() and _acquire(lock):
         _clear(work)
         with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
             Path(lock.lock_file).unlink()
         lock.release(force=True)
-    for folder in dict.fromkeys([work, *made]):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
@@ -109,7 +130,7 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "config.json", checkpoint.raw_config | sizes | ends)
-    tokenizer.write(checkpoint.folder, folder)
+    tokenizer.write(checkpoint.tokenizer_folder, folder)
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": ends,
         "tokenizer_config.json": {
@@ -120,7 +141,7 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     # others are added to GPT-2's embeddings by transformers, and are no input of the graph
     always = {"tokenizer_config.json": {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
-        own = checkpoint.folder / name
+        own = (checkpoint.tokenizer_folder if name.startswith("tokenizer") else checkpoint.folder) / name
         write_json(folder / name, (read_json(own) if own.is_file() else value) | always.get(name, {}))
 
 

@@ -16,8 +16,9 @@ from huggingface_hub.errors import (
 from requests import RequestException  # huggingface_hub raises these
 from requests.exceptions import ChunkedEncodingError
 
+from export import compatibility, diagnosis, pickle_file, weights
 from export import config as config_file
-from export import pickle_file, weights
+from runtime.json_file import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download
 CONFIG = "config.json"
@@ -28,16 +29,20 @@ OLDER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json")
 ATTEMPTS = 5  # at one file, each going on where the connection was cut
 
 
-def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
+def download(
+    repo_id: str, revision: str | None = None, *, allow_pickle: bool = False, needs_tokenizer: bool = True
+) -> Path:
     """Folder of the repository's checkpoint in the local cache, with what was missing fetched.
 
-    `revision` is a branch, tag or commit; None is the main branch. `allow_pickle` takes pytorch_model.bin. `HF_HOME`,
+    `revision` is a branch, tag or commit; None is the main branch. `allow_pickle` takes pytorch_model.bin.
+    `needs_tokenizer`: a repository without one is refused. `HF_HOME`,
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises FileNotFoundError for what
     the hub does not have, PermissionError for what it refuses to give, ConnectionError when it is not reached and the
     cache does not hold the model, ValueError for a repository that is no GPT-2.
     """
+    compatibility.check_hub()
     try:
-        return _download(repo_id, revision, allow_pickle)
+        return _download(repo_id, revision, allow_pickle, needs_tokenizer)
     except HFValidationError:
         message = f"no folder {repo_id!r} here, and it is no hub id (like gpt2 or owner/name) either"
         raise FileNotFoundError(message) from None
@@ -53,14 +58,14 @@ def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = 
         raise _refused_or_unreached(repo_id, error) from None
 
 
-def _download(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
+def _download(repo_id: str, revision: str | None, allow_pickle: bool, needs_tokenizer: bool) -> Path:
     """From the hub where it answers, else from the cache: `hf_hub_download` would try each file for half a minute."""
     try:
         info = HfApi().model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (RequestException, ConnectionError) as error:
         if 400 <= _status(error) < 500:
             raise
-        return _cached(repo_id, revision, allow_pickle, error)
+        return _cached(repo_id, revision, allow_pickle, needs_tokenizer, error)
     names = {file.rfilename for file in info.siblings or []}
 
     def fetch(name: str) -> Path:
@@ -68,30 +73,40 @@ def _download(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
 
     if CONFIG in names:
         _fetch(repo_id, CONFIG, revision)  # by its branch: the cache notes which commit that is
-    return _collect(repo_id, names, fetch, allow_pickle)
+    return _collect(repo_id, names, fetch, allow_pickle, needs_tokenizer)
 
 
-def _cached(repo_id: str, revision: str | None, allow_pickle: bool, reason: BaseException) -> Path:
+def _cached(
+    repo_id: str, revision: str | None, allow_pickle: bool, needs_tokenizer: bool, reason: BaseException
+) -> Path:
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise _unreached(repo_id, reason) from None
     try:
-        return _collect(repo_id, {path.name for path in folder.iterdir()}, folder.joinpath, allow_pickle)
+        names = {path.name for path in folder.iterdir()}
+        return _collect(repo_id, names, folder.joinpath, allow_pickle, needs_tokenizer)
     except ValueError as error:
         raise ConnectionError(f"the hub is not reached, and in the local cache {error}") from None
 
 
-def _collect(repo_id: str, names: set[str], fetch: Callable[[str], Path], allow_pickle: bool) -> Path:
+def _collect(
+    repo_id: str, names: set[str], fetch: Callable[[str], Path], allow_pickle: bool, needs_tokenizer: bool
+) -> Path:
     """One file after the other, the big ones last: a wrong model is refused early, and Ctrl-C is heard at once.
 
     Raises ValueError unless `names` has what a checkpoint needs.
     """
+    if CONFIG not in names and diagnosis.ADAPTER in names:
+        raise ValueError(diagnosis.adapter(repo_id, fetch(diagnosis.ADAPTER)))
     if CONFIG not in names:
         raise ValueError(f"{repo_id} is no checkpoint of transformers: it has no {CONFIG}")
     config = fetch(CONFIG)
     config_file.read(config)
-    for name in (*OPTIONAL, *_tokenizer_files(repo_id, names)):
+    tokenizer_files = _tokenizer_files(names)
+    if needs_tokenizer and not tokenizer_files:
+        raise ValueError(diagnosis.without_tokenizer(repo_id, None, read_json(config)))
+    for name in (*OPTIONAL, *tokenizer_files):
         if name in names:
             fetch(name)
     weight_files = _pickle(repo_id, names) if allow_pickle else _weight_files(repo_id, names, fetch)
@@ -120,12 +135,13 @@ def _pickle(repo_id: str, names: set[str]) -> list[str]:
     return [weights.PICKLE]
 
 
-def _tokenizer_files(repo_id: str, names: set[str]) -> tuple[str, ...]:
+def _tokenizer_files(names: set[str]) -> tuple[str, ...]:
+    """Those of the newest format there is; none where there is no tokenizer."""
     if names.issuperset(TOKENIZER):
         return TOKENIZER
     if names.issuperset(OLDER_TOKENIZER):
         return OLDER_TOKENIZER + OLDER_OPTIONAL
-    raise ValueError(f"{repo_id} has no {TOKENIZER[0]}, and no {' and '.join(OLDER_TOKENIZER)} either")
+    return ()
 
 
 def _fetch(repo_id: str, name: str, revision: str | None) -> Path:

@@ -7,6 +7,8 @@ import logging
 import warnings
 from pathlib import Path
 
+from export import compatibility
+
 MISSING = (
     "the reference needs optimum, which is not installed: pip install -e '.[export]', "
     "or build with --no-reference (the model is then verified against this project's own fp32 graph)"
@@ -18,13 +20,14 @@ FAILED = (
 
 
 def check_installed() -> None:
-    """Raise ModuleNotFoundError, saying which extra to install, unless optimum's exporter can be imported."""
+    """Raise ImportError, saying what to install, unless optimum's exporter is there, with what it requires."""
     try:
         found = all(map(importlib.util.find_spec, ("torch", "transformers", "optimum.exporters.onnx")))
     except ModuleNotFoundError:  # of a package on the way to the last
         found = False
     if not found:
         raise ModuleNotFoundError(MISSING)
+    compatibility.check_reference()
 
 
 def export_reference(checkpoint: Path, folder: Path) -> None:
@@ -37,7 +40,7 @@ def export_reference(checkpoint: Path, folder: Path) -> None:
     except Exception as error:  # torch, transformers, optimum and onnx raise anything
         if isinstance(error, OSError) and error.errno is not None:  # this machine's own, like a full disk
             raise
-        raise ValueError(FAILED.format(reason=_last_line(error))) from error
+        raise ValueError(FAILED.format(reason=_reason(error))) from error
 
 
 def _export(checkpoint: Path, folder: Path) -> None:
@@ -60,5 +63,7 @@ def _export(checkpoint: Path, folder: Path) -> None:
         onnx_export_from_model(model, output=folder, task="text-generation-with-past", **skipped)
 
 
-def _last_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[-1]
+def _reason(error: BaseException) -> str:
+    """Every message, down to what was first: transformers' own often says only that something could not be imported."""
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return told if error.__cause__ is None else f"{told}; caused by {_reason(error.__cause__)}"

@@ -1,13 +1,20 @@
 """GPT-2 on a CPU: int8 ONNX models decoded with onnxruntime, tokenizers and numpy alone."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from runtime import telemetry  # noqa: F401  before onnxruntime is imported
-from runtime.api import complete, generate, load, load_prefix, perform, prefix, stream, stream_many
-from runtime.budget import estimate
-from runtime.completion import Completion
-from runtime.likelihood import evaluate, score, score_text
-from runtime.model import Model
-from runtime.scoring import Score
-from runtime.shared_prefix import Prefix
+
+if TYPE_CHECKING:
+    from runtime.api import complete, generate, load, load_prefix, perform, prefix, stream, stream_many
+    from runtime.budget import estimate
+    from runtime.completion import Completion
+    from runtime.likelihood import evaluate, score, score_text
+    from runtime.model import Model
+    from runtime.scoring import Score
+    from runtime.shared_prefix import Prefix
 
 __all__ = [
     "Completion",
@@ -28,3 +35,28 @@ __all__ = [
     "stream_many",
 ]
 __version__ = "0.1.0"
+_MODULES = {
+    "Completion": "completion",
+    "Model": "model",
+    "Prefix": "shared_prefix",
+    "Score": "scoring",
+    "estimate": "budget",
+    "evaluate": "likelihood",
+    "score": "likelihood",
+    "score_text": "likelihood",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported at its first use: numpy and onnxruntime take a quarter of a second.
+
+    The command can therefore prepare for Ctrl-C before they are imported.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"runtime.{_MODULES.get(name, 'api')}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

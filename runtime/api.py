@@ -13,7 +13,7 @@ from runtime.default_model import ModelOrPath, check_path, find, resolve
 from runtime.draft import open_draft
 from runtime.integrity import Verify
 from runtime.model import Model
-from runtime.options import OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
+from runtime.options import OptionsDict, UnseededDict, check_count, check_seed, make_options, make_seeded, takes_options
 from runtime.shared_prefix import Prefix
 
 MAX_SAMPLES = 2**16  # for each prompt: each has a row, made before any is decoded
@@ -63,6 +63,9 @@ def generate(
 ) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
+    Without options 64 tokens, greedy: the likeliest each time, as every function here does by default. Greedy text
+    soon repeats itself; temperature=0.8, top_p=0.9 writes more freely.
+
     prompt: any text; an empty one starts from the beginning of a text.
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
@@ -95,6 +98,7 @@ def stream(
     """
     opened = shared_prefix.open_model(model, prefix)
     checked = make_options(options)
+    check_seed(checked)
     rows = generation.make_rows(opened, [prompt], [checked], prefix=prefix)
     ahead = open_draft(draft, opened, checked.lookup)
     return (piece for _, piece in generation.generate_pieces(opened, rows, draft=ahead) if piece)
@@ -117,6 +121,7 @@ def stream_many(
     """
     opened = shared_prefix.open_model(model, prefix)
     checked, texts = make_options(options), _as_list(prompts)
+    check_seed(checked)
     check_count("batch_size", batch_size)
     rows = generation.make_rows(opened, texts, [checked] * len(texts), prefix=prefix)
     pieces = generation.generate_pieces(opened, rows, batch_size, open_draft(draft, opened, checked.lookup))
@@ -170,6 +175,7 @@ def complete(
         return beam.search(opened, texts, checked[0], shape, prefix)
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
+    check_seed(checked[0])
     if n > 1 and checked[0].temperature == 0:
         raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
     rows = generation.make_rows(opened, texts, checked, n, logprobs, prefix)

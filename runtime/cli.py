@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import runtime
@@ -12,17 +14,22 @@ from runtime import commands
 from runtime.arguments import (
     Parser,
     add_draft_argument,
+    add_folder_argument,
     add_loading_arguments,
+    add_model_argument,
     add_model_arguments,
     add_option_arguments,
     add_prefix_argument,
     read_usage,
 )
 from runtime.generation import BATCH_SIZE
+from runtime.interactive import SAMPLING
+from runtime.printing import PlainStream, in_words_of_command_line
 
 _EXAMPLES = {
     "generate": """\
   gpt2-edge generate "Once upon a time" --temperature 0.8 --top-p 0.9
+  gpt2-edge generate                    at a terminal: asks for prompts
   printf "Once upon a time" | gpt2-edge generate -""",
     "complete": """\
   gpt2-edge complete "One day" "At night" --n 3 --temperature 0.9 --json""",
@@ -47,21 +54,46 @@ _EXAMPLES = {
     "info": """\
   gpt2-edge info models/demo-int8""",
 }
+_SAMPLED = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SAMPLING.items())
+_GREEDY = (
+    "Without options the likeliest token is taken each time (greedy, as in Python), which soon repeats itself; "
+    f"{_SAMPLED} samples"
+)
+_NOTES = {
+    "generate": f"{_GREEDY}, and is the default where prompts are typed at a terminal.",
+    "complete": f"{_GREEDY}.",
+    "perform": "Each task has options of its own, which --show prints.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 1 when it failed, 130 when interrupted; wrong usage exits with 2."""
+    """Run a command. Returns 0, 1 when it failed, 130 when interrupted; wrong usage exits with 2.
+
+    Control characters of texts and names are shown, not sent to the terminal: see `runtime.printing.plain`.
+    """
     if sys.stdout is None:  # closed: nobody wants the text
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # a Windows console's own encoding lacks most characters; a path need not be valid Unicode
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    given = argument_parser().parse_args(arguments)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(PlainStream(sys.stdout)))
+        if sys.stderr is not None:
+            stack.enter_context(contextlib.redirect_stderr(PlainStream(sys.stderr)))
+        return _parse_and_run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    parser = argument_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    given = parser.parse_args(arguments)
     try:
         read_usage(given)
     except (TypeError, ValueError) as error:
-        given.parser.error(str(error))
+        given.parser.error(in_words_of_command_line(str(error)))
     return _run(given)
 
 
@@ -84,7 +116,7 @@ def _explain(error: Exception) -> str:
     """The message on one line."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    message = " ".join(str(error).split())
+    message = in_words_of_command_line(" ".join(str(error).split()))
     return f"not enough memory: {message}" if isinstance(error, MemoryError) else message
 
 
@@ -97,10 +129,10 @@ def argument_parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=about,
-            description=f"{about[0].upper()}{about[1:]}.",
+            description=textwrap.fill(f"{about[0].upper()}{about[1:]}. {_NOTES.get(name, '')}", 80),
             epilog=f"example:\n{_EXAMPLES[name]}",
         )
-        command.set_defaults(command=getattr(commands, name), parser=command, checks_options=False)
+        command.set_defaults(command=getattr(commands, name), parser=command, checks_options=False, asks=False)
         define(command)
     return parser
 
@@ -108,7 +140,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def _define_generate(parser: argparse.ArgumentParser) -> None:
     about = "the text to continue; - reads standard input; without it a terminal asks for prompts"
     parser.add_argument("prompt", nargs="?", help=about)
-    parser.set_defaults(checks_options=True)
+    parser.set_defaults(checks_options=True, asks=True)
     add_model_arguments(parser)
     add_prefix_argument(parser)
     add_draft_argument(parser)
@@ -175,19 +207,22 @@ def _define_evaluate(parser: argparse.ArgumentParser) -> None:
 def _define_serve(parser: argparse.ArgumentParser) -> None:
     from runtime.server_settings import add_setting_arguments
 
+    add_folder_argument(parser)
     add_loading_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="a line for every request, on standard error")
     add_setting_arguments(parser)
 
 
 def _define_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    add_folder_argument(parser)
+    add_model_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _define_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", help="model folder (default: as for --model)")
+    add_folder_argument(parser)
+    add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -15,9 +15,11 @@ import runtime
 from runtime.default_model import find
 from runtime.draft import open_draft
 from runtime.generation import generate_pieces, make_rows
+from runtime.grid import PREFILL_STEP
+from runtime.interactive import ask, is_at_terminal
 from runtime.model import Model
 from runtime.options import make_options
-from runtime.printing import as_json, as_table, say_speed
+from runtime.printing import as_json, as_table, say_speed, show_progress, to_json
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}  # transformers' values
 
@@ -25,10 +27,11 @@ EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}  # transformers' v
 def generate(given: argparse.Namespace) -> int:
     """Stream the continuation of a prompt; without one, a terminal asks for prompts until it is closed."""
     with runtime.load(given.model, threads=given.threads, verify=given.verify) as model, _load_draft(given) as draft:
-        if given.prompt is None and sys.stdin is not None and sys.stdin.isatty():
-            return _ask(model, draft, given)
+        prefix = _load_prefix(given, model)
+        if given.prompt is None and is_at_terminal():
+            return ask(lambda prompt: _generate_one(model, draft, prefix, prompt, given))
         text = _read_input() if given.prompt in (None, "-") else given.prompt
-        _generate_one(model, draft, _load_prefix(given, model), text, given)
+        _generate_one(model, draft, prefix, text, given)
     return 0
 
 
@@ -42,23 +45,6 @@ def _load_draft(given: argparse.Namespace) -> contextlib.AbstractContextManager[
 
 def _load_prefix(given: argparse.Namespace, model: Model) -> runtime.Prefix | None:
     return None if given.prefix is None else runtime.load_prefix(given.prefix, model=model)
-
-
-def _ask(model: Model, draft: Model | None, given: argparse.Namespace) -> int:
-    prefix = _load_prefix(given, model)
-    print("Type a prompt; Ctrl-C stops a continuation, Ctrl-D leaves.", file=sys.stderr)
-    while True:
-        try:
-            prompt = input("> ")
-        except EOFError:
-            print(file=sys.stderr)
-            return 0
-        try:
-            _generate_one(model, draft, prefix, prompt, given)
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-        except ValueError as error:  # a prompt that is too long, say: the next may not be
-            print(f"gpt2-edge: error: {error}", file=sys.stderr)
 
 
 def _generate_one(
@@ -86,7 +72,7 @@ def complete(given: argparse.Namespace) -> int:
         completions = runtime.complete(prompts, model=model, prefix=prefix, draft=draft, **options)
         seconds = time.perf_counter() - start
     if given.json:
-        print(json.dumps([dataclasses.asdict(c) for c in completions], ensure_ascii=False, indent=2))
+        print(to_json([dataclasses.asdict(c) for c in completions]))
     else:
         for c in completions:
             print(f"--- prompt {c.prompt_index}, sample {c.sample_index}: {c.finish_reason}, logprob {c.logprob:.2f}")
@@ -160,11 +146,16 @@ def prefix(given: argparse.Namespace) -> int:
     with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
         start = time.perf_counter()
         made = runtime.prefix(text, model=model, special_tokens=given.special_tokens)
+        n, n_kept, nbytes = len(made.ids), made.n_kept, made.nbytes
+        if not n_kept:
+            raise ValueError(
+                f"a prefix of {n} tokens would save nothing: it counts in steps of {PREFILL_STEP} tokens; "
+                f"{given.output} is not written, and prompts need no prefix"
+            )
         made.save(given.output)
         seconds = time.perf_counter() - start
-    n, n_kept, nbytes = len(made.ids), made.n_kept, made.nbytes
     facts = {"tokens": n, "kept": n_kept, "bytes": nbytes}
-    print(json.dumps(facts, indent=2) if given.json else f"{n_kept} of {n} tokens kept, {nbytes / 1e6:.1f} MB")
+    print(to_json(facts) if given.json else f"{n_kept} of {n} tokens kept, {nbytes / 1e6:.1f} MB")
     if given.verbose:
         print(f"{seconds:.2f} s", file=sys.stderr)
     return 0
@@ -172,16 +163,11 @@ def prefix(given: argparse.Namespace) -> int:
 
 def evaluate(given: argparse.Namespace) -> int:
     """What a file measures of a model, as JSON; progress on standard error."""
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
     with runtime.load(given.model, threads=given.threads, verify=given.verify) as model:
         start = time.perf_counter()
-        report = runtime.evaluate(given.task, given.file, model=model, limit=given.limit, progress=show)
+        report = runtime.evaluate(given.task, given.file, model=model, limit=given.limit, progress=show_progress)
         seconds = time.perf_counter() - start
-    print(json.dumps(report, ensure_ascii=False, indent=2) if given.json else as_table(report))
+    print(to_json(report) if given.json else as_table(report))
     if given.verbose:
         print(f"{seconds:.2f} s", file=sys.stderr)
     return 0
@@ -210,7 +196,7 @@ def check(given: argparse.Namespace) -> int:
     """One line that says whether this device runs the model as it should."""
     from runtime.check import check_folder
 
-    result = check_folder(Path(given.folder) if given.folder else find(), given.threads)
+    result = check_folder(_folder(given), given.threads)
     print(as_json(result, passed=result.passed) if given.json else result)
     return 0 if result.passed else 1
 
@@ -219,14 +205,21 @@ def info(given: argparse.Namespace) -> int:
     """What the folder holds, and whether the processor suits it."""
     from runtime.info import describe
 
-    facts = describe(Path(given.folder) if given.folder else find())
-    print(json.dumps(facts, ensure_ascii=False, indent=2) if given.json else as_table(facts))
+    facts = describe(_folder(given))
+    print(to_json(facts) if given.json else as_table(facts))
     return 0
+
+
+def _folder(given: argparse.Namespace) -> Path:
+    return Path(given.model) if given.model else find()
 
 
 def _read_input() -> str:
     if sys.stdin is None:
         raise ValueError("standard input is closed; give the text as an argument")
+    if is_at_terminal():
+        end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+        print(f"Reading the text from the terminal; {end} on a line of its own ends it.", file=sys.stderr)
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,7 +9,10 @@ from typing import Literal
 FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled"]
 
 
-@dataclasses.dataclass(frozen=True)
+_SHOWN = 60  # characters of the text in a REPL
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Completion:
     """One continuation of one prompt, and how it came about.
 
@@ -41,3 +44,8 @@ class Completion:
     def n_tokens(self) -> int:
         """How many ids were generated."""
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
+        facts = f"{self.n_tokens} tokens, ended by {self.finish_reason}, logprob {self.logprob:.2f}"
+        return f"<Completion {text!r}: {facts}{'' if self.seed is None else f', seed {self.seed}'}>"

@@ -44,6 +44,6 @@ def _own_groups(cgroups: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()  # a group's name is any bytes
+    except OSError:
         return ""

@@ -17,6 +17,7 @@ from runtime.perplexity import Progress, measure_rolling, measure_strided
 from runtime.scoring import Pair, encode_pair, fit_pair, perplexity, score_after, score_pairs
 from runtime.shared_context import SharedContext
 from runtime.stop_words import STOP_WORDS
+from runtime.suggestion import suggest
 from runtime.wikitext import detokenize, join_lines, split_pages
 
 Report = dict[str, Any]
@@ -32,7 +33,8 @@ def evaluate(
 ) -> Report:
     """See `runtime.evaluate`."""
     if not isinstance(task, str) or task not in _EVALUATIONS:
-        raise ValueError(f"there is no evaluation {task!r}; there are {', '.join(_EVALUATIONS)}")
+        likely = suggest(str(task), _EVALUATIONS)
+        raise ValueError(f"there is no evaluation {task!r}{likely}; there are {', '.join(_EVALUATIONS)}")
     if limit is not None:
         check_count("limit", limit)
     file = Path(path)

@@ -19,15 +19,16 @@ def anonymous_ranges() -> list[Range]:
     if sys.platform != "linux":
         return []
     try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        # bytes: names of mapped files need be no UTF-8, and may hold what str.splitlines takes for the end of a line
+        lines = Path("/proc/self/maps").read_bytes().split(b"\n")
     except OSError:
         return []
-    fields = (line.split(None, 5) for line in lines)
-    return [_range(first) for first, access, _, _, inode, *_ in fields if access == "rw-p" and inode == "0"]
+    fields = (line.split(None, 5) for line in lines if line)
+    return [_range(first) for first, access, _, _, inode, *_ in fields if access == b"rw-p" and inode == b"0"]
 
 
-def _range(text: str) -> Range:
-    begin, end = (int(address, 16) for address in text.split("-"))
+def _range(text: bytes) -> Range:
+    begin, end = (int(address, 16) for address in text.split(b"-"))
     return begin, end
 
 

@@ -31,7 +31,8 @@ _BUILT = {
     "tokenizer_config.json",
 }
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of operators that onnxruntime itself brings
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+# a name with control characters could command the terminal that an error names it on
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f-\x9f]+)")
 Stats = dict[str, os.stat_result]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from tokenizers import Tokenizer
 
@@ -22,6 +22,18 @@ from runtime.options import check_count
 from runtime.processor import advice, suitable_kernel
 from runtime.session import Session
 
+# what is looked for on a model, and is a function that takes one
+_FUNCTIONS = (
+    "complete",
+    "evaluate",
+    "generate",
+    "perform",
+    "prefix",
+    "score",
+    "score_text",
+    "stream",
+    "stream_many",
+)
 FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 
 
@@ -108,6 +120,12 @@ class Model:
             f"a Model cannot be pickled or copied: threads may share one, and a process loads its own from the folder, "
             f"runtime.load({str(self.folder)!r})"
         )
+
+    if not TYPE_CHECKING:  # to a type checker it would mean that a Model has every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            cure = f"; runtime.{name}(..., model=model) takes the model" if name in _FUNCTIONS else ""
+            raise AttributeError(f"a Model has no attribute {name!r}{cure}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"<Model {self.folder}{' (closed)' if self._session is None else ''}>"

@@ -12,11 +12,24 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 import numpy as np
 
 from runtime.form import READERS, Form, find_form
+from runtime.suggestion import suggest
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**63 - 1  # of whole numbers that have no smaller limit
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
+# names that transformers and OpenAI have for an option
+_ELSEWHERE = {
+    "bad_words_ids": "suppress_ids",
+    "do_sample": "temperature",
+    "eos_token_id": "stop_ids",
+    "max_completion_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "num_return_sequences": "n of runtime.complete",
+    "stop_strings": "stop",
+}
+_OF_COMPLETE = ("batch_size", "early_stopping", "length_penalty", "logprobs", "n", "num_beams")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -142,12 +155,32 @@ def takes_options(function: Function) -> Function:
 
 
 def make_options(given: Mapping[str, Any]) -> Options:
-    """Options from keywords. Raises TypeError naming an unknown one and all there are."""
+    """Options from keywords. Raises TypeError naming an unknown one, what it may have meant, and all there are."""
     names = [field.name for field in dataclasses.fields(Options)]
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise TypeError(f"{unknown[0]!r} is not an option; there are {', '.join(names)}")
+        raise TypeError(f"{unknown[0]!r} is not an option{_meant(unknown[0], names)}; there are {', '.join(names)}")
     return Options(**given)
+
+
+def _meant(unknown: str, names: Sequence[str]) -> str:
+    if unknown in _ELSEWHERE:
+        return f" ({_ELSEWHERE[unknown]} is)"
+    if unknown in _OF_COMPLETE:
+        return f" here (runtime.complete takes {unknown})"
+    return suggest(unknown, names)
+
+
+def check_seed(options: Options) -> None:
+    """Raise ValueError for a seed where nothing is drawn.
+
+    Not part of `Options`: OpenAI's clients send a seed with every request, and the server takes it.
+    """
+    if options.seed is not None and options.temperature == 0:
+        raise ValueError(
+            f"seed={options.seed} is of sampling, but temperature 0 does not sample: the text is always the same; "
+            "set temperature (1.0 is the model's own distribution) or leave seed out"
+        )
 
 
 def make_seeded(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[Options]:

@@ -22,7 +22,7 @@ ScoreOverflow = Literal["error", "truncate_left"]
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Score:
     """How likely the model finds a text: one entry a predicted token, natural logarithms."""
 
@@ -41,6 +41,9 @@ class Score:
     def perplexity(self) -> float:
         """Exponential of the mean negative log-probability a token."""
         return perplexity(self.logprob, len(self.logprobs))
+
+    def __repr__(self) -> str:
+        return f"<Score: {len(self.ids)} tokens, logprob {self.logprob:.2f}, perplexity {self.perplexity:.2f}>"
 
 
 def perplexity(logprob: float, n: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from runtime.options import Options, make_options
 from runtime.sentences import whole_text
 from runtime.stop_words import STOP_WORDS
+from runtime.suggestion import suggest
 
 Kind = Literal["generate", "choose", "last_word"]
 _KIND_FIELDS: dict[str, dict[str, Any]] = {
@@ -116,8 +117,9 @@ class Task:
         """Every field's value: what is given, else its default."""
         unknown = [name for name in given if name not in self.fields]
         if unknown:
+            likely = suggest(unknown[0], [*self.fields, *self.option_names])
             raise TypeError(
-                f"{unknown[0]!r} is no field of {self.name}, which has {self._described()}; "
+                f"{unknown[0]!r} is no field of {self.name}{likely}, which has {self._described()}; "
                 f"nor one of the options {', '.join(self.option_names)}"
             )
         values = {name: given.get(name, default) for name, default in self.fields.items()}

@@ -20,11 +20,12 @@ from runtime.completion import Completion
 from runtime.generation import generate_pieces
 from runtime.last_word import MAX_WORD_TOKENS, predict_word
 from runtime.model import Model
-from runtime.options import Options, make_options
+from runtime.options import Options, check_seed, make_options
 from runtime.row import Place, Row
 from runtime.scoring import Pair, score_pairs
 from runtime.shared_context import SharedContext
 from runtime.shared_prefix import Prefix
+from runtime.suggestion import suggest
 from runtime.task_library import TASKS
 from runtime.task_template import By, Task
 from runtime.text import check_fits, check_text, encode_prompt
@@ -90,7 +91,8 @@ def find_task(task: str | Task) -> Task:
     if not isinstance(task, str):
         raise TypeError(f"task is {task!r}; a Task or a name is expected: {', '.join(TASKS)}")
     if task not in TASKS:
-        raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}, and a Task of your own")
+        likely = suggest(task, TASKS)
+        raise ValueError(f"there is no task {task!r}{likely}; there are {', '.join(TASKS)}, and a Task of your own")
     return TASKS[task]
 
 
@@ -108,6 +110,7 @@ def _write(
 ) -> Answer:
     """Generate, and read the answer."""
     writing = prepare(model, task, text, fields, given)
+    check_seed(writing.options)
     row = Row(model, writing.ids, writing.options, Place(), n_top=0, prefix=prefix)
     for _ in generate_pieces(model, [row]):
         pass

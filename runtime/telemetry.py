@@ -5,9 +5,9 @@ user's cache, from the moment of their import, unless this variable says otherwi
 """
 
 import os
+import sys
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-
-onnxruntime.disable_telemetry_events()  # for a process that has imported onnxruntime before
+# imported before this package, onnxruntime has read the variable already
+if "onnxruntime" in sys.modules:
+    sys.modules["onnxruntime"].disable_telemetry_events()

@@ -12,7 +12,10 @@ from runtime.text import check_fits, encode_prompt
 def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
     """Ids of a prompt; one that cannot fit is refused before. Raises what `check_fits` and `encode_prompt` do."""
     if options.overflow in ("error", "stop"):
-        check_fits(model, prompt, model.config.n_positions)
+        try:
+            check_fits(model, prompt, model.config.n_positions)
+        except ValueError as error:
+            raise ValueError(f"{error}, or overflow='truncate_left' leaves out its beginning") from None
     return encode_prompt(model, prompt, special_tokens=options.special_tokens)
 
 
@@ -35,7 +38,10 @@ def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[i
     if options.overflow == "truncate_left":
         cure = f"max_new_tokens must be under {n_positions} for any prompt"
     asked = f"a prompt of {n} tokens and max_new_tokens {n_new}"
-    raise ValueError(f"{asked} pass the model's {n_positions} positions; {cure}")
+    told = f"{asked} pass the model's {n_positions} positions; {cure}"
+    if options.overflow == "error":
+        told += ", or overflow='truncate_left' leaves out the prompt's beginning, and overflow='slide' writes on"
+    raise ValueError(told)
 
 
 def slide(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:

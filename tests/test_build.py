@@ -227,7 +227,7 @@ def test_keeps_optimums_reference(tiny: Path, tmp_path: Path) -> None:
 def test_passes_the_revision_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
+    def download(repo_id: str, revision: str | None = None, **_: bool) -> Path:
         asked.append((repo_id, revision))
         return tiny
 

@@ -77,7 +77,6 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ("gpt2 --max-loss nan", "at least 0"),
         ("gpt2 --max-loss much", "invalid float"),
         ("random:gpt2 --max-loss 1", "random weights do not have"),
-        ("gpt2 --tokenizer somewhere", "--tokenizer goes with random:SIZE"),
         ("random:gpt2 --revision main", "--revision goes with a hub id"),
         (". --revision main", "--revision goes with a hub id"),
         ("gpt2 --block-size 48", "invalid choice: 48"),

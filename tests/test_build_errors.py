@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from export import graph, reference
+from export import compatibility, graph, reference
 from tests.building import QUICK, contents, error_line, run_here, write_tiny
 
 Change = Callable[[Path], object]
@@ -181,6 +181,11 @@ def test_what_goes_wrong_at_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def caused(error: Exception, by: Exception) -> Exception:
+    error.__cause__ = by
+    return error
+
+
 @pytest.mark.parametrize("missing", ["torch", "transformers", "optimum", "optimum.exporters", "optimum.exporters.onnx"])
 def test_a_missing_optimum_is_said_before_any_work(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
@@ -197,7 +202,14 @@ def test_a_missing_optimum_is_said_before_any_work(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError("Traceback of torch\nshapes differ"), r"could not export .*\(shapes differ\).*--no-reference"),
+        (
+            RuntimeError("cannot trace\nshapes differ"),
+            r"could not export .*\(RuntimeError: cannot trace shapes differ\).*--no-reference",
+        ),
+        (
+            caused(ImportError("no module\nof it"), by=ValueError("version 2 is\nrequired")),
+            r"\(ImportError: no module of it; caused by ValueError: version 2 is required\).*--no-reference",
+        ),
         (ImportError("cannot import name"), r"could not export .*\(ImportError: cannot import.*--no-reference"),
         (OSError("not a model folder"), "could not export .*not a model folder.*--no-reference"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
@@ -216,3 +228,39 @@ def test_a_failure_inside_optimum(
     assert run_here(monkeypatch, tiny, "--output", tmp_path / "model") == 1
     assert re.search(message, error_line(capsys.readouterr().err))
     assert list(tmp_path.iterdir()) == []
+
+
+# versions that do not go together ----------------------------------------------------------------------------------
+
+
+def installed_as(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """As if these versions were installed."""
+    true = compatibility.version
+    monkeypatch.setattr(compatibility, "version", lambda name: versions.get(name.replace("-", "_")) or true(name))
+
+
+def test_a_newer_hub_library_is_named_where_it_is_needed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed_as(monkeypatch, huggingface_hub="2.4.0")
+    assert run_here(monkeypatch, "owner/name", *QUICK, "--output", tmp_path / "model") == 1
+    line = error_line(capsys.readouterr().err)
+    assert "downloads need huggingface_hub 0.x, and 2.4.0 is installed: pip install -e '.[export-light]'" in line
+    assert run_here(monkeypatch, tiny, *QUICK, "--output", tmp_path / "model") == 0
+
+
+def test_what_the_reference_requires_is_checked_first(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed_as(monkeypatch, huggingface_hub="2.4.0")
+    assert run_here(monkeypatch, tiny, "--output", tmp_path / "model") == 1
+    shown = capsys.readouterr()
+    line = error_line(shown.err)
+    assert re.search(r"transformers [\d.]+ needs huggingface-hub\S+, and 2\.4\.0 is installed: pip install -e", line)
+    assert "or build with --no-reference" in line
+    assert shown.out == ""
+
+
+def test_what_is_installed_here_goes_together() -> None:
+    compatibility.check_hub()
+    compatibility.check_reference()

@@ -128,7 +128,10 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
             "model.safetensors: transformer.h.1.mlp.c_fc.weight holds NaN",
         ),
         (retensor(lambda tensors: spoil(tensors, -np.inf)), "h.1.mlp.c_fc.weight holds NaN or infinity"),
-        (remove("tokenizer.json"), "tokenizer.json is missing"),
+        (
+            remove("tokenizer.json"),
+            "has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt: --tokenizer",
+        ),
         (replace("tokenizer.json", '{"version": "1.0"}'), "tokenizer.json is not a tokenizer"),
         (replace("tokenizer.json", ""), "tokenizer.json is not a tokenizer"),
         (larger_tokenizer, "token id 399 .*vocab_size 257"),

@@ -71,6 +71,19 @@ def test_stop_may_be_repeated(run: Run, demo_fp32: Model) -> None:
     assert result.stdout.decode().splitlines() == [generate(PROMPT, model=demo_fp32, stop=[first, second])]
 
 
+def test_a_stop_string_may_be_the_end_of_a_line(run: Run, demo_fp32: Model) -> None:
+    result = run("generate", PROMPT, "--max-new-tokens=200", r"--stop=\n")
+    assert result.stdout.decode() == generate(PROMPT, model=demo_fp32, max_new_tokens=200, stop="\n") + os.linesep
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(r"\n", "\n"), (r"\r\n\t", "\r\n\t"), (r"\\n", r"\n"), (r"\d", r"\d"), ("\\", "\\"), ("ñ\n", "ñ\n")],
+)
+def test_escapes_of_a_stop_string(typed: str, meant: str) -> None:
+    assert cli.argument_parser().parse_args(["generate", "a", f"--stop={typed}"]).option_stop == [meant]
+
+
 @pytest.mark.parametrize(
     "locale", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
@@ -113,6 +126,24 @@ def test_the_version(run: Run) -> None:
     assert run("--version").stdout.decode().split() == ["gpt2-edge", runtime.__version__]
 
 
+def test_the_command_alone_shows_usage(run: Run) -> None:
+    result = run()
+    assert (result.returncode, result.stdout) == (2, b"")
+    shown = result.stderr.decode()
+    assert shown.startswith("usage: gpt2-edge")
+    assert all(f"\n    {name} " in shown for name in ("generate", "serve", "info"))
+
+
+def test_help_states_the_defaults() -> None:
+    commands = cli.argument_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for name in ("generate", "complete"):
+        about = " ".join(commands[name].format_help().split())  # type: ignore[index]
+        assert "greedy, as in Python), which soon repeats itself; --temperature 0.8 --top-p 0.9 samples" in about
+    assert "the default where prompts are typed at a terminal" in " ".join(
+        commands["generate"].format_help().split()  # type: ignore[index]
+    )
+
+
 def test_help_shows_an_example(run: Run) -> None:
     result = run("generate", "--help")
     text = result.stdout.decode()
@@ -129,8 +160,15 @@ def test_help_shows_an_example(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "COMMAND"),
         (["write"], "write"),
+        (["gnerate", "a"], "(did you mean generate?)"),
+        (["generate", "--temprature", "0.8", "a"], "--temprature (did you mean --temperature?)"),
+        (["generate", "a", "--temprature=0.8"], "--temprature=0.8 (did you mean --temperature?)"),
+        (["generate", "a", "--overflow=sldie"], "(did you mean slide?)"),
+        (["serve", "--max-token=8"], "(did you mean --max-tokens?)"),
+        (["info", "a", "--model=b"], "the model is given twice: a and --model b"),
+        (["generate", "a", "--seed=3"], "seed=3 is of sampling"),
+        (["complete", "a", "--seed=3"], "seed=3 is of sampling"),
         (["generate", "a", "b"], "b"),
         (["generate", "a", "--max-new-tokens=many"], "--max-new-tokens"),
         (["generate", "a", "--max-new-tokens=0"], "max_new_tokens"),
@@ -163,7 +201,12 @@ def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.Captu
     ("arguments", "stdin", "named"),
     [
         (["Once", "--model=no-such-model"], b"", "no-such-model"),
-        (["Once", "--max-new-tokens=600"], b"", "512"),
+        (
+            ["Once", "--max-new-tokens=600"],
+            b"",
+            "512 positions; max_new_tokens can be at most 511, or --overflow trunc",
+        ),
+        (["-"], b"z" * 10**6, "shorten it, or --overflow truncate_left"),
         (["-"], b"ab\xff", "UTF-8"),
     ],
 )

@@ -64,6 +64,7 @@ def test_a_terminal_asks_for_prompts_until_control_d(demo_fp32_folder: Path, dem
 
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-m", "runtime", "generate", "--max-new-tokens=6", "--model", str(demo_fp32_folder)]
+    arguments.append("--temperature=0")  # the prompt samples otherwise
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, stdin=theirs, stdout=pipe, stderr=pipe, cwd=REPOSITORY) as process:
         os.close(theirs)
@@ -193,6 +194,8 @@ def test_perform_shows_the_task(command: Command) -> None:
     ("arguments", "named"),
     [
         (["dance", "a"], "dance"),
+        (["sumarize", "a"], "(did you mean summarize?)"),
+        (["translate", "a", "--field=too=French"], "(did you mean to?)"),
         (["translate", "a", "--field=to"], "NAME=VALUE"),
         (["translate", "a", "--field=colour=red"], "colour"),
         (["summarize", ""], "empty"),
@@ -225,7 +228,7 @@ def test_check_is_0_or_1(command: Command, demo_fp32_folder: Path, tmp_path: Pat
     assert json.loads(command("check", str(demo_fp32_folder), "--json", "--threads=1")[1])["passed"] is True
     folder = Path(shutil.copytree(demo_fp32_folder, tmp_path / "model"))
     (folder / "config.json").write_bytes(b"{}")
-    status, out, err = command("check", str(folder))
+    status, out, err = command("check", "--model", str(folder))
     assert (status, err) == (1, "")
     assert out.startswith("NOT OK: config.json")
     status, out, err = command("check", str(tmp_path))
@@ -238,4 +241,5 @@ def test_info(command: Command, demo_fp32_folder: Path) -> None:
     facts = json.loads(out)
     assert (status, facts["folder"], facts["precision"]) == (0, str(demo_fp32_folder), "fp32")
     lines = command("info", str(demo_fp32_folder))[1].splitlines()
+    assert command("info", "--model", str(demo_fp32_folder))[1].splitlines() == lines
     assert [line.split(maxsplit=1)[0] for line in lines] == list(facts)

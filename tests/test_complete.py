@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import batch, complete, generate, stream, stream_many
+from runtime import batch, complete, generate, score_text, stream, stream_many
 from runtime.cache import Cache
 from runtime.completion import Completion
 from runtime.model import Model
@@ -199,3 +199,17 @@ def test_a_plain_export_does_one_row_at_a_time(demo_reference: Model, demo_fp32:
     options: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 1}
     found = complete(["The", PROMPT], model=demo_reference, **options)
     assert ids_of(found) == ids_of(complete(["The", PROMPT], model=demo_fp32, **options))
+
+
+def test_a_result_is_short_in_a_repl(demo_fp32: Model) -> None:
+    [long] = complete("The old king", model=demo_fp32, max_new_tokens=100, temperature=1.0, seed=3)
+    assert repr(long) == f"<Completion {long.text[:60] + '...'!r}: 100 tokens, ended by length, {facts(long)}>"
+    [short] = complete("One day", model=demo_fp32, max_new_tokens=2)
+    assert repr(short) == f"<Completion {short.text!r}: 2 tokens, ended by length, logprob {short.logprob:.2f}>"
+    scored = score_text("Once upon a time", model=demo_fp32)
+    figures = f"logprob {scored.logprob:.2f}, perplexity {scored.perplexity:.2f}"
+    assert repr(scored) == f"<Score: {len(scored.ids)} tokens, {figures}>"
+
+
+def facts(completion: Completion) -> str:
+    return f"logprob {completion.logprob:.2f}, seed {completion.seed}"

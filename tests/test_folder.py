@@ -6,19 +6,23 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 import runtime
-from export import build
+from export import build, card
 from export.quality import Quality
+from runtime import cli
 from runtime.json_file import read_json
 from tests.building import END, FILES, QUICK, TEXT, TINY, write_tiny
 
@@ -80,8 +84,8 @@ def test_quality_is_what_the_runtime_measures(model: Path, tiny: Path, tmp_path:
 
 
 def test_the_card_says_what_the_model_is(model: Path, tiny: Path) -> None:
-    card, report = ModelCard.load(model / "README.md"), read(model, "quality.json")
-    data = card.data.to_dict()
+    found, report = ModelCard.load(model / "README.md"), read(model, "quality.json")
+    data = found.data.to_dict()
     assert data["library_name"] == "onnxruntime"
     assert data["pipeline_tag"] == "text-generation"
     assert data["tags"] == ["gpt2", "onnx", "int8"]
@@ -97,9 +101,44 @@ def test_the_card_says_what_the_model_is(model: Path, tiny: Path) -> None:
         f"{report['reference_perplexity']:.3f}",
         f"a loss of {report['loss_percent']:.3f} %",
         'runtime.load("mine")',
-        f"python export/build.py {tiny} --no-reference --block-size 32 --output {model}",
+        "made by gpt2-edge from a checkpoint on disk, `tiny`.",
+        "python export/build.py tiny --no-reference --block-size 32 --output mine",
+        "pip install .",
     ):
-        assert said in card.text, said
+        assert said in found.text, said
+    assert "pip install gpt2-edge" not in found.text  # nothing is published yet
+    assert str(tiny.parent) not in found.content
+    assert str(model.parent) not in found.content
+
+
+@pytest.mark.parametrize(
+    ("typed", "source", "commit", "shown"),
+    [
+        ("/home/me/fine --output=/srv/models/x", "/home/me/fine", None, "fine --output=x"),
+        (
+            "../fine/ --tokenizer ~/base --eval-text ./a/b.txt",
+            "../fine/",
+            None,
+            "fine --tokenizer base --eval-text b.txt",
+        ),
+        ("owner/name --revision refs/pr/3", "owner/name", "c0ffee", "owner/name --revision refs/pr/3"),
+        ("random:gpt2 --keep-reference '/tmp/a b'", "random:gpt2", None, "random:gpt2 --keep-reference 'a b'"),
+    ],
+)
+def test_the_cards_command_names_no_places(typed: str, source: str, commit: str | None, shown: str) -> None:
+    checkpoint = mock.Mock(source=source, commit=commit, is_random=source.startswith("random:"))
+    command = card._without_places(f"python export/build.py {typed}", checkpoint)
+    assert command == f"python export/build.py {shown}"
+
+
+def test_the_cards_commands_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    text = (model / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    commands = re.findall(r"`gpt2-edge (.*?)`", text)
+    assert {shlex.split(command)[0] for command in commands} == {"generate", "check"}
+    assert [cli.main(shlex.split(command)) for command in commands] == [0] * len(commands)
 
 
 def test_a_model_that_was_not_verified_says_so(tiny: Path, tmp_path: Path) -> None:

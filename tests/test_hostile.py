@@ -110,7 +110,8 @@ def test_prefix(text: Any, rest: str, special_tokens: Any, options: dict[str, An
     prefix = attempt(lambda: runtime.prefix(text, model=tiny(), special_tokens=special_tokens))
     if prefix is None:
         return
-    asked = limited({"seed": 1, "special_tokens": special_tokens, **options})
+    seed = {"seed": 1} if options.get("temperature") else {}
+    asked = limited({**seed, "special_tokens": special_tokens, **options})
     asked.pop("deadline", None)
     found = attempt(lambda: runtime.generate(text + rest, model=tiny(), prefix=prefix, **asked))
     asked["cancel"] = n_passes(N_PASSES)

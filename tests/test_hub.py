@@ -227,8 +227,11 @@ def unused_port() -> int:
     [
         ({"config.json": None}, "owner/tiny is no checkpoint of transformers: it has no config.json"),
         ({"config.json": b'{"model_type": "llama"}'}, "model_type is 'llama', 'gpt2' is needed"),
-        ({"tokenizer.json": None}, "owner/tiny has no tokenizer.json, and no vocab.json and merges.txt either"),
-        ({"tokenizer.json": None, "vocab.json": b"{}"}, "no vocab.json and merges.txt either"),
+        (
+            {"tokenizer.json": None},
+            "owner/tiny has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt: --tokenizer FOLDER",
+        ),
+        ({"tokenizer.json": None, "vocab.json": b"{}"}, "owner/tiny has no tokenizer, neither"),
         ({"model.safetensors": None}, "from_pretrained('owner/tiny').save_pretrained('DIR')"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def test_what_is_new_is_what_nothing_covered_before(now: list[Range], before: li
     new = huge_pages._without(now, before)
     assert covered(new) == covered(now) - covered(before)
     assert all(begin < end for begin, end in new)
+
+
+@linux_only
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\x85 0-1 rw-p 0 0:0 0", b"two  spaces\x0b\x1c"])
+def test_a_mapped_file_may_have_any_name(tmp_path: Path, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_bytes(b"x" * mmap.PAGESIZE)
+    before = huge_pages.anonymous_ranges()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        assert {begin for begin, _ in before} & {begin for begin, _ in huge_pages.anonymous_ranges()}
 
 
 @linux_only

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from export import build
 from tests.building import EVERY_CALL, QUICK, REPOSITORY, SCRIPT, run, write_tiny
 from tests.environment import make_environment, required
@@ -63,6 +64,19 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_names_are_imported_when_they_are_used(tmp_path: Path) -> None:
+    """Ctrl-C could not be provided for while numpy and onnxruntime are imported by `import runtime` itself."""
+    code = (
+        "import sys, runtime; early = {'numpy', 'onnxruntime'} & {*sys.modules}; "
+        "found = [getattr(runtime, name) for name in runtime.__all__]; "
+        "print(early, set(runtime.__all__) <= set(dir(runtime)), len(found), runtime.load is runtime.api.load)"
+    )
+    done = run(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.stdout == f"set() True {len(runtime.__all__)} True\n", done.stderr
+    with pytest.raises(AttributeError, match="module 'runtime' has no attribute 'colour'"):
+        _ = runtime.colour  # type: ignore[attr-defined]
+
+
 def test_nothing_foreign_is_loaded_run_or_asked_for(model: Path, tmp_path: Path) -> None:
     done = run(sys.executable, EVERY_CALL, model, PROMPT, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
@@ -85,7 +99,7 @@ def test_the_wheel_is_the_runtime_and_nothing_else(wheel: Path) -> None:
     data = {name for name in names - information if not name.endswith(".py")}
     assert names - information - data == modules
     assert data == {"runtime/py.typed"}
-    assert "gpt2-edge = runtime.cli:main" in entries
+    assert "gpt2-edge = runtime.__main__:main" in entries
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {line.split()[1].split(">")[0] for line in needed} == required()
     assert any(name.endswith("/licenses/LICENSE") for name in information)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from runtime import generate, load
 from runtime.model import Model
 from tests.building import REPOSITORY, run
@@ -34,6 +35,15 @@ def test_closing_frees_the_session(demo_fp32_folder: Path) -> None:
     model.close()
     gc.collect()
     assert session() is None
+
+
+@pytest.mark.parametrize("name", ["generate", "stream", "stream_many", "complete", "score", "perform", "prefix"])
+def test_a_function_looked_for_on_a_model_is_named(demo_fp32: Model, name: str) -> None:
+    assert callable(getattr(runtime, name))
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; runtime\.{name}\(\.\.\., model=model\)"):
+        getattr(demo_fp32, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'colour'$"):
+        _ = demo_fp32.colour  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])

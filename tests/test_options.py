@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import generate, stream
+from runtime import complete, generate, perform, stream, stream_many
 from runtime.model import Model
 from runtime.options import Options
 
@@ -109,8 +109,33 @@ def test_a_number_that_python_will_not_write_is_refused_all_the_same() -> None:
         Options(top_k=10**5000, temperature=1.0)
 
 
-def test_a_seed_needs_no_temperature() -> None:
-    assert Options(seed=3).seed == 3
+def test_a_seed_needs_a_temperature(demo_fp32: Model) -> None:
+    for call in (generate, stream, complete):
+        with pytest.raises(ValueError, match="seed=3 is of sampling, but temperature 0 does not sample"):
+            call("Once", model=demo_fp32, seed=3)
+    with pytest.raises(ValueError, match="seed=3 is of sampling"):
+        stream_many(["Once"], model=demo_fp32, seed=3)
+    with pytest.raises(ValueError, match="seed=3 is of sampling"):
+        perform("answer", "What do bees make?", model=demo_fp32, seed=3)
+    assert Options(seed=3).seed == 3  # clients of the server send one with every request
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("temprature", "(did you mean temperature?)"),
+        ("max_tokens", "(max_new_tokens is)"),
+        ("do_sample", "(temperature is)"),
+        ("num_return_sequences", "(n of runtime.complete is)"),
+        ("n", "here (runtime.complete takes n)"),
+        ("colour", "is not an option; there are"),
+    ],
+)
+def test_an_unknown_option_is_told_what_it_may_have_meant(demo_fp32: Model, wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        generate("Once", model=demo_fp32, **{wrong: 1})  # type: ignore[misc]
+    assert str(raised.value).startswith(f"{wrong!r} ")
+    assert meant in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +218,7 @@ def test_numbers_of_other_libraries_mean_what_plain_ones_do(
     demo_fp32: Model, given: dict[str, Any], plain: dict[str, Any]
 ) -> None:
     with np.errstate(all="raise"):
-        options = {"seed": 1, "max_new_tokens": 5, "overflow": "stop"}
+        options = {"temperature": 1.0, "seed": 1, "max_new_tokens": 5, "overflow": "stop"}
         assert generate("Once" * 100, model=demo_fp32, **options | given) == generate(
             "Once" * 100, model=demo_fp32, **options | plain
         )

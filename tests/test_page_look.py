@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browsing import browser as browser
-from tests.browsing import browser_only, generate, open_page, slide
+from tests.browsing import browser_only, expect, generate, open_page, slide
 from tests.browsing import server as server
 from tests.serving import Running
 
@@ -39,7 +39,7 @@ def test_no_screen_is_too_narrow(browser: Any, server: Running, width: int) -> N
         generate(page)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
         page.locator("#output b").last.hover()
-        box = page.get_by_role("tooltip").bounding_box()
+        box = page.locator("#tip").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
 
@@ -78,3 +78,49 @@ def test_everything_has_a_name(page: Any) -> None:
     for control in page.locator("button:visible, input:visible, select:visible, textarea:visible").all():
         snapshot = control.aria_snapshot()
         assert re.search(r'^- \w+ ".+"', snapshot), snapshot
+
+
+TOUCH = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+@browser_only
+def test_fingers_have_hints_and_targets_of_their_own(browser: Any, server: Running) -> None:
+    """At least 44 by 44 CSS pixels, WCAG 2.2's level AAA, but for words in a text."""
+    for page in open_page(browser, server, **TOUCH):
+        slide(page, "max_tokens", 16)
+        generate(page)
+        page.locator("#output b").nth(2).tap()
+        tip = page.locator("#tip")
+        expect(tip).to_be_visible()
+        expect(page.get_by_text("Tap a word to see what else was likely")).to_be_visible()
+        for hint in ("Point at a word", "generates"):
+            expect(page.get_by_text(hint)).to_be_hidden()
+        small = [
+            (target.get_attribute("id"), target.inner_text(), box)
+            for target in page.locator("button:visible, fieldset span:visible, input:not([type=radio]):visible").all()
+            if (box := target.bounding_box())["height"] < 44 or box["width"] < 44
+        ]
+        assert small == []
+        words = page.locator("#output b").all_text_contents()
+        other = tip.locator("button").nth(1)
+        name = other.inner_text().replace("·", " ").replace("↵", "\n")
+        other.tap()
+        expect(page.locator("#status")).to_contain_text(" s;")
+        assert page.locator("#output b").all_text_contents()[:3] == [*words[:2], name]
+
+
+@browser_only
+def test_a_tap_elsewhere_puts_the_alternatives_away(browser: Any, server: Running) -> None:
+    for page in open_page(browser, server, **TOUCH):
+        slide(page, "max_tokens", 16)
+        generate(page)
+        page.locator("#output b").nth(2).tap()
+        expect(page.locator("#tip")).to_be_visible()
+        page.get_by_role("heading", name="gpt2-edge").tap()
+        expect(page.locator("#tip")).to_be_hidden()
+
+
+@browser_only
+def test_pointers_have_hints_of_their_own(page: Any) -> None:
+    expect(page.get_by_text("Point at a word")).to_be_visible()
+    expect(page.get_by_text("Tap a word")).to_be_hidden()

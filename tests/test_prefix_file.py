@@ -133,9 +133,21 @@ def test_the_command_writes_the_file_of_the_function(
     assert command("prefix", "-", "--output", str(file), stdin=TEXT) == (0, expected, "")
     prefix.save(tmp_path / "q")
     assert file.read_bytes() == (tmp_path / "q").read_bytes()
-    status, out, _ = command("prefix", "<|endoftext|>", "--output", str(file), "--json", "--special-tokens")
-    assert (status, json.loads(out)) == (0, {"tokens": 1, "kept": 0, "bytes": 0})
-    assert load_prefix(file, model=tiny).special_tokens
+    status, out, _ = command("prefix", f"<|endoftext|>{TEXT}", "--output", str(file), "--json", "--special-tokens")
+    found = load_prefix(file, model=tiny)
+    assert found.special_tokens
+    facts = {"tokens": len(found.ids), "kept": found.n_kept, "bytes": found.nbytes}
+    assert (status, json.loads(out)) == (0, facts)
+
+
+def test_the_command_fails_where_a_prefix_saves_nothing(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    file = tmp_path / "p"
+    status, out, err = command("prefix", "abc", "--output", str(file))
+    assert (status, out) == (1, "")
+    assert f"a prefix of 3 tokens would save nothing: it counts in steps of {PREFILL_STEP} tokens" in err
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(

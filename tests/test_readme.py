@@ -19,6 +19,8 @@ import pytest
 import runtime
 from export.arguments import argument_parser as build_parser
 from runtime.cli import argument_parser
+from runtime.interactive import SAMPLING
+from runtime.options import Options
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -38,7 +40,7 @@ OUTSIDE = {  # commands that need what a test has not
 }
 READERS = {  # files that are the reader's
     "lambada_test.jsonl": json.dumps({"text": STORY}) + "\n",
-    "rules.txt": STORY,
+    "rules.txt": STORY * 16,
     "corpus.txt": f"{STORY}\n{STORY}\n",
     "prompts.txt": STORY,
 }
@@ -152,6 +154,21 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"`?\bmake ([a-z-]+)\b", README))
     assert {"demo", "test", "bench-quick"} <= targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets - {"makes"}), targets
+
+
+def test_defaults_are_as_they_are_stated() -> None:
+    table = README[README.index("| | temperature | top_p | new tokens |") :].split("\n\n")[0].splitlines()[2:]
+    stated = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in table]
+    plain, server = Options(), pytest.importorskip("runtime.server.completions", exc_type=ImportError)
+    script = (REPOSITORY / "runtime" / "server" / "page.js").read_text(encoding="utf-8")
+    sliders = dict(re.findall(r'^  \["(\w+)", [\d.]+, [\d.]+, [\d.]+, ([\d.]+),', script, re.MULTILINE))
+    assert (plain.temperature, plain.top_p) == (0, 1)
+    assert stated == [
+        ["0 (greedy)", "off", str(plain.max_new_tokens)],
+        [str(SAMPLING["temperature"]), str(SAMPLING["top_p"]), str(plain.max_new_tokens)],
+        [sliders[name] for name in ("temperature", "top_p", "max_tokens")],
+        ["1", "off", str(server.DEFAULT_MAX_TOKENS)],
+    ]
 
 
 def test_links_lead_somewhere() -> None:

@@ -236,10 +236,6 @@ def test_without_a_seed_every_text_is_another(demo_fp32: Model) -> None:
     assert len({sampled(demo_fp32) for _ in range(3)}) == 3
 
 
-def test_a_seed_changes_nothing_in_greedy_text(demo_fp32: Model) -> None:
-    assert sampled(demo_fp32, temperature=0, seed=1) == sampled(demo_fp32, temperature=0)
-
-
 @pytest.mark.parametrize("filtered", [{"top_k": 5}, {"top_p": 0.3}, {"min_p": 0.5}, {"typical_p": 0.2}], ids=repr)
 def test_filters_reach_the_sampler(demo_fp32: Model, filtered: dict[str, Any]) -> None:
     assert sampled(demo_fp32, temperature=3.0, seed=1, **filtered) != sampled(demo_fp32, temperature=3.0, seed=1)

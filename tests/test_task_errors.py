@@ -108,7 +108,7 @@ def test_what_cannot_be_cut(demo_fp32: Model) -> None:
 @pytest.mark.parametrize(
     ("task", "fields", "error", "message"),
     [
-        ("sumarize", {}, ValueError, "no task 'sumarize'; there are summarize, translate, answer, read, choose"),
+        ("sumarize", {}, ValueError, "no task 'sumarize' \\(did you mean summarize\\?\\); there are summarize,"),
         (5, {}, TypeError, "task is 5; a Task or a name"),
         ("summarize", {"examples": "one"}, TypeError, "examples is 'one'; pairs"),
         ("summarize", {"examples": 5}, TypeError, "examples is 5; pairs"),

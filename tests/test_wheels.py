@@ -51,7 +51,7 @@ def test_the_servers_wheel_is_the_server_and_nothing_else(wheels: list[Path]) ->
     with zipfile.ZipFile(wheels[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {path.name for path in (REPOSITORY / "runtime" / "server").glob("*.py")}
-    assert names == {f"runtime/server/{name}" for name in modules | PAGE | {"LICENSE"}}
+    assert names == {f"runtime/server/{name}" for name in modules | PAGE}
 
 
 def test_without_its_wheel_the_server_is_named(wheels: list[Path], tmp_path: Path) -> None:

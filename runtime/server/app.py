@@ -30,6 +30,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: Literal["gpt2-edge"] = "gpt2-edge"
     max_model_len: int  # tokens of prompt and continuation together
+    max_tokens: int  # new ones that a request may ask for
     chat: bool  # whether it has a chat template
 
 
@@ -82,6 +83,7 @@ def _card(request: Request) -> ModelCard:
         id=engine.model_id,
         created=engine.created,
         max_model_len=engine.model.config.n_positions,
+        max_tokens=engine.settings.max_tokens,
         chat=engine.chat_template is not None,
     )
 

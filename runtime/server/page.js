@@ -21,9 +21,12 @@ const TASKS = {
   read: ["Passage", "Paste a passage, and ask about it below."],
   choose: ["Text with a blank _", "The trophy does not fit in the case because the _ is too big."],
 };
+const NO_SERVER = "The server does not answer. It may have been stopped: start it again, and press Generate.";
+const LOST = "The connection to the server was lost: it may have been stopped. What it wrote until then is above.";
 const touched = new Set(); // sliders moved by hand: a task has values of its own for the others
 let modelId = null;
 let running = null; // the AbortController of a request under way
+let sheet = null; // what is written on
 
 // what is asked ------------------------------------------------------------------------------------------------------
 
@@ -45,6 +48,7 @@ function request() {
     const greedy = Number($("temperature").value) === 0 && (!task || touched.has("temperature"));
     if (task ? touched.has(name) : value !== off) if (!(isFilter && greedy)) body[name] = value;
   }
+  if (body.max_tokens !== undefined) body.overflow = "stop"; // the slider asks for at most so many
   if ($("seed").value !== "") body.seed = $("seed").value;
   if ($("stop-text").value !== "") body.stop = $("stop-text").value.replaceAll("\\n", "\n");
   return body;
@@ -63,24 +67,25 @@ function headers() {
 
 // generating ---------------------------------------------------------------------------------------------------------
 
-async function generate() {
+/** Write on from the prompt, or from a branch: { prompt, words, text }, words that stay and their text. */
+async function generate(branch) {
   if (running) running.abort();
   const control = (running = new AbortController());
-  const sheet = new Sheet(chosenTask() ? "" : promptText());
+  const written = (sheet = new Sheet(branch ? branch.prompt : chosenTask() ? "" : promptText(), branch));
   setBusy(true);
   try {
     const body = { ...request(), stream: true };
+    if (branch) body.prompt = branch.prompt + branch.text;
     if (body.task !== "choose") body.logprobs = ALTERNATIVES;
-    const reply = await fetch("v1/completions", { method: "POST", headers: headers(), body: toJson(body), signal: control.signal });
-    if (!reply.ok) throw new Error((await reply.json()).error.message);
+    const reply = await ask(body, control.signal);
     for await (const chunk of events(reply.body)) {
       if (chunk.error) throw new Error(chunk.error.message);
-      for (const choice of chunk.choices) sheet.add(choice);
+      for (const choice of chunk.choices) written.add(choice);
     }
-    sheet.finish();
+    written.finish();
   } catch (error) {
-    if (control.signal.aborted) sheet.finish("Stopped.");
-    else sheet.fail(error.message);
+    if (control.signal.aborted) written.finish("Stopped.");
+    else written.fail(error.message);
   } finally {
     if (running === control) {
       running = null;
@@ -89,13 +94,26 @@ async function generate() {
   }
 }
 
+/** The reply to a request. An error has the server's reason, or says that there is no server. */
+async function ask(body, signal) {
+  const options = { method: "POST", headers: headers(), body: toJson(body), signal };
+  const reply = await fetch("v1/completions", options).catch(() => fail(NO_SERVER));
+  if (reply.ok) return reply;
+  const told = await reply.json().catch(() => fail(NO_SERVER)); // of a proxy in between, say
+  return fail(told.error ? told.error.message : NO_SERVER);
+}
+
+function fail(message) {
+  throw new Error(message);
+}
+
 /** Server-sent events of a reply, read. */
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch(() => fail(LOST));
+    if (done) fail(LOST); // without its last event
     held += value;
     const parts = held.split("\n\n");
     held = parts.pop();
@@ -112,6 +130,18 @@ function setBusy(busy) {
   $("output").setAttribute("aria-busy", busy);
   $("stop").disabled = !busy;
   if (!busy && document.activeElement === document.body) $("go").focus();
+}
+
+/** Go on from an alternative: what stands before the word stays, and the alternative takes its place. */
+function continueFrom(element, name) {
+  const at = sheet.shown.findIndex(([shown]) => shown === element);
+  if (at < 0) return;
+  const kept = sheet.shown.slice(0, at).map(([shown]) => shown);
+  const token = { ...element.tokens[0], name, probability: element.tokens[0].top.find(([other]) => other === name)[1] };
+  const words = [...kept, word(name, [token], !at)];
+  document.querySelector("input[name=task][value='']").checked = true;
+  showTask();
+  generate({ prompt: sheet.prompt, words, text: words.map((shown) => shown.textContent).join("") });
 }
 
 // copying ------------------------------------------------------------------------------------------------------------
@@ -201,17 +231,25 @@ function reset() {
 async function greet() {
   const reply = await fetch("v1/models", { headers: headers() });
   $("key-row").hidden = reply.ok && !$("key").value;
-  if (!reply.ok) return say(reply.status === 401 ? "This server asks for a key: give it among the options." : "The server does not answer.");
+  if (!reply.ok) return say(reply.status === 401 ? "This server asks for a key: give it among the options." : NO_SERVER);
   const [model] = (await reply.json()).data;
   modelId = model.id;
   $("model").textContent = model.id;
-  $("max_tokens").max = Math.max(8, Math.floor((model.max_model_len - 1) / 8) * 8);
+  limitTokens(Math.min(model.max_model_len - 1, model.max_tokens));
   return say("Ready.");
+}
+
+/** The slider asks for no more than the server and the model's context allow. */
+function limitTokens(most) {
+  const slider = $("max_tokens");
+  const step = most < 16 ? 1 : 8;
+  Object.assign(slider, { step, min: Math.min(step, most), max: most - (most % step) });
+  showSliders();
 }
 
 addSliders();
 showTask();
-greet().catch(() => say("The server does not answer."));
+greet().catch(() => say(NO_SERVER));
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
@@ -220,20 +258,27 @@ $("stop").addEventListener("click", () => running && running.abort());
 $("reset").addEventListener("click", reset);
 $("key").addEventListener("change", greet);
 $("tasks").addEventListener("change", showTask);
+$("copy-text").addEventListener("click", (event) => copy(event.currentTarget, sheet ? sheet.whole : ""));
 $("copy-python").addEventListener("click", (event) => copy(event.currentTarget, asPython()));
 $("copy-curl").addEventListener("click", (event) => copy(event.currentTarget, asCurl()));
 $("output").addEventListener("keydown", moveFocus);
-for (const [begin, end] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
-  $("output").addEventListener(begin, (event) => event.target.tokens && showTip(event.target));
-  $("output").addEventListener(end, hideTip);
+$("tip").addEventListener("keydown", moveInTip);
+for (const kind of ["mouseover", "focusin", "click"]) {
+  $("output").addEventListener(kind, (event) => event.target.tokens && !event.buttons && showTip(event.target));
 }
+for (const place of [$("output"), $("tip")]) {
+  place.addEventListener("mouseout", hideTipSoon);
+  place.addEventListener("focusout", (event) => $("tip").contains(event.relatedTarget) || hideTipSoon());
+}
+for (const kind of ["mouseover", "focusin"]) $("tip").addEventListener(kind, keepTip);
+addEventListener("pointerdown", (event) => event.target.tokens || $("tip").contains(event.target) || hideTip());
 addEventListener("scroll", hideTip, { passive: true });
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     generate();
   } else if (event.key === "Escape") {
-    hideTip();
+    leaveTip();
     if (running) running.abort();
   }
 });

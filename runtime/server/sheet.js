@@ -2,9 +2,10 @@
 
 const $ = (id) => document.getElementById(id);
 
-/** The sheet that is written on: the prompt, and a word for each token. */
+/** The sheet that is written on: the prompt, the words that a branch keeps, and a word for each token. */
 class Sheet {
-  constructor(prompt) {
+  constructor(prompt, branch) {
+    this.prompt = prompt;
     this.text = "";
     this.end = null;
     this.n = 0;
@@ -15,6 +16,8 @@ class Sheet {
     hideTip();
     $("answer").hidden = true;
     $("output").replaceChildren(make("span", { className: "prompt", textContent: prompt }));
+    this.branches = !chosenTask(); // a task's text cannot be given back to it
+    for (const shown of branch ? branch.words : []) this.show(shown);
     say("Reading the prompt …");
     $("speed").textContent = "\u00a0";
   }
@@ -38,9 +41,19 @@ class Sheet {
   write(text, token) {
     if (token) this.held.push(token);
     if (!text) return;
-    this.shown.push([$("output").appendChild(word(text, this.held, !this.shown.length)), this.text.length]);
+    this.show(word(text, this.held, !this.shown.length));
     this.held = [];
-    this.text += text;
+  }
+
+  show(element) {
+    this.shown.push([$("output").appendChild(element), this.text.length]);
+    this.text += element.textContent;
+  }
+
+  /** All that stands on the sheet but for notes. */
+  get whole() {
+    const parts = [...$("output").childNodes].filter((node) => !node.classList || !node.matches(".wrong, .empty"));
+    return parts.map((node) => node.textContent).join("");
   }
 
   tellSpeed() {
@@ -141,12 +154,17 @@ function fill(share) {
   return element;
 }
 
-function bars(pairs, chosen) {
+/** Probabilities as bars, the highest first; `pick`, where it is given, is called with the name that is clicked. */
+function bars(pairs, chosen, pick) {
   const list = make("dl", { className: "bars" });
   for (const [name, probability] of pairs.sort((one, other) => other[1] - one[1])) {
     const className = name === chosen ? "chosen" : "";
+    const term = make("dt", { className, title: name });
+    const isText = !/^bytes:|^<\|.*\|>$/.test(name); // parts of a character and ends of text cannot be written on from
+    if (pick && isText) term.append(make("button", { type: "button", textContent: visible(name), onclick: () => pick(name) }));
+    else term.textContent = visible(name);
     list.append(
-      make("dt", { className, textContent: visible(name), title: name }),
+      term,
       make("dd", { className: "bar", ariaHidden: "true" }, fill(probability)),
       make("dd", { className, textContent: percent(probability) }),
     );
@@ -156,11 +174,20 @@ function bars(pairs, chosen) {
 
 // what else the model considered -------------------------------------------------------------------------------------
 
+let tipped = null; // the word whose alternatives are shown
+let hiding = 0; // the timer of a tip that the pointer has left
+
 function showTip(element) {
+  keepTip();
+  if (tipped === element && !$("tip").hidden) return;
   const tip = $("tip");
   const token = element.tokens[0];
-  tip.replaceChildren(make("p", { textContent: "what the model considered here" }), bars(token.top.slice(), token.name));
+  const pick = sheet && sheet.branches ? (name) => continueFrom(element, name) : null;
+  const how = matchMedia("(hover: none)").matches ? "tap" : "click";
+  const told = pick ? `what the model considered here; ${how} one to go on from it` : "what the model considered here";
+  tip.replaceChildren(make("p", { textContent: told }), bars(token.top.slice(), token.name, pick));
   tip.hidden = false;
+  tipped = element;
   const place = element.getClientRects()[0];
   const left = Math.max(8, Math.min(place.left, document.documentElement.clientWidth - tip.offsetWidth - 8));
   const below = place.bottom + 6;
@@ -171,16 +198,51 @@ function showTip(element) {
 }
 
 function hideTip() {
+  keepTip();
   $("tip").hidden = true;
+  tipped = null;
+}
+
+/** Not at once: the pointer may be on its way to an alternative. */
+function hideTipSoon() {
+  keepTip();
+  hiding = setTimeout(hideTip, 300);
+}
+
+function keepTip() {
+  clearTimeout(hiding);
+}
+
+/** Back to the word, where the keyboard was among its alternatives. */
+function leaveTip() {
+  const back = $("tip").contains(document.activeElement) ? tipped : null;
+  hideTip();
+  if (!back) return;
+  back.focus();
+  hideTip(); // the focus showed it again
+}
+
+function moveInTip(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const choices = [...$("tip").querySelectorAll("button")];
+  const next = choices[choices.indexOf(document.activeElement) + step];
+  if (!step || !next) return;
+  event.preventDefault();
+  next.focus();
 }
 
 function moveFocus(event) {
+  const first = $("tip").querySelector("button");
+  if ((event.key === "Enter" || event.key === "ArrowDown") && event.target.tokens && first && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    return first.focus();
+  }
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const words = [...$("output").querySelectorAll("b")];
   const at = words.indexOf(document.activeElement);
-  if (!step || at < 0 || !words[at + step]) return;
+  if (!step || at < 0 || !words[at + step]) return undefined;
   event.preventDefault();
   words[at].tabIndex = -1;
   words[at + step].tabIndex = 0;
-  words[at + step].focus();
+  return words[at + step].focus();
 }

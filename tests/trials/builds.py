@@ -46,6 +46,7 @@ class Site:
     checkpoint: Path
     whole: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)  # files by precision
     seconds: float = 0.0  # that a build takes
+    become: Callable[[], object] = lambda: None  # the user whose builds these are
 
     @property
     def output(self) -> Path:
@@ -58,11 +59,12 @@ class Site:
         return next((precision for precision, whole in self.whole.items() if files == whole), None)
 
     def start(self, precision: str, prepare: Callable[[], object] = lambda: None) -> int:
-        """A build's process, which prepares itself first."""
+        """A build's process, which becomes its user and prepares itself first."""
         typed = [str(self.checkpoint), *QUICK, "--precision", precision, "--output", str(self.output), "--force"]
 
         def work() -> int:
             sys.argv = ["export/build.py", *typed]
+            self.become()
             prepare()
             return build.run()
 
@@ -116,7 +118,7 @@ def try_once(site: Site, ending: Ending, rng: random.Random) -> str:
 @contextmanager
 def open_site(place: Path, kind: str) -> Iterator[Site]:
     """A place with the two models built, on a small disk of its own where that is to be full."""
-    site = Site(place, place / "tiny")
+    site = Site(place, place / "tiny", become=as_nobody if kind == "permissions" else lambda: None)
     finish(fork(lambda: int(write_tiny(site.checkpoint) is None)))  # this process is to have no threads
     site.output.parent.mkdir()
     if os.getuid() == 0 and kind == "permissions":
@@ -128,7 +130,7 @@ def open_site(place: Path, kind: str) -> Iterator[Site]:
             stack.callback(subprocess.run, ["umount", site.output.parent], check=True)
         for precision in ("int8", "fp32"):
             start = time.perf_counter()
-            if finish(site.start(precision, as_nobody if kind == "permissions" else lambda: None)) != 0:
+            if finish(site.start(precision)) != 0:
                 raise OSError("a whole build fails")
             site.seconds = time.perf_counter() - start
             site.whole[precision] = contents(site.output)
@@ -190,7 +192,7 @@ def resize(site: Site, free: int) -> None:
 
 def take_permission(site: Site, precision: str, rng: random.Random) -> int:
     """A folder may not be written, or the checkpoint not be read, from some moment on."""
-    process = site.start(precision, as_nobody)
+    process = site.start(precision)
     time.sleep(rng.uniform(0, site.seconds))
     taken = rng.choice([site.output.parent, site.output, site.checkpoint, site.output.with_name(".model.building")])
     try:

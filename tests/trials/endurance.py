@@ -96,7 +96,8 @@ def generate(model: Model, index: int) -> None:
     elif index % 10 == 7:
         runtime.complete([prompt, "A mouse"], model=model, n=2, temperature=0.9, seed=index, max_new_tokens=3)
     else:
-        runtime.generate(prompt, model=model, temperature=index % 3 / 2, seed=index, max_new_tokens=1 + index % 6)
+        sampled = {"temperature": index % 3 / 2, "seed": index} if index % 3 else {}
+        runtime.generate(prompt, model=model, max_new_tokens=1 + index % 6, **sampled)
 
 
 def endure_loads(folder: Path, times: int) -> dict[str, Any]:

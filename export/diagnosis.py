@@ -1,0 +1,109 @@
+"""What a folder is that is no checkpoint, or only a part of one: named, with a cure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.integrity import CHECKSUMS
+from runtime.json_file import read_json
+
+CONFIG, GRAPH, ADAPTER = "config.json", "model.onnx", "adapter_config.json"
+WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")
+TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+# what transformers calls GPT-2 with another head, by optimum's name for what it does
+_TASKS = {
+    "GPT2ForSequenceClassification": "text-classification",
+    "GPT2ForTokenClassification": "token-classification",
+    "GPT2ForQuestionAnswering": "question-answering",
+}
+_STEP = re.compile(r"checkpoint-(\d+)")  # as Trainer names folders
+
+
+def check_folder(folder: Path) -> None:
+    """Raise for a folder that is no checkpoint: NotADirectoryError, FileNotFoundError, or ValueError for another thing.
+
+    A folder with config.json and weights passes; what they hold is not read.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give the folder that holds the checkpoint")
+    names = {path.name for path in folder.iterdir()}
+    has_weights = any(map(WEIGHTS.fullmatch, names))
+    if ADAPTER in names and not has_weights:
+        raise ValueError(adapter(str(folder), folder / ADAPTER))
+    if GRAPH in names and not has_weights:
+        raise ValueError(_built(folder, is_ours=CHECKSUMS in names))
+    if CONFIG not in names:
+        raise FileNotFoundError(without_config(str(folder), names, folder.joinpath))
+
+
+def without_config(name: str, names: Collection[str], fetch: Callable[[str], Path]) -> str:
+    """What a folder or hub repository is that has no config.json; `fetch` gives the place of one of its files."""
+    if ADAPTER in names:
+        return adapter(name, fetch(ADAPTER))
+    steps = sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
+    if steps:
+        last = fetch(f"checkpoint-{steps[-1]}")
+        return f"{name} holds the checkpoints of a training; give one of them, such as {last}"
+    return f"{Path(name) / CONFIG} is missing; give the folder that holds the checkpoint"
+
+
+def adapter(name: str, config: Path) -> str:
+    """What to do with a PEFT adapter."""
+    base = read_json(config).get("base_model_name_or_path")
+    return (
+        f"{name} is an adapter of PEFT for {base or 'another model'}, not a whole model. With peft installed, this "
+        f"writes one: python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{name}')"
+        ".merge_and_unload().save_pretrained('DIR')\"; then build DIR, with --tokenizer FOLDER if it has none"
+    )
+
+
+def _built(folder: Path, *, is_ours: bool) -> str:
+    if is_ours:
+        return (
+            f"{folder} is a model folder, built already: gpt2-edge generate --model {folder} runs it. To build it in "
+            "another way, give the checkpoint that it was made from"
+        )
+    return (
+        f"{folder} is an ONNX export, without the weights to build from: runtime.load opens a plain one of GPT-2 as it "
+        "is. To build a model, give the checkpoint that it was made from"
+    )
+
+
+def check_head(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a GPT-2 that does not write: its head would be lost. `config`: its config.json."""
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if isinstance(name, str) and name in _TASKS:
+            raise ValueError(
+                f"{folder} is a {name}: it labels text and writes none, and only models that write are built here. "
+                f"optimum exports it: optimum-cli export onnx --model {folder} --task {_TASKS[name]} DIR"
+            )
+
+
+def check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise FileNotFoundError, saying where to take one from, for a checkpoint without a tokenizer."""
+    if not _has_tokenizer(folder):
+        raise FileNotFoundError(without_tokenizer(str(folder), folder.parent, config))
+
+
+def without_tokenizer(name: str, above: Path | None, config: Mapping[str, Any]) -> str:
+    """What to do about a checkpoint that has no tokenizer, as Trainer leaves one that was given none.
+
+    `above`: the folder that the checkpoint is in, where Trainer may have put one at the end.
+    """
+    told = f"{name} has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt"
+    if above is not None and _has_tokenizer(above):
+        return f"{told}: --tokenizer {above} takes that of the folder it is in"
+    known = config.get("_name_or_path")
+    base = known if isinstance(known, str) and known and known != name else "BASE"
+    return (
+        f"{told}: --tokenizer FOLDER takes that of the model it was trained from, whose folder this writes: python -c "
+        f"\"from transformers import AutoTokenizer as T; T.from_pretrained('{base}').save_pretrained('FOLDER')\""
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / name).is_file() for name in files) for files in TOKENIZERS)
