@@ -1,8 +1,8 @@
 """One turn of one contender, in a process and an environment of its own.
 
 Reads a JSON object on standard input and writes one on standard output. It is run by path and imports nothing of the
-project; `peers/` lies beside it. The object names a `task` (convert, generate or measure), a `peer` (a module of
-peers/) and the arguments of the task, a function below. Times are in seconds, memory in bytes, contexts in tokens.
+project; `peers/` lies beside it. The object names a `task` (convert, generate, logits or measure), a `peer` (a module
+of peers/) and the arguments of the task, a function below. Times are in seconds, memory in bytes, contexts in tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         peer = importlib.import_module(f"peers.{given.pop('peer')}")
-        task = {"convert": convert, "generate": generate, "measure": measure}[given.pop("task")]
+        tasks = {"convert": convert, "generate": generate, "logits": logits, "measure": measure}
+        task = tasks[given.pop("task")]
         json.dump(task(peer, **given), answer)
     os._exit(0)  # what a library does to shut down is not measured, and may hang
 
@@ -50,6 +51,19 @@ def generate(peer: Any, folder: str, threads: int, prompts: list[list[int]]) -> 
     for prompt in prompts:
         model.generate(prompt, 1, ids.append)
     return ids
+
+
+def logits(peer: Any, folder: str, threads: int, windows: list[list[int]], target: str) -> tuple[int, int]:
+    """Write the logits, or log-probabilities, at every id of every window to a file, in fp32; returns its shape."""
+    model, n_rows, n_vocab = peer.Peer(Path(folder), threads), 0, 0
+    with Path(target).open("wb") as file:
+        for ids in windows:
+            found = model.logits(ids)
+            if len(found) != len(ids):
+                raise ValueError(f"the logits at {len(ids)} ids were asked for, and {len(found)} came")
+            file.write(found.astype("float32").tobytes())
+            n_rows, n_vocab = n_rows + len(found), found.shape[1]
+    return n_rows, n_vocab
 
 
 def measure(

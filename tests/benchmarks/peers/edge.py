@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 import runtime
-from runtime.grid import prefill
+from runtime.grid import cut, prefill
 
 
 def convert(source: Path, folder: Path, precision: str, kernel: str = "dense") -> None:
@@ -34,3 +36,7 @@ class Peer:
             for row, id_ in zip(rows, cache.step([row[-1] for row in rows]).argmax(axis=-1).tolist(), strict=True):
                 row.append(id_)
         return rows
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        cache = self.model.new_cache(len(ids))
+        return np.concatenate([cache.extend(part, keep=len(part)) for part in cut(ids)])
