@@ -76,17 +76,18 @@ def measure(
     decodes: list[int],
     batches: list[int],
     n_new: int,
+    n_long: int = N_LONG,
 ) -> dict[str, float]:
     """Every measure of a turn by its name, such as `decode 32`.
 
     prefills, decodes: contexts, each with a prompt of its own, since some peers cache what they have seen;
-    batches: numbers of rows; n_new: tokens of a generation.
+    batches: numbers of rows; n_new: tokens of a generation; n_long: the context after which memory is read.
     """
     source = random.Random(seed)
     start = time.perf_counter()
     model = peer.Peer(Path(folder), threads)
     result = {"load": time.perf_counter() - start}
-    timed(model, prompt_of(N_LONG, vocab_size, source), 2)
+    timed(model, prompt_of(n_long, vocab_size, source), 2)
     if peak := peak_memory():
         result["peak"] = peak
     timed(model, prompt_of(N_PROMPT, vocab_size, source), 8)  # warm-up
