@@ -1,0 +1,127 @@
+"""Exactness of the kernels on attention products: the measure itself, and real weights where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import real_attention
+from tests.benchmarks.real_attention import KERNELS, Floats, decibels, markdown, measure, quantized_product, run_product
+from tests.conftest import shared_data
+
+N_EMBD = 192  # 12 heads of 16; one of the large channels is among them
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Floats]:
+    """A layer 3 of noise."""
+    generator = np.random.default_rng(0)
+    shapes = {
+        "ln_1.weight": (N_EMBD,),
+        "ln_1.bias": (N_EMBD,),
+        "attn.c_attn.weight": (N_EMBD, 3 * N_EMBD),
+        "attn.c_attn.bias": (3 * N_EMBD,),
+        "attn.c_proj.weight": (N_EMBD, N_EMBD),
+    }
+    return {f"h.3.{name}": generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def test_decibels_are_of_what_differs_between_positions() -> None:
+    exact = np.array([[1.0, 5.0], [-1.0, 5.0]])
+    constant = np.full((2, 2), 1000.0)
+    error = np.float32(0.01) * np.array([[1, 0], [0, 1]])
+    assert decibels(exact, exact + error) == pytest.approx(10 * np.log10(0.5 / 0.00005), rel=1e-5)
+    assert decibels(exact + constant, exact + constant + error) == pytest.approx(decibels(exact, exact + error))
+    assert decibels(exact, exact.astype(np.float32)) == float("inf")
+
+
+def test_inputs_have_the_large_channel_and_a_first_position_of_its_own(tensors: dict[str, Floats]) -> None:
+    inputs = real_attention.product_inputs(tensors, 3, seed=0)
+    assert {name: x.shape for name, x in inputs.items()} == dict.fromkeys(("attn.c_attn", "attn.c_proj"), (512, N_EMBD))
+    gain, bias = tensors["h.3.ln_1.weight"], tensors["h.3.ln_1.bias"]
+    normed = ((inputs["attn.c_attn"] - bias) / gain).reshape(8, 64, N_EMBD)
+    typical = np.median(np.abs(normed[:, 1:]))
+    assert 5 * typical < np.median(normed[:, 1:, 138]) < 20 * typical
+    assert normed[:, 0, 138].min() > 1.5 * np.median(normed[:, 1:, 138])
+    assert np.abs(normed[:, 0, :138]).max() < typical  # the first position has little else
+
+
+def test_averages_lie_between_the_values() -> None:
+    values = np.random.default_rng(0).standard_normal((2, 20, N_EMBD)).astype(np.float32)
+    averaged = real_attention.average(values, np.random.default_rng(1))
+    assert np.allclose(averaged[:, 0], values[:, 0], rtol=1e-5, atol=1e-5)
+    for position in range(20):
+        low, high = values[:, : position + 1].min(1), values[:, : position + 1].max(1)
+        assert (averaged[:, position] >= low - 1e-5).all() and (averaged[:, position] <= high + 1e-5).all()
+
+
+def test_finer_kernels_are_more_exact(tensors: dict[str, Floats]) -> None:
+    for ratios in measure(tensors, 3, {"before": None}).values():
+        by_kernel = dict(zip(KERNELS, ratios, strict=True))
+        assert by_kernel["int4"] < by_kernel["dense"] < by_kernel["block 64"] < by_kernel["block 32"]
+        assert all(10 < ratio < 70 for ratio in ratios)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_equalization_is_undone_by_the_product(kernel: str) -> None:
+    """Factors and shifts change nothing but the error; powers of two change not even that of the weights."""
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((N_EMBD, 64), np.float32)
+    inputs = generator.standard_normal((128, N_EMBD), np.float32) + 3
+    exact = inputs.astype(np.float64) @ weight
+    shifts = inputs.mean(0)
+
+    def one(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+        return np.ones(N_EMBD, np.float32), np.zeros(N_EMBD, np.float32)
+
+    def centre(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+        return np.ones(N_EMBD, np.float32), shifts
+
+    plain = quantized_product(kernel, weight, inputs, inputs)
+    assert np.array_equal(run_product(kernel, weight, inputs, inputs, None), plain)
+    assert np.allclose(run_product(kernel, weight, inputs, inputs, one), plain, rtol=1e-5, atol=1e-4)
+    centred = run_product(kernel, weight, inputs, inputs, centre)
+    assert decibels(exact, centred) > decibels(exact, plain)
+
+
+def test_outliers_cost_the_dense_kernel_and_factors_bring_it_back() -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((N_EMBD, 64), np.float32)
+    inputs = generator.standard_normal((128, N_EMBD), np.float32)
+    factor = np.ones(N_EMBD, np.float32)
+    factor[[3, 50]] = 64
+    outlying, divided = inputs * factor, weight / factor[:, None]
+    exact = outlying.astype(np.float64) @ divided
+
+    def equalize(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+        return factor, np.zeros(N_EMBD, np.float32)
+
+    clean = decibels(exact, quantized_product("dense", weight, inputs, inputs))
+    assert decibels(exact, run_product("dense", divided, outlying, outlying, None)) < clean - 20
+    assert decibels(exact, run_product("dense", divided, outlying, outlying, equalize)) == pytest.approx(clean, abs=0.5)
+
+
+def test_table_has_both_stages(tensors: dict[str, Floats]) -> None:
+    before = markdown(tensors, None)
+    assert before.splitlines()[0] == "| signal to quantization error, dB | dense | block 64 | block 32 | int4 |"
+
+    def one(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+        return np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)
+
+    head, _, *rows = markdown(tensors, one).splitlines()
+    assert "| dense, before | dense, after | block 64, before |" in head
+    for row in rows:
+        figures = row.split(" | ")[1:]
+        assert [figure.strip(" |") for figure in figures[::2]] == [figure.strip(" |") for figure in figures[1::2]]
+
+
+def test_real_weights_are_measured() -> None:
+    path: Path = shared_data("gpt2_attention") / "gpt2_attention.npz"
+    with np.load(path) as file:
+        names = [name for name in file if name.startswith("h.3.")]
+        tensors = {name: file[name] for name in names}
+    ratios = measure(tensors, 3, {"before": None})
+    assert set(ratios) == {"attn.c_attn", "attn.c_proj"}
+    assert all(10 < ratio < 60 for ratio in (*ratios["attn.c_attn"], *ratios["attn.c_proj"]))
