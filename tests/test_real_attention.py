@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import real_attention
-from tests.benchmarks.real_attention import KERNELS, Floats, decibels, markdown, measure, quantized_product, run_product
+from tests.benchmarks.real_attention import KERNELS, Floats, Product, decibels, markdown, measure, run_product
 from tests.conftest import shared_data
 
 N_EMBD = 192  # 12 heads of 16; one of the large channels is among them
@@ -58,7 +58,8 @@ def test_averages_lie_between_the_values() -> None:
 
 
 def test_finer_kernels_are_more_exact(tensors: dict[str, Floats]) -> None:
-    for ratios in measure(tensors, 3, {"before": None}).values():
+    for product in real_attention.real_products(tensors).values():
+        ratios = measure(product, {"before": None})
         by_kernel = dict(zip(KERNELS, ratios, strict=True))
         assert by_kernel["int4"] < by_kernel["dense"] < by_kernel["block 64"] < by_kernel["block 32"]
         assert all(10 < ratio < 70 for ratio in ratios)
@@ -79,10 +80,10 @@ def test_equalization_is_undone_by_the_product(kernel: str) -> None:
     def centre(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return np.ones(N_EMBD, np.float32), shifts
 
-    plain = quantized_product(kernel, weight, inputs, inputs)
-    assert np.array_equal(run_product(kernel, weight, inputs, inputs, None), plain)
-    assert np.allclose(run_product(kernel, weight, inputs, inputs, one), plain, rtol=1e-5, atol=1e-4)
-    centred = run_product(kernel, weight, inputs, inputs, centre)
+    product = Product(weight, inputs, inputs)
+    plain = run_product(kernel, product, None)
+    assert np.allclose(run_product(kernel, product, one), plain, rtol=1e-5, atol=1e-4)
+    centred = run_product(kernel, product, centre)
     assert decibels(exact, centred) > decibels(exact, plain)
 
 
@@ -98,12 +99,21 @@ def test_outliers_cost_the_dense_kernel_and_factors_bring_it_back() -> None:
     def equalize(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return factor, np.zeros(N_EMBD, np.float32)
 
-    clean = decibels(exact, quantized_product("dense", weight, inputs, inputs))
-    assert decibels(exact, run_product("dense", divided, outlying, outlying, None)) < clean - 20
-    assert decibels(exact, run_product("dense", divided, outlying, outlying, equalize)) == pytest.approx(clean, abs=0.5)
+    product = Product(divided, outlying, outlying)
+    clean = decibels(exact, run_product("dense", Product(weight, inputs, inputs), None))
+    assert decibels(exact, run_product("dense", product, None)) < clean - 20
+    assert decibels(exact, run_product("dense", product, equalize)) == pytest.approx(clean, abs=0.5)
 
 
-def test_table_has_both_stages(tensors: dict[str, Floats]) -> None:
+def test_demo_is_measured_on_its_own_text() -> None:
+    for product in real_attention.demo_products().values():
+        assert len(product.inputs) == len(product.calibration) == 512
+        assert not np.array_equal(product.inputs, product.calibration)
+        assert 25 < measure(product, {"before": None})[KERNELS.index("dense")] < 45
+
+
+def test_table_has_both_stages(monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Floats]) -> None:
+    monkeypatch.setattr(real_attention, "demo_products", dict)
     before = markdown(tensors, None)
     assert before.splitlines()[0] == "| signal to quantization error, dB | dense | block 64 | block 32 | int4 |"
 
@@ -122,6 +132,7 @@ def test_real_weights_are_measured() -> None:
     with np.load(path) as file:
         names = [name for name in file if name.startswith("h.3.")]
         tensors = {name: file[name] for name in names}
-    ratios = measure(tensors, 3, {"before": None})
-    assert set(ratios) == {"attn.c_attn", "attn.c_proj"}
-    assert all(10 < ratio < 60 for ratio in (*ratios["attn.c_attn"], *ratios["attn.c_proj"]))
+    products = real_attention.real_products(tensors)
+    assert list(products) == ["layer 3, `attn.c_attn`", "layer 3, `attn.c_proj`"]
+    for product in products.values():
+        assert all(10 < ratio < 60 for ratio in measure(product, {"before": None}))

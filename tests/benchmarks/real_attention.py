@@ -12,7 +12,7 @@ synthetic in one part and real in the others:
 
 The signal is what differs from position to position, since a constant part of a product tells a model nothing. Each
 product is computed by onnxruntime with the very nodes that the build makes. Calibration, of int4 and of equalization,
-has texts of its own.
+has texts of its own. The demo's middle layer, which has no outliers, stands below for comparison.
 
 python -m tests.benchmarks.real_attention --output docs/real_attention.md
 """
@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -35,7 +36,7 @@ from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4
 from export.quantize.precision import Int8, Linear, Precision
 from tests.benchmarks.statistic import table
-from tests.conftest import SHARED_DATA
+from tests.conftest import DEMO, SHARED_DATA
 
 DATA = SHARED_DATA / "gpt2_attention" / "gpt2_attention.npz"
 LARGE_CHANNELS = (138, 378, 447)
@@ -45,11 +46,20 @@ N_ATTENDED = 16  # positions that a head averages over, at most
 EPSILON = 1e-5
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[np.generic]]
+PRODUCTS = ("attn.c_attn", "attn.c_proj")
 KERNELS = ("dense", "block 64", "block 32", "int4")
 
 # (weight [n_in, n_out], inputs [n, n_in]) -> factors [n_in], shifts [n_in]: the kernel then multiplies
 # (inputs - shifts) / factors with weight * factors, and the bias takes up shifts times weight
 Equalize = Callable[[Floats, Floats], tuple[Floats, Floats]]
+
+
+class Product(NamedTuple):
+    """What is measured: a weight [n_in, n_out], the inputs [n, n_in] that it meets, and others for calibration."""
+
+    weight: Floats
+    inputs: Floats
+    calibration: Floats
 
 
 def equalization() -> Equalize | None:
@@ -73,37 +83,55 @@ def main() -> None:
 
 
 def markdown(tensors: Tensors, equalize: Equalize | None) -> str:
-    """A row a product; before and after equalization, where there is one."""
+    """A row a product, the demo's for comparison; before and after equalization, where there is one."""
     stages: dict[str, Equalize | None] = {"before": None} | ({"after": equalize} if equalize else {})
     head = ["signal to quantization error, dB"]
     head += [kernel if len(stages) == 1 else f"{kernel}, {stage}" for kernel in KERNELS for stage in stages]
     rows = []
-    for layer in layers(tensors):
-        for name, ratios in measure(tensors, layer, stages).items():
-            print(f"layer {layer}: {name}", file=sys.stderr, flush=True)
-            rows.append([f"layer {layer}, `{name}`", *(f"{ratio:.1f}" for ratio in ratios)])
+    for name, product in {**real_products(tensors), **demo_products()}.items():
+        print(name, file=sys.stderr, flush=True)
+        rows.append([name, *(f"{ratio:.1f}" for ratio in measure(product, stages))])
     return table(head, rows)
 
 
-def layers(tensors: Tensors) -> list[int]:
-    """Those whose matrices are there."""
-    return sorted(int(name.split(".")[1]) for name in tensors if name.endswith("attn.c_attn.weight"))
+def real_products(tensors: Tensors) -> dict[str, Product]:
+    """The attention products of every layer whose matrices are there."""
+    suffix = ".attn.c_attn.weight"
+    products = {}
+    for layer in sorted(int(name.split(".")[1]) for name in tensors if name.endswith(suffix)):
+        calibration, inputs = (product_inputs(tensors, layer, seed) for seed in (0, 1))
+        for name in PRODUCTS:
+            weight = np.asarray(tensors[f"h.{layer}.{name}.weight"], np.float32)
+            products[f"layer {layer}, `{name}`"] = Product(weight, inputs[name], calibration[name])
+    return products
 
 
-def measure(tensors: Tensors, layer: int, stages: Mapping[str, Equalize | None]) -> dict[str, list[float]]:
-    """The ratios of each product of a layer: for each kernel, one a stage."""
-    calibration, texts = (product_inputs(tensors, layer, seed) for seed in (0, 1))
-    ratios: dict[str, list[float]] = {}
-    for name, inputs in texts.items():
-        weight = np.asarray(tensors[f"h.{layer}.{name}.weight"], np.float32)
-        products = [
-            run_product(kernel, weight, inputs, calibration[name], equalize)
-            for kernel in KERNELS
-            for equalize in stages.values()
-        ]
-        exact = inputs.astype(np.float64) @ weight
-        ratios[name] = [decibels(exact, product) for product in products]
-    return ratios
+def demo_products() -> dict[str, Product]:
+    """The same of the demo's middle layer, which has no outliers, on its own text."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
+    attention = model.transformer.h[model.config.n_layer // 2].attn
+    read: dict[str, list[Floats]] = {name: [] for name in PRODUCTS}
+    modules = {"attn.c_attn": attention.c_attn, "attn.c_proj": attention.c_proj}
+    for name, module in modules.items():
+        module.register_forward_pre_hook(lambda _, given, name=name: read[name].append(given[0].numpy()[0]))
+    ids = Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode((DEMO / "evaluation.txt").read_text("utf-8")).ids
+    with torch.inference_mode():
+        for begin in (0, 512):  # calibration first
+            model(torch.tensor([ids[begin : begin + 512]]))
+    weights = {name: module.weight.detach().numpy() for name, module in modules.items()}
+    return {f"the demo, `{name}`": Product(weights[name], read[name][1], read[name][0]) for name in PRODUCTS}
+
+
+def measure(product: Product, stages: Mapping[str, Equalize | None]) -> list[float]:
+    """The ratios of a product: for each kernel, one a stage."""
+    exact = product.inputs.astype(np.float64) @ product.weight
+    return [
+        decibels(exact, run_product(kernel, product, equalize)) for kernel in KERNELS for equalize in stages.values()
+    ]
 
 
 def product_inputs(tensors: Tensors, layer: int, seed: int) -> dict[str, Floats]:
@@ -147,29 +175,32 @@ def average(values: Floats, generator: np.random.Generator) -> Floats:
     return averaged.reshape(n_texts, n_positions, n_embd)
 
 
-def run_product(kernel: str, weight: Floats, inputs: Floats, calibration: Floats, equalize: Equalize | None) -> Floats:
-    """inputs [n, n_in] times weight [n_in, n_out], by a kernel, [n, n_out]; equalized where that is asked for."""
+def run_product(kernel: str, product: Product, equalize: Equalize | None) -> Floats:
+    """Inputs times weight by a kernel, [n, n_out]; equalized where that is asked for."""
     if equalize is None:
-        return quantized_product(kernel, weight, inputs, calibration)
-    factors, shifts = equalize(weight, calibration)
-    parts = (((x - shifts) / factors).astype(np.float32) for x in (inputs, calibration))
-    product = quantized_product(kernel, weight * factors[:, None], *parts)
-    constant: Floats = (shifts.astype(np.float64) @ weight).astype(np.float32)
-    return product + constant
+        return quantized_product(kernel, product)
+    factors, shifts = equalize(product.weight, product.calibration)
+    equalized = Product(
+        product.weight * factors[:, None],
+        (product.inputs - shifts) / factors,
+        (product.calibration - shifts) / factors,
+    )
+    constant: Floats = (shifts.astype(np.float64) @ product.weight).astype(np.float32)
+    return quantized_product(kernel, equalized) + constant
 
 
-def quantized_product(kernel: str, weight: Floats, inputs: Floats, calibration: Floats) -> Floats:
+def quantized_product(kernel: str, product: Product) -> Floats:
     """The product as onnxruntime computes it, by the build's own nodes."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
         with OnnxFile(Path(work)) as file:
-            linear = Linear(weight, np.zeros(weight.shape[1], np.float32))
-            product, bias = precision_of(kernel, calibration).linear(file, "x", "product", linear)
-            file.node("Add", [product, bias], ["y"]) if bias else file.node("Identity", [product], ["y"])
-            shapes = {"x": weight.shape[0], "y": weight.shape[1]}
-            values = [(name, TensorProto.FLOAT, ["batch", "sequence", n]) for name, n in shapes.items()]
-            file.save(values[:1], values[1:], {})
+            n_in, n_out = product.weight.shape
+            linear = Linear(product.weight, np.zeros(n_out, np.float32))
+            out, bias = precision_of(kernel, product.calibration).linear(file, "x", "product", linear)
+            file.node("Add", [out, bias], ["y"]) if bias else file.node("Identity", [out], ["y"])
+            x, y = ((name, TensorProto.FLOAT, ["batch", "n", width]) for name, width in (("x", n_in), ("y", n_out)))
+            file.save([x], [y], {})
         session = onnxruntime.InferenceSession(Path(work) / "model.onnx", providers=["CPUExecutionProvider"])
-        found: Floats = session.run(["y"], {"x": inputs[None]})[0][0]
+        found: Floats = session.run(["y"], {"x": product.inputs[None]})[0][0]
         del session
     return found
 
