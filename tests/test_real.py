@@ -86,7 +86,7 @@ def test_table_says_what_is_not_in_it() -> None:
     assert "int4 was not built: the model loses 9 % of perplexity" in text
     assert "No text at lambada.jsonl" in text
     assert "Only the first 40 lines of each text were read" in text
-    assert "shape of OpenAI's gpt2, but not its known SHA-256" in text
+    assert "shape of OpenAI's gpt2; whether they are OpenAI's is not known" in text
     report.weights = "OpenAI's own gpt2 weights (SHA-256 verified)"
     assert "The weights are OpenAI's own gpt2 weights (SHA-256 verified)." in report.markdown()
 

@@ -32,7 +32,11 @@ DOCUMENTATION = "https://huggingface.co/docs/transformers/perplexity"
 
 
 def _paper(wikitext: float, perplexity: float, accuracy: float) -> Source:
-    figures = {"strided full": wikitext, "lambada perplexity": perplexity, "lambada stop words": accuracy / 100}
+    figures = {
+        "strided full": wikitext,
+        "lambada perplexity": perplexity,
+        "lambada stop words": round(accuracy / 100, 4),
+    }
     return Source("GPT-2 paper, Table 3", PAPER, figures)
 
 

@@ -74,7 +74,7 @@ class Report:
         """What a reader must know before the figures."""
         said = [f"The weights are {self.weights}."] if self.weights else []
         if self.size and not self.weights:
-            said.append(f"The weights have the shape of OpenAI's {self.size}, but not its known SHA-256.")
+            said.append(f"The weights have the shape of OpenAI's {self.size}; whether they are OpenAI's is not known.")
         if self.limit:
             said.append(f"Only the first {self.limit} lines of each text were read: not to be compared with others.")
         return " ".join(said)
