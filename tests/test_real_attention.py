@@ -61,7 +61,7 @@ def test_finer_kernels_are_more_exact(tensors: dict[str, Floats]) -> None:
     for product in real_attention.real_products(tensors).values():
         ratios = measure(product, {"before": None})
         by_kernel = dict(zip(KERNELS, ratios, strict=True))
-        assert by_kernel["int4"] < by_kernel["dense"] < by_kernel["block 64"] < by_kernel["block 32"]
+        assert by_kernel["int4 32"] < by_kernel["dense"] < by_kernel["block 64"] < by_kernel["block 32"]
         assert all(10 < ratio < 70 for ratio in ratios)
 
 
@@ -74,10 +74,10 @@ def test_equalization_is_undone_by_the_product(kernel: str) -> None:
     exact = inputs.astype(np.float64) @ weight
     shifts = inputs.mean(0)
 
-    def one(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    def one(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return np.ones(N_EMBD, np.float32), np.zeros(N_EMBD, np.float32)
 
-    def centre(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    def centre(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return np.ones(N_EMBD, np.float32), shifts
 
     product = Product(weight, inputs, inputs)
@@ -96,7 +96,7 @@ def test_outliers_cost_the_dense_kernel_and_factors_bring_it_back() -> None:
     outlying, divided = inputs * factor, weight / factor[:, None]
     exact = outlying.astype(np.float64) @ divided
 
-    def equalize(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    def equalize(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return factor, np.zeros(N_EMBD, np.float32)
 
     product = Product(divided, outlying, outlying)
@@ -115,9 +115,9 @@ def test_demo_is_measured_on_its_own_text() -> None:
 def test_table_has_both_stages(monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Floats]) -> None:
     monkeypatch.setattr(real_attention, "demo_products", dict)
     before = markdown(tensors, None)
-    assert before.splitlines()[0] == "| signal to quantization error, dB | dense | block 64 | block 32 | int4 |"
+    assert before.splitlines()[0] == "| signal to quantization error, dB | dense | block 64 | block 32 | int4 32 |"
 
-    def one(weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    def one(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
         return np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)
 
     head, _, *rows = markdown(tensors, one).splitlines()

@@ -47,11 +47,11 @@ EPSILON = 1e-5
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[np.generic]]
 PRODUCTS = ("attn.c_attn", "attn.c_proj")
-KERNELS = ("dense", "block 64", "block 32", "int4")
+KERNELS = ("dense", "block 64", "block 32", "int4 32")
 
-# (weight [n_in, n_out], inputs [n, n_in]) -> factors [n_in], shifts [n_in]: the kernel then multiplies
+# (kernel, weight [n_in, n_out], inputs [n, n_in]) -> factors [n_in], shifts [n_in]: the kernel then multiplies
 # (inputs - shifts) / factors with weight * factors, and the bias takes up shifts times weight
-Equalize = Callable[[Floats, Floats], tuple[Floats, Floats]]
+Equalize = Callable[[str, Floats, Floats], tuple[Floats, Floats]]
 
 
 class Product(NamedTuple):
@@ -179,7 +179,7 @@ def run_product(kernel: str, product: Product, equalize: Equalize | None) -> Flo
     """Inputs times weight by a kernel, [n, n_out]; equalized where that is asked for."""
     if equalize is None:
         return quantized_product(kernel, product)
-    factors, shifts = equalize(product.weight, product.calibration)
+    factors, shifts = equalize(kernel, product.weight, product.calibration)
     equalized = Product(
         product.weight * factors[:, None],
         (product.inputs - shifts) / factors,
@@ -216,10 +216,11 @@ class _Moments:
 
 
 def precision_of(kernel: str, calibration: Floats) -> Precision:
-    """The build's own precision; int4 in blocks of 32, calibrated."""
+    """The build's own precision; int4 calibrated."""
     if kernel == "dense":
         return DenseInt8()
-    return Int4(32, _Moments(calibration)) if kernel == "int4" else Int8(int(kernel.removeprefix("block ")))
+    kind, size = kernel.split()
+    return Int4(int(size), _Moments(calibration)) if kind == "int4" else Int8(int(size))
 
 
 def decibels(exact: NDArray[np.float64], product: Floats) -> float:
