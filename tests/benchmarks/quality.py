@@ -124,6 +124,7 @@ def measure(name: str, size: str) -> Loss:
     reference = reference_logprobs(size)
     kept = PLACE / size / f"{name}.quality.json"
     if is_older(kept, [folder, reference, Path(__file__), HERE / "peers" / f"{CONTENDERS[name].peer}.py"]):
+        print(f"measuring {CONTENDERS[name].title}: {SIZES[size]}", file=sys.stderr, flush=True)
         ids, n_positions = read_ids()
         logits = kept.with_suffix(".logits")
         shape = write_logits(name, folder, ids, n_positions, logits)
