@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export import quality
 from export.checkpoint import RANDOM, model_name
+from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.random_checkpoint import SIZES
 from runtime.arguments import Parser
@@ -23,7 +24,6 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
 LEAST_TOKENS = 2000  # of a text of the user's, for figures that mean something
-DENSE_MAX_LOSS = 0.25  # half of what int8 may lose: dense is the faster, blocks lose less
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
 
@@ -35,14 +35,16 @@ class BuildOptions:
     revision: str | None
     output: Path
     precision: str
-    kernel: str  # auto, block or dense
+    kernel: str  # block; dense; auto, which is dense and may give some products blocks
     block_size: int | None  # None where weights are not in blocks: fp32, and the dense kernel
     no_calibration: bool
+    calibration_text: Path | None
     no_reference: bool
     keep_reference: Path | None
     verify: str
     eval_text: Path | None
-    max_loss: float
+    max_loss: float  # per cent of perplexity
+    max_kl: float  # mean KL divergence, natural logarithm
     tokenizer: Path | None
     allow_pickle: bool
     force: bool
@@ -71,35 +73,49 @@ class BuildOptions:
         return LEAST_TOKENS if self.eval_text else 2
 
     @property
-    def dense_max_loss(self) -> float:
-        """Per cent of perplexity that the dense kernel may lose where it is not asked for by name."""
-        return min(DENSE_MAX_LOSS, self.max_loss)
+    def bounds(self) -> quality.Bounds:
+        """What the model may lose."""
+        return quality.Bounds(self.max_kl, self.max_loss)
 
-    def attempts(self, widths: Sequence[int]) -> list[BuildOptions]:
-        """What to build, and what to build instead if that loses too much; `widths`: of the rows of all products.
+    @property
+    def usual_kernel(self) -> str:
+        """The kernel of every product, but for those that lose too much with it; see `export.quantize.kernels`."""
+        if self.precision == "fp32":
+            return kernels.FP32
+        if self.block_size is None:
+            return kernels.DENSE
+        return f"{'int4' if self.precision == 'int4' else 'block'} {self.block_size}"
 
-        Raises ValueError where blocks of the size that was asked for do not divide them.
-        """
+    @property
+    def kernel_kind(self) -> str | None:
+        """Of the usual kernel: dense or block; None for fp32."""
+        if self.precision == "fp32":
+            return None
+        return "dense" if self.block_size is None else "block"
+
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """Raise ValueError where the blocks do not divide the rows of all products, whose `widths` these are."""
         fitting = [size for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
         if self.block_size and self.block_size not in fitting:
             does = f"--block-size {' or '.join(map(str, fitting))}" if fitting else "--kernel dense or --precision fp32"
             raise ValueError(f"blocks of {self.block_size} do not divide the widths {list(widths)}; {does} does")
-        if self.kernel != "auto":
-            return [self]
-        dense = dataclasses.replace(self, kernel="dense")
-        block = dataclasses.replace(self, kernel="block", block_size=DEFAULT_BLOCK_SIZES["int8"])
-        attempts = [dense, block] if self.verify == "quality" else [block]
-        return attempts if block.block_size in fitting else [dense]
 
     @property
     def calibrates(self) -> bool:
-        """Whether text that the model writes tells which errors of rounding count. Noise writes noise."""
-        return self.precision == "int4" and not (self.no_calibration or self.is_random)
+        """Whether products are equalized by what they read in a text. Noise writes noise."""
+        return self.precision != "fp32" and not (self.no_calibration or self.is_random)
+
+    @property
+    def calibration_said(self) -> str:
+        """What the model was calibrated on, for the card and the progress."""
+        if not self.calibrates:
+            return "none"
+        return self.calibration_text.name if self.calibration_text else "text that the model writes"
 
     @property
     def less_memory(self) -> str:
         """What needs less of it, to end a message with; "" for nothing."""
-        said = ["--no-calibration rounds int4 with less"] if self.calibrates else []
+        said = ["--no-calibration needs less and loses more"] if self.calibrates else []
         if self.needs_reference and not self.no_reference:
             said.append("--no-reference needs less than optimum's reference")
         if self.verify != "none":
@@ -107,23 +123,14 @@ class BuildOptions:
         return "".join(f"; {one}" for one in said)
 
     @property
-    def less_loss(self) -> str:
-        """What loses less."""
-        if self.precision == "int8" and self.block_size is None:
-            return "--kernel block loses less"
-        if self.precision == "int4" and self.no_calibration:
-            return "without --no-calibration less is lost"
-        if self.block_size is not None and self.block_size > BLOCK_SIZES[0]:
-            return f"--block-size {BLOCK_SIZES[0]} loses less"
-        return f"--precision {'int8' if self.precision == 'int4' else 'fp32'} loses less"
-
-    @property
     def precision_text(self) -> str:
         """The precision in words."""
         if self.precision == "fp32":
             return "fp32"
         blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
-        return f"{blocks}, calibrated on text that the model writes" if self.calibrates else blocks
+        if self.is_random:
+            return blocks
+        return f"{blocks}, calibrated on {self.calibration_said}" if self.calibrates else f"{blocks}, not calibrated"
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:
@@ -139,8 +146,9 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
         given.kernel = "auto" if given.precision == "int8" and given.block_size is None else "block"
     if given.block_size is None and given.kernel == "block":
         given.block_size = DEFAULT_BLOCK_SIZES.get(given.precision)
-    if given.max_loss is None:
-        given.max_loss = quality.MAX_LOSS[given.precision]
+    default = quality.BOUNDS[given.precision]
+    given.max_loss = default.loss_percent if given.max_loss is None else given.max_loss
+    given.max_kl = default.mean_kl if given.max_kl is None else given.max_kl
     typed = sys.argv[1:] if arguments is None else arguments
     return BuildOptions(**vars(given), command=shlex.join(["python", "export/build.py", *typed]))
 
@@ -156,16 +164,19 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield f"--block-size is {' or '.join(map(str, INT4_BLOCK_SIZES))} with --precision int4"
     if given.kernel == "dense" and (given.precision != "int8" or given.block_size is not None):
         yield "--kernel dense goes with --precision int8 and without --block-size: it has a scale a column"
-    if given.no_calibration and given.precision != "int4":
-        yield "--no-calibration goes with --precision int4: nothing else is calibrated"
+    if given.no_calibration and given.precision == "fp32":
+        yield "--no-calibration goes with --precision int8 or int4: fp32 is not calibrated"
+    if given.calibration_text and (given.no_calibration or given.precision == "fp32" or is_random):
+        yield "--calibration-text goes with int8 or int4 of a checkpoint that is no noise, and without --no-calibration"
     if given.eval_text and given.verify == "none":
         yield "--eval-text is the text of the verification, which --verify none leaves out"
     if given.keep_reference and given.no_reference:
         yield "--keep-reference keeps optimum's export, which --no-reference does not make"
     if given.keep_reference and _overlap(given.keep_reference, given.output):
         yield "--keep-reference and --output name the same place, or one within the other"
-    if given.max_loss is not None:
-        yield from _mistakes_of_max_loss(given.max_loss, given.verify, is_random)
+    for option, bound in (("--max-loss", given.max_loss), ("--max-kl", given.max_kl)):
+        if bound is not None:
+            yield from _mistakes_of_bound(option, bound, given.verify, is_random)
     if given.tokenizer and not is_random:
         yield f"--tokenizer goes with {RANDOM}SIZE: other checkpoints have their own"
     if given.allow_pickle and is_random:
@@ -174,13 +185,13 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield f"--revision goes with a hub id, and {given.checkpoint} is none"
 
 
-def _mistakes_of_max_loss(max_loss: float, verify: str, is_random: bool) -> Iterator[str]:
-    if not max_loss >= 0:  # NaN is not either
-        yield "--max-loss is per cent and at least 0"
+def _mistakes_of_bound(option: str, bound: float, verify: str, is_random: bool) -> Iterator[str]:
+    if not bound >= 0:  # NaN is not either
+        yield f"{option} is at least 0"
     if verify == "none":
-        yield "--max-loss bounds the verification, which --verify none leaves out"
+        yield f"{option} bounds the verification, which --verify none leaves out"
     if is_random:
-        yield "--max-loss bounds a loss that random weights do not have"
+        yield f"{option} bounds a loss that random weights do not have"
 
 
 def _overlap(first: Path, second: Path) -> bool:
@@ -197,14 +208,16 @@ def argument_parser() -> argparse.ArgumentParser:
     add("checkpoint", nargs="?", default="gpt2", metavar="CHECKPOINT", help=about)
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--output", type=Path, metavar="DIR", help="where the model goes (default: models/<name>-<precision>)")
-    add("--precision", choices=sorted(quality.MAX_LOSS), default="int8", help="of the weights (default: int8)")
+    add("--precision", choices=sorted(quality.BOUNDS), default="int8", help="of the weights (default: int8)")
     defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
     about = f"weights that share a scale (default: {defaults}); at 32 and 64 no row depends on its neighbours"
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
-    about = f"of int8 (default: dense if verification shows that it loses at most {DENSE_MAX_LOSS} %%, else block)"
+    about = "of int8: one scale a column, or one a block (default: dense, with blocks for products that lose too much)"
     add("--kernel", choices=["block", "dense"], help=about)
-    about = "round every block of int4 by itself: some minutes less, but more is lost"
+    about = "round without reading a text: quicker, but a model with outlier channels, as GPT-2 is, loses far more"
     add("--no-calibration", action="store_true", help=about)
+    about = "your own text to calibrate on, UTF-8, at least 2,000 tokens (default: one that the model writes)"
+    add("--calibration-text", type=Path, metavar="FILE", help=about)
     about = "do without optimum and torch: verify against the project's own fp32 graph"
     add("--no-reference", action="store_true", help=about)
     add("--keep-reference", type=Path, metavar="DIR", help="keep optimum's fp32 export in this new folder")
@@ -212,9 +225,12 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--verify", choices=["quality", "none"], default="quality", help=about)
     about = "your own text to verify on, UTF-8, at least 2,000 tokens (default: one that comes with the build)"
     add("--eval-text", type=Path, metavar="FILE", help=about)
-    bounds = ", ".join(f"{precision} {bound}" for precision, bound in quality.MAX_LOSS.items())
-    about = f"loss of perplexity that refuses the model (default: {bounds})"
+    bounds = ", ".join(f"{precision} {bound.loss_percent}" for precision, bound in quality.BOUNDS.items())
+    about = f"loss of perplexity from which products get better kernels (default: {bounds})"
     add("--max-loss", type=float, metavar="PERCENT", help=about)
+    bounds = ", ".join(f"{precision} {bound.mean_kl}" for precision, bound in quality.BOUNDS.items())
+    about = f"mean KL divergence, in nats, from which products get better kernels (default: {bounds})"
+    add("--max-kl", type=float, metavar="NATS", help=about)
     about = f"with {RANDOM}SIZE, the folder whose tokenizer.json to take (default: one grown from the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
     about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"

@@ -15,7 +15,7 @@ import importlib.metadata
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,19 @@ MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in t
 try:
     from safetensors import SafetensorError
 
-    from export import card, conversion, folder, golden, needs, pickle_file, provenance, quality, reference, tokenizer
+    from export import (
+        card,
+        conversion,
+        folder,
+        golden,
+        ladder,
+        needs,
+        pickle_file,
+        provenance,
+        quality,
+        reference,
+        tokenizer,
+    )
     from export.arguments import BuildOptions, parse
     from export.checkpoint import RANDOM, Checkpoint, check_folder, open_checkpoint
     from export.config import Config
@@ -36,7 +48,7 @@ try:
     from export.genai_config import NAME as GENAI_CONFIG
     from export.genai_config import genai_config
     from export.json_file import write_json
-    from export.quantize.precision import Float32
+    from export.quantize.calibration import Calibration
     from export.random_checkpoint import SIZES
 except KeyboardInterrupt:  # these take a second
     if __name__ != "__main__":
@@ -59,16 +71,19 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
     with workspaces(options) as (work, reference_work):
         say(1, f"checkpoint: {options.checkpoint}")
         checkpoint = open_with_room(options, work)
-        attempts = options.attempts(widths(checkpoint))
-        check_text(checkpoint, options)
+        options.check_widths(widths(checkpoint))
+        check_texts(checkpoint, options)
 
         say(2, f"reference: {options.reference_text}")
         make_reference(checkpoint, options, reference_work / "reference")
 
-        options, measured = make_and_verify(checkpoint, attempts, reference_work / "reference", work)
+        say(3, f"calibration: {options.calibration_said}")
+        found = conversion.calibrate(checkpoint, options, work) if options.calibrates else None
 
-        say(5, f"publication: {options.output}")
-        describe(checkpoint, options, measured, work / "model")
+        built = make_and_verify(checkpoint, options, found, reference_work / "reference", work)
+
+        say(6, f"publication: {options.output}")
+        describe(checkpoint, options, built, work / "model")
         before_publication()
         if options.keep_reference:
             folder.publish(reference_work / "reference", options.keep_reference, reference_work)
@@ -92,8 +107,9 @@ def check_before_work(options: BuildOptions) -> None:
     folder.check_output(options.output, force=options.force)
     if options.keep_reference and options.keep_reference.exists():
         raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
-    if options.eval_text and not options.eval_text.is_file():
-        raise FileNotFoundError(f"no text at {options.eval_text}; --eval-text names a file")
+    for option, path in (("--eval-text", options.eval_text), ("--calibration-text", options.calibration_text)):
+        if path and not path.is_file():
+            raise FileNotFoundError(f"no text at {path}; {option} names a file")
     if options.allow_pickle:
         pickle_file.check_installed()
     if Path(options.checkpoint).exists():
@@ -117,8 +133,10 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
     return checkpoint
 
 
-def check_text(checkpoint: Checkpoint, options: BuildOptions) -> None:
-    """Raise ValueError for a text to verify on that is too short, or not UTF-8."""
+def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
+    """Raise ValueError for a text to verify or calibrate on that is too short, or not UTF-8."""
+    if options.calibration_text:
+        conversion.read_calibration_text(checkpoint, options.calibration_text)
     if options.verify != "none":
         encode = functools.partial(tokenizer.encode, checkpoint.folder)
         quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
@@ -135,57 +153,109 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
     if not options.needs_reference:
         return
     if options.no_reference:
-        conversion.convert(checkpoint, Float32(), target)
+        conversion.make_fp32(checkpoint, target)
     else:
         reference.export_reference(checkpoint.folder, target)
         folder.write_tokenizer_and_config(checkpoint, target)
 
 
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What the build made, in the folder of the model."""
+
+    measured: quality.Quality | None  # None: not verified
+    found: Calibration | None  # None: not calibrated
+    upgraded: conversion.Kernels
+
+
 def make_and_verify(
-    checkpoint: Checkpoint, attempts: Sequence[BuildOptions], reference: Path, work: Path
-) -> tuple[BuildOptions, quality.Quality | None]:
-    """The first attempt that loses little, else the last; raises ValueError where that one loses too much."""
-    for options in attempts:
-        say(3, f"model: the fused graph, {options.precision_text}")
-        conversion.make_model(checkpoint, options, work)
-        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
-        measured = verify(checkpoint, options, work / "model", reference, work)
-        if options is attempts[-1] or measured is None or measured.loss_percent <= options.dense_max_loss:
-            break
-        print(f"      more than {options.dense_max_loss} %: {attempts[-1].precision_text} instead", flush=True)
+    checkpoint: Checkpoint, options: BuildOptions, found: Calibration | None, reference: Path, work: Path
+) -> Built:
+    """Make the model; while it loses too much, give the products that lose most a better kernel.
+
+    Raises ValueError for a model whose logits are not numbers, and where no product has a better kernel left.
+    """
+    upgraded: dict[str, str] = {}
+    verifier = None
+    while True:
+        say(4, f"model: the fused graph, {options.precision_text}{upgrades_said(upgraded)}")
+        conversion.make_model(checkpoint, options, work, found, upgraded)
+        say(5, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
+        if options.verify == "none":
+            return Built(None, found, upgraded)
+        verifier = verifier or open_verifier(checkpoint, options, reference, work)
+        measured = verifier.measure(work / "model")
+        print(card.quality_text(checkpoint, measured), flush=True)
+        if checkpoint.is_random:
+            return Built(measured, found, upgraded)
+        measured.check_numbers()
+        if measured.excess(options.bounds) <= 1:
+            return Built(measured, found, upgraded)
+        upgraded = better_kernels(checkpoint, options, found, upgraded, measured)
         shutil.rmtree(work / "model")
-    if measured and not checkpoint.is_random:
-        measured.check(options.max_loss, options.less_loss)
-    return options, measured
 
 
-def verify(
-    checkpoint: Checkpoint, options: BuildOptions, model: Path, reference: Path, work: Path
-) -> quality.Quality | None:
-    """Measure the loss against the reference, and print it."""
-    if options.verify == "none":
-        return None
+def open_verifier(checkpoint: Checkpoint, options: BuildOptions, reference: Path, work: Path) -> quality.Verifier:
+    """Run the reference over the evaluation text."""
     text = evaluation_text(checkpoint, options)
-    at_least = options.least_tokens
-    measured = quality.measure_quality(model, reference, options.reference_text, text, work, at_least=at_least)
-    print(card.quality_text(checkpoint, measured))
-    return measured
+    return quality.Verifier(reference, options.reference_text, text, work, at_least=options.least_tokens)
 
 
-def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Quality | None, target: Path) -> None:
+def better_kernels(
+    checkpoint: Checkpoint,
+    options: BuildOptions,
+    found: Calibration | None,
+    upgraded: dict[str, str],
+    measured: quality.Quality,
+) -> dict[str, str]:
+    """The kernels for the next attempt. Raises ValueError where there are none."""
+    print(f"      too much is lost: {measured.said(options.bounds)}", flush=True)
+    if found is not None:
+        climbed = ladder.climb(found, upgraded, measured.excess(options.bounds))
+    else:
+        usual = conversion.usual_kernels(checkpoint.config, options)
+        climbed = ladder.climb_together(usual, upgraded, widths(checkpoint))
+    if climbed == upgraded:
+        raise ValueError(
+            f"the model loses too much with the most exact kernels: {measured.said(options.bounds)}; not published. "
+            "Its weights may be damaged; --max-kl NATS and --max-loss PERCENT allow more"
+        )
+    return climbed
+
+
+def upgrades_said(upgraded: conversion.Kernels) -> str:
+    """Which products have a better kernel, for the progress."""
+    if not upgraded:
+        return ""
+    named = ", ".join(f"{name} {kernel}" for name, kernel in upgraded.items())
+    return f", {len(upgraded)} product(s) with a better kernel: {named}"
+
+
+def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target: Path) -> None:
     """What the model writes, what it lost, the card and the checksums."""
     known = provenance.recognize(checkpoint.folder)
     outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
     write_json(target / golden.NAME, outputs)
     write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
+    measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
-    report |= {"precision": options.precision, "kernel": options.kernel, "block_size": options.block_size}
-    report |= {"calibrated": options.calibrates} if options.precision == "int4" else {}
+    report |= {"precision": options.precision, "kernel": options.kernel_kind, "block_size": options.block_size}
+    report |= {"calibrated": built.found is not None, "upgraded": upgrades(built)}
     report |= {"weights": known.said} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
     write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
-    card.write_card(target, checkpoint, options, measured, weights=known.said if known else None)
+    card.write_card(target, checkpoint, options, measured, upgrades(built), weights=known.said if known else None)
     folder.write_checksums(target)
+
+
+def upgrades(built: Built) -> list[dict[str, Any]]:
+    """The products that have a better kernel than usual, with the relative errors of both where they are known."""
+    listed: list[dict[str, Any]] = []
+    for name, kernel in built.upgraded.items():
+        errors = built.found.errors[name] if built.found else {}
+        usual = {"usual_error": next(iter(errors.values())), "error": errors[kernel]} if errors else {}
+        listed.append({"product": name, "kernel": kernel, **usual})
+    return listed
 
 
 def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
@@ -203,7 +273,7 @@ def widths(checkpoint: Checkpoint) -> list[int]:
 
 def say(step: int, what: str) -> None:
     """Announce a step."""
-    print(f"[{step}/5] {what}", flush=True)
+    print(f"[{step}/6] {what}", flush=True)
 
 
 def run() -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from export.arguments import BuildOptions
 from export.checkpoint import Checkpoint
@@ -31,7 +34,7 @@ GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
 
 {quality}
 
-## Use
+{upgraded}## Use
 
 ```python
 import runtime  # pip install gpt2-edge
@@ -61,10 +64,31 @@ likeliest token is the same at {top1:.2f} % of positions; the KL divergence is {
 {n_tokens:,} tokens of `{text}` ({protocol})."""
 
 
+_UPGRADED = """\
+These products lose too much with the usual kernel and have a more exact one. Errors are mean squares relative to the
+variance of the output, over the calibration text:
+
+| product | kernel | error with the usual kernel | error |
+|---|---|---|---|
+{rows}
+
+"""
+
+
 def write_card(
-    folder: Path, checkpoint: Checkpoint, options: BuildOptions, quality: Quality | None, *, weights: str | None = None
+    folder: Path,
+    checkpoint: Checkpoint,
+    options: BuildOptions,
+    quality: Quality | None,
+    upgraded: Sequence[Mapping[str, Any]] = (),
+    *,
+    weights: str | None = None,
 ) -> None:
-    """Write `README.md`; `quality` None says that nothing was verified, `weights` whose they are where it is known."""
+    """Write `README.md`.
+
+    quality: None says that nothing was verified. upgraded: products with a better kernel than usual, as `quality.json`
+    has them. weights: whose they are, where it is known.
+    """
     config = checkpoint.config
     card = _CARD.format(
         name=checkpoint.name,
@@ -82,9 +106,22 @@ def write_card(
         graph_size=_size(folder / "model.onnx"),
         data_size=_size(folder / "model.onnx_data"),
         quality=quality_text(checkpoint, quality),
+        upgraded=_upgraded_text(upgraded),
         command=options.command,
     )
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
+    """A table, or nothing."""
+    if not upgraded:
+        return ""
+    rows = [
+        f"| `{one['product']}` | {one['kernel']} | {one.get('usual_error', math.nan):.1e} | "
+        f"{one.get('error', math.nan):.1e} |"
+        for one in upgraded
+    ]
+    return _UPGRADED.format(rows="\n".join(rows))
 
 
 def _source(checkpoint: Checkpoint) -> str:

@@ -74,6 +74,10 @@ class Tensors:
         return array
 
     @property
+    def embedding_factor(self) -> None:
+        """None: a looked-up row of `wte.weight` stays as it is."""
+
+    @property
     def n_bytes(self) -> int:
         """Size of all weights as fp32."""
         return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values())

@@ -3,46 +3,97 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
-from export import folder, graph
+from export import folder, graph, tokenizer
 from export.arguments import BuildOptions
 from export.checkpoint import Checkpoint
-from export.quantize import calibration
-from export.quantize.dense import DenseInt8
-from export.quantize.int4 import Int4
-from export.quantize.precision import Float32, Int8, Precision
+from export.config import Config
+from export.graph import Weights
+from export.quality import read_text
+from export.quantize import calibration, texts
+from export.quantize.calibration import Calibration
+from export.quantize.equalization import OUTPUT, EqualizedTensors, from_weights
+from export.quantize.kernels import DENSE, FP32, Mixed, make_kernel, output_kernel
+from export.quantize.precision import Precision
+
+Kernels = Mapping[str, str]
+"""Product -> kernel, for products that have another kernel than usual; the output layer is `OUTPUT`."""
 
 
-def make_model(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> None:
-    """What ships, in `work / "model"`."""
-    if options.block_size is None:
-        precision: Precision = DenseInt8() if options.precision == "int8" else Float32()
-    elif options.precision == "int8":
-        precision = Int8(options.block_size)
-    else:
-        precision = Int4(
-            options.block_size, calibrate(checkpoint, options.block_size, work) if options.calibrates else None
-        )
-    convert(checkpoint, precision, work / "model")
+def make_model(
+    checkpoint: Checkpoint,
+    options: BuildOptions,
+    work: Path,
+    found: Calibration | None,
+    upgraded: Kernels,
+) -> None:
+    """What ships, in `work / "model"`. `found`: what calibration found, None without; `upgraded`: see `Kernels`."""
+    tensors: Weights = checkpoint.tensors
+    if found is not None:
+        tensors = EqualizedTensors(checkpoint.config, tensors, found.equalizations)
+    usual = make_kernel(options.usual_kernel, found.rounded if found else None)
+    output = "wte" if checkpoint.config.tie_word_embeddings else "lm_head"
+    others = {output if name == OUTPUT else name: make_kernel(kernel) for name, kernel in upgraded.items()}
+    convert(checkpoint, Mixed(usual, others), work / "model", tensors)
 
 
-def calibrate(checkpoint: Checkpoint, block_size: int, work: Path) -> calibration.Calibration:
-    """The text is written by this very model, but with each block rounded alone."""
+def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Calibration:
+    """Read the user's text, or one that the model writes, and find how every product loses least.
+
+    Raises ValueError for a text that is too short or not UTF-8, and for a model whose activations pass fp32.
+    """
+    ids = calibration_texts(checkpoint, options, work)
+    only_dense = options.kernel == "dense"
+    return calibration.calibrate(
+        checkpoint.config, checkpoint.tensors, ids, options.usual_kernel, work, only_dense=only_dense
+    )
+
+
+def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> texts.Ids:
+    """Ids [n_texts, n_tokens]."""
+    amount = texts.AMOUNTS[options.precision]
+    if options.calibration_text is None:
+        return write_texts(checkpoint, amount, work)
+    ids = read_calibration_text(checkpoint, options.calibration_text)
+    return texts.cut_text(ids, checkpoint.config.n_positions, amount)
+
+
+def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
+    """Ids of the user's text. Raises ValueError for one that is too short, or not UTF-8."""
+    return read_text(path, lambda text: tokenizer.encode(checkpoint.folder, text), texts.LEAST_TOKENS)[1]
+
+
+def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> texts.Ids:
+    """Texts by the model itself, quantized as well as can be done without having read any."""
     writer = work / "writer"
-    convert(checkpoint, Int4(block_size), writer)
-    texts = calibration.write_text(writer)
+    guessed = from_weights(checkpoint.config, checkpoint.tensors)
+    tensors = EqualizedTensors(checkpoint.config, checkpoint.tensors, guessed)
+    convert(checkpoint, make_kernel(DENSE), writer, tensors)
+    written = texts.write_texts(writer, amount)
     shutil.rmtree(writer)
-    return calibration.Calibration(checkpoint.config, checkpoint.tensors, texts, work)
+    return written
 
 
-def convert(checkpoint: Checkpoint, precision: Precision, target: Path) -> None:
-    """Write a new folder: all but checksums, card and recorded outputs."""
+def usual_kernels(config: Config, options: BuildOptions) -> dict[str, str]:
+    """The kernel of every product before any is upgraded, the output layer last."""
+    matrices = [name for name, shape in config.tensor_shapes().items() if name.startswith("h.") and len(shape) == 2]
+    kernels = {name.removesuffix(".weight"): options.usual_kernel for name in matrices}
+    return kernels | {OUTPUT: output_kernel(options.usual_kernel)}
+
+
+def make_fp32(checkpoint: Checkpoint, target: Path) -> None:
+    """The fused graph in fp32, as a new folder."""
+    convert(checkpoint, make_kernel(FP32), target)
+
+
+def convert(checkpoint: Checkpoint, precision: Precision, target: Path, tensors: Weights | None = None) -> None:
+    """Write a new folder: all but checksums, card and recorded outputs. `tensors`: None is the checkpoint's own."""
     target.mkdir()
-    graph.build(checkpoint.config, checkpoint.tensors, precision, target, progress=_layer_progress)
+    graph.build(checkpoint.config, tensors or checkpoint.tensors, precision, target, progress=_layer_progress)
     folder.write_tokenizer_and_config(checkpoint, target)
 
 

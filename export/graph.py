@@ -31,6 +31,10 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 class Weights(Protocol):
     """A checkpoint's tensors by name."""
 
+    @property
+    def embedding_factor(self) -> Floats | None:
+        """What a looked-up row of `wte.weight` is multiplied by, [n_embd]; None for nothing."""
+
     def __getitem__(self, name: str) -> Floats:
         """The tensor, fp32."""
 
@@ -48,6 +52,11 @@ _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
     "swish": ("QuickGelu", MICROSOFT, {"alpha": 1.0}, _SILU_FLOOR),
     "tanh": ("Tanh", "", {}, None),
 }
+
+
+def activation_floor(config: Config) -> float | None:
+    """What the activation of this checkpoint never goes below; None if it has no such floor."""
+    return _ACTIVATIONS[config.activation_function][3]
 
 
 def build(
@@ -135,6 +144,9 @@ class _GraphBuilder:
     def embeddings(self) -> tuple[str, str]:
         self.precision.store(self.file, "wte", self.tensors["wte.weight"])
         tokens = self.precision.embed(self.file, "wte", "tokens")
+        if self.tensors.embedding_factor is not None:
+            factor = self.file.constant("wte.factor", self.tensors.embedding_factor)
+            tokens = self.file.node("Mul", [tokens, factor], ["tokens.restored"])
         wpe = self.file.constant("wpe", self.tensors["wpe.weight"])
         positions = self.file.node("Gather", [wpe, "position_ids"], ["positions"])
         return self.norm(tokens, positions, "h.0.ln_1")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from export.arguments import BuildOptions
 from export.config import Config
-from export.quantize import calibration
-from export.quantize.precision import DEFAULT_BLOCK_SIZES
+from export.quantize import texts
 from export.random_checkpoint import SHARD_BYTES
 from runtime.budget import cache_bytes
 
@@ -78,8 +77,11 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
         kept += reference
     if options.verify != "none":
         kept += math.ceil(n_text_bytes / BYTES_PER_TOKEN) * config.vocab_size * 4
-    layer = _matrices(config) / config.n_layer * 4 if options.calibrates else 0
-    return max(exporting, kept + model_bytes(config, options) + layer)
+    # of int4, rounded products wait for the model to be written
+    rounded = model_bytes(config, options) if options.precision == "int4" else 0
+    layer = _matrices(config) / config.n_layer * 4
+    calibrating = rounded + max(layer, _stored_bytes(config, 1, 0)) if options.calibrates else 0
+    return max(exporting, kept + model_bytes(config, options) + rounded * options.calibrates, kept + calibrating)
 
 
 def _memory(config: Config, options: BuildOptions) -> float:
@@ -89,9 +91,9 @@ def _memory(config: Config, options: BuildOptions) -> float:
     if options.is_random:
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.calibrates:
-        length = min(config.n_positions, calibration.LONGEST)
-        texts = cache_bytes(config, length, calibration.texts_at_once(config, length))
-        stages += [LOADED * model_bytes(config, options) + texts, _measuring(config)]
+        stages.append(_measuring(config, options))
+        if not options.calibration_text:
+            stages.append(_writing(config, options))
     if options.verify != "none":
         stages.append(running + PASS_BYTES)
     if options.needs_reference and not options.no_reference:
@@ -100,26 +102,39 @@ def _memory(config: Config, options: BuildOptions) -> float:
     return BASE_BYTES + max(stages)
 
 
-def _measuring(config: Config) -> float:
-    """Memory that calibration takes for a layer: the hidden states, and moments while their inverse is computed."""
-    length, width = min(config.n_positions, calibration.LONGEST), max(config.n_embd, config.inner_size)
-    hidden = calibration.N_TOKENS * config.n_embd * 4
+def _writing(config: Config, options: BuildOptions) -> float:
+    """Memory that the model takes while it writes the calibration text, with the dense kernel."""
+    length = texts.AMOUNTS[options.precision].length(config.n_positions)
+    cache = cache_bytes(config, length, texts.texts_at_once(config, length))
+    return LOADED * _stored_bytes(config, 1, 0) + cache
+
+
+def _measuring(config: Config, options: BuildOptions) -> float:
+    """Memory that calibration takes for a layer: hidden states, its weights, statistics of what its products read."""
+    amount = texts.AMOUNTS[options.precision]
+    length, width = amount.length(config.n_positions), max(config.n_embd, config.inner_size)
+    hidden = amount.n_tokens * config.n_embd * 4
     weights = 2 * _matrices(config) / config.n_layer * 4
     attention = config.n_head * length**2 * 4  # a number for each pair of tokens
-    return hidden + weights + attention + length * ACTIVATION_BYTES * width + MOMENT_BYTES * width**2
+    moments = MOMENT_BYTES * width**2 if options.precision == "int4" else 0
+    return hidden + weights + attention + length * ACTIVATION_BYTES * width + moments
 
 
 def model_bytes(config: Config, options: BuildOptions) -> float:
-    """Size of the model's weights as they are stored."""
+    """Size of the model's weights as they are stored, with the usual kernel throughout."""
+    # one scale a column is nothing
+    scale = SCALE_BYTES / options.block_size if options.block_size else 0
+    if options.precision == "fp32":
+        return _parameters(config) * 4
+    return _stored_bytes(config, INT4_BYTES if options.precision == "int4" else 1, scale)
+
+
+def _stored_bytes(config: Config, of_weight: float, scale: float) -> float:
+    """`of_weight`: bytes of one weight of a layer; `scale`: bytes of scales for each weight."""
     matrices = _matrices(config)
     embedding = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
     rest = (_parameters(config) - matrices - embedding) * 4
-    if options.precision == "fp32":
-        return rest + (matrices + embedding) * 4
-    # one scale of a column is nothing; which kernel "auto" comes to is not known before the work
-    block_size = DEFAULT_BLOCK_SIZES["int8"] if options.kernel == "auto" else options.block_size
-    scale = SCALE_BYTES / block_size if block_size else 0
-    return rest + embedding * (1 + scale) + matrices * ((INT4_BYTES if options.precision == "int4" else 1) + scale)
+    return rest + embedding * (1 + scale) + matrices * (of_weight + scale)
 
 
 def _parameters(config: Config) -> int:

@@ -58,7 +58,7 @@ class Model:
         if format_ not in (None, FORMAT):
             raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
         self.is_fused: bool = format_ is not None
-        self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block or dense
+        self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block, dense or mixed
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
         check_interface(path, self._session, self.config, is_fused=self.is_fused)

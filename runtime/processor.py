@@ -26,10 +26,13 @@ def suitable_kernel() -> Kernel | None:
 
 
 def advice(kernel: str | None, suitable: str | None) -> str | None:
-    """Which build would suit the processor better; None where this one does, or nothing is known."""
-    if kernel == "block" and suitable == "dense":
+    """Which build would suit the processor better; None where this one does, or nothing is known.
+
+    kernel: `block`, `dense`, `mixed` (dense but for some products) or None, as the graph's metadata has it.
+    """
+    if kernel in ("block", "mixed") and suitable == "dense":
         return (
-            "this processor has no instructions for int8 in blocks, and decodes 7 to 11 times slower than it could: "
+            "this processor has no instructions for int8 in blocks; products in blocks take 7 to 11 times as long: "
             "build the model with --kernel dense"
         )
     return None

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from export import build
-from export.quantize import calibration
+from export.quantize import texts
 from tests.building import QUICK, contents
 
 OPERATIONS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "ctypes.dlsym"}
@@ -28,7 +28,7 @@ def main(name: str, checkpoint: str, output: Path) -> None:
     arguments = {
         p: [checkpoint, *QUICK, "--precision", p, "--output", str(output), "--force"] for p in ("int8", "int4")
     }
-    calibration.N_TOKENS = 200  # quick
+    texts.AMOUNTS = dict.fromkeys(texts.AMOUNTS, texts.Amount(200, 64))  # quick
     whole = {}
     for precision in arguments:
         assert run_until(0, signal.SIGKILL, arguments[precision]) == UNTOUCHED

@@ -7,16 +7,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from export import build, folder, graph, hub, quality, reference
 from export.checkpoint import open_checkpoint
 from export.quantize.precision import Float32
+from runtime.model import Model
 from tests.building import (
     FILES,
     QUICK,
     REPOSITORY,
     SCRIPT,
+    TINY,
     contents,
     error_line,
     make_link,
@@ -60,10 +63,10 @@ def test_announces_the_steps_in_order(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     steps = [line for line in lines if line.startswith("[")]
-    names = ["checkpoint", "reference", "model", "verification", "publication"]
-    assert [line.split(":")[0] for line in steps] == [f"[{n}/5] {name}" for n, name in enumerate(names, 1)]
+    names = ["checkpoint", "reference", "calibration", "model", "verification", "publication"]
+    assert [line.split(":")[0] for line in steps] == [f"[{n}/6] {name}" for n, name in enumerate(names, 1)]
     assert lines[-1] == f"built {tmp_path / 'out'}"
-    for bar in ("layers", "reference", "model"):
+    for bar in ("text", "layers", "reference", "model"):
         assert f"{bar}: 100%" in done.stderr
 
 
@@ -112,30 +115,69 @@ def test_a_link_is_followed(tiny: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "elsewhere" / "model").iterdir()} == FILES
 
 
-def test_a_model_that_loses_too_much_is_refused(
+def test_products_that_lose_most_get_better_kernels(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = lossy(monkeypatch, [0.6, 0.6, 0.4])
+    build.main([str(tiny), "--no-reference", "--output", str(tmp_path / "model")])
+    assert not measured
+    said = capsys.readouterr().out
+    assert said.count("too much is lost: ") == 2
+    assert "perplexity +0.60 % (0.5)" in said
+    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
+    assert report["loss_percent"] == 0.4
+    assert report["upgraded"]
+    for one in report["upgraded"]:
+        assert one["error"] < one["usual_error"]
+        assert f"| `{one['product']}` | {one['kernel']} |" in (tmp_path / "model" / "README.md").read_text("utf-8")
+    kernels = {node.name.removesuffix(".out"): node.op_type for node in nodes(tmp_path / "model")}
+    expected = {"fp32": {"MatMul", "FusedMatMul"}}
+    for one in report["upgraded"]:
+        name = "logits" if one["product"] == "output" else one["product"]
+        assert kernels[name] in expected.get(one["kernel"], {"MatMulNBits"})
+
+
+def nodes(folder: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(folder / "model.onnx", load_external_data=False).graph.node)
+
+
+def test_a_model_that_loses_too_much_with_every_kernel_is_refused(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "model"
     assert run_here(monkeypatch, tiny, "--no-reference", "--output", output) == 0
     before = contents(output)
-    lossy(monkeypatch, 0.6)
+    lossy(monkeypatch, [0.6] * 100)
     assert run_here(monkeypatch, tiny, "--no-reference", "--output", output, "--force") == 1
     message = error_line(capsys.readouterr().err)
-    assert "loses 0.600 % of perplexity, more than 0.5 %: not published" in message
-    assert "--max-loss PERCENT allows more" in message
+    assert "loses too much with the most exact kernels" in message
+    assert "--max-kl NATS and --max-loss PERCENT allow more" in message
     assert contents(output) == before
     assert run_here(monkeypatch, tiny, "--no-reference", "--output", output, "--force", "--max-loss", "1") == 0
     assert json.loads((output / "quality.json").read_text(encoding="utf-8"))["loss_percent"] == 0.6
 
 
-def lossy(monkeypatch: pytest.MonkeyPatch, percent: float) -> None:
-    """Let every verification measure this loss."""
-    measure: Callable[..., quality.Quality] = quality.measure_quality
+def test_without_calibration_all_products_climb_together(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lossy(monkeypatch, [0.6, 0.4])
+    build.main([str(tiny), "--no-reference", "--no-calibration", "--output", str(tmp_path / "model")])
+    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
+    assert {one["kernel"] for one in report["upgraded"]} == {"block 64"}
+    assert len(report["upgraded"]) == 4 * TINY.n_layer + 1
+    with Model(tmp_path / "model") as model:
+        assert model.kernel == "mixed"
 
-    def measure_lossy(*arguments: object, **options: object) -> quality.Quality:
-        return dataclasses.replace(measure(*arguments, **options), loss_percent=percent)
 
-    monkeypatch.setattr(quality, "measure_quality", measure_lossy)
+def lossy(monkeypatch: pytest.MonkeyPatch, percents: list[float]) -> list[float]:
+    """Let the verifications measure these losses, one after the other; returns those that are left."""
+    measure: Callable[..., quality.Quality] = quality.Verifier.measure
+
+    def measure_lossy(self: quality.Verifier, model: Path) -> quality.Quality:
+        return dataclasses.replace(measure(self, model), loss_percent=percents.pop(0))
+
+    monkeypatch.setattr(quality.Verifier, "measure", measure_lossy)
+    return percents
 
 
 def stand_in_export(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import arguments, build
+from export.quality import BOUNDS, Bounds
 from export.random_checkpoint import SIZES
 from tests.building import make_link, run_build, run_here
 
@@ -59,7 +60,12 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("gpt2 --precision fp32 --block-size 32", "--block-size goes with"),
         ("gpt2 --precision int4 --block-size 128", "--block-size is 32 or 64 with --precision int4"),
-        ("gpt2 --no-calibration", "--no-calibration goes with --precision int4"),
+        ("gpt2 --no-calibration --precision fp32", "--no-calibration goes with --precision int8 or int4"),
+        ("gpt2 --calibration-text t --precision fp32", "--calibration-text goes with int8 or int4"),
+        ("gpt2 --calibration-text t --no-calibration", "without --no-calibration"),
+        ("random:gpt2 --calibration-text t", "a checkpoint that is no noise"),
+        ("gpt2 --max-kl -1", "--max-kl is at least 0"),
+        ("gpt2 --verify none --max-kl 1", "--max-kl bounds the verification"),
         ("gpt2 --kernel dense --precision int4", "--kernel dense goes with --precision int8"),
         ("gpt2 --kernel dense --block-size 64", "--kernel dense goes with --precision int8 and without --block-size"),
         ("gpt2 --verify none --eval-text t", "--verify none leaves out"),
@@ -106,32 +112,34 @@ def test_a_wrong_option_ends_the_command_with_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "widths", "kernels"),
+    ("typed", "kernel"),
     [
-        ("gpt2", [768, 3072], ["dense", "block 64"]),
-        ("gpt2 --max-loss 0.1", [768, 3072], ["dense", "block 64"]),
-        ("gpt2", [80, 320], ["dense"]),
-        ("gpt2 --verify none", [768, 3072], ["block 64"]),
-        ("gpt2 --verify none", [80, 320], ["dense"]),
-        ("gpt2 --kernel dense", [768, 3072], ["dense"]),
-        ("gpt2 --kernel block", [768, 3072], ["block 64"]),
-        ("gpt2 --block-size 32", [768, 3072], ["block 32"]),
-        ("gpt2 --precision int4", [768, 3072], ["block 32"]),
+        ("gpt2", "dense"),
+        ("gpt2 --verify none", "dense"),
+        ("gpt2 --no-calibration", "dense"),
+        ("random:gpt2", "dense"),
+        ("gpt2 --kernel dense", "dense"),
+        ("gpt2 --kernel block", "block 64"),
+        ("gpt2 --block-size 32", "block 32"),
+        ("gpt2 --precision int4", "int4 32"),
+        ("gpt2 --precision int4 --block-size 64", "int4 64"),
+        ("gpt2 --precision fp32", "fp32"),
     ],
 )
-def test_which_kernels_are_tried(typed: str, widths: list[int], kernels: list[str]) -> None:
-    attempts = arguments.parse(typed.split()).attempts(widths)
-    found = [f"{one.kernel} {one.block_size}" if one.block_size else one.kernel for one in attempts]
-    assert found == kernels
+def test_the_usual_kernel(typed: str, kernel: str) -> None:
+    assert arguments.parse(typed.split()).usual_kernel == kernel
 
 
-def test_the_bound_of_dense_is_never_above_the_users() -> None:
-    bounds = [arguments.parse(f"gpt2 --max-loss {most}".split()).dense_max_loss for most in (0.1, 0.25, 3)]
-    assert bounds == [0.1, 0.25, 0.25]
+def test_bounds_are_those_of_the_precision_unless_given() -> None:
+    assert arguments.parse(["gpt2"]).bounds == BOUNDS["int8"]
+    assert arguments.parse(["gpt2", "--precision", "int4"]).bounds == BOUNDS["int4"]
+    given = arguments.parse(["gpt2", "--max-loss", "3", "--max-kl", "0.5"]).bounds
+    assert given == Bounds(mean_kl=0.5, loss_percent=3)
+    assert given.p99_kl == 5
 
 
 def test_blocks_that_do_not_fit_say_which_do() -> None:
     with pytest.raises(ValueError, match="--block-size 32 does"):
-        arguments.parse(["gpt2", "--kernel", "block"]).attempts([96])
+        arguments.parse(["gpt2", "--kernel", "block"]).check_widths([96])
     with pytest.raises(ValueError, match="--kernel dense or --precision fp32 does"):
-        arguments.parse(["gpt2", "--precision", "int4"]).attempts([80])
+        arguments.parse(["gpt2", "--precision", "int4"]).check_widths([80])

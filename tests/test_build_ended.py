@@ -72,7 +72,7 @@ def test_an_interrupt_leaves_what_was_there(tiny: Path, tmp_path: Path, name: st
     command: list[str | Path] = [sys.executable, SCRIPT, long, "--no-reference", "--output", output, "--force"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
-        assert any(line.startswith("[4/5]") for line in process.stdout)
+        assert any(line.startswith("[5/6]") for line in process.stdout)
         time.sleep(0.1)
         process.send_signal(number)
         _, shown = process.communicate(timeout=30)

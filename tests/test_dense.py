@@ -227,15 +227,3 @@ def test_combinations_that_make_no_model(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert run_here(monkeypatch, str(DEMO), *typed.split()) == 2
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dense_model_that_loses_much_becomes_one_of_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("export.arguments.DENSE_MAX_LOSS", 0.001)
-    build.main([str(DEMO), "--no-reference", "--output", str(tmp_path / "model")])
-    assert "more than 0.001 %: int8 in blocks of 64 instead" in capsys.readouterr().out
-    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
-    assert (report["kernel"], report["block_size"]) == ("block", 64)
-    with Model(tmp_path / "model") as model:
-        assert model.kernel == "block"

@@ -118,7 +118,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_build_says_it_on_one_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build.main([str(tiny), "--output", str(tmp_path / "model"), *QUICK])
     first, second, third, *_ = capsys.readouterr().out.splitlines()
-    assert (first[:5], third[:5]) == ("[1/5]", "[2/5]")
+    assert (first[:5], third[:5]) == ("[1/6]", "[2/6]")
     assert second.split("needs about ")[1].split(" GB")[0] == "0.00"
     assert "free" in second
 

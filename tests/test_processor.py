@@ -127,11 +127,11 @@ def test_cpuinfo_that_cannot_be_read_is_unknown(monkeypatch: pytest.MonkeyPatch)
     assert suitable_kernel() is None
 
 
-@pytest.mark.parametrize("kernel", ["block", "dense", None])
+@pytest.mark.parametrize("kernel", ["block", "mixed", "dense", None])
 @pytest.mark.parametrize("suitable", ["block", "dense", None])
 def test_advice_is_for_blocks_where_they_are_slow(kernel: str | None, suitable: str | None) -> None:
     said = advice(kernel, suitable)
-    assert (said is not None) == (kernel == "block" and suitable == "dense")
+    assert (said is not None) == (kernel in ("block", "mixed") and suitable == "dense")
     assert said is None or "--kernel dense" in said
 
 

@@ -1,112 +1,174 @@
-"""What a model's products read while the model reads text of its own: how int4 knows which errors count.
-
-A text that suits the checkpoint is the one that the checkpoint writes, whatever its language and subject (Williams et
-al. 2024, "Self-calibration for Language Model Quantization and Pruning").
-"""
+"""Calibration: while the model reads a text, find for every product what makes it lose least when it is rounded."""
 
 from __future__ import annotations
 
-import math
-import shutil
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.config import Config
-from export.graph import Weights, build_layer
-from export.quantize.gptq import Doubles
-from export.quantize.precision import Floats
-from runtime.budget import CachedModel, cache_bytes
-from runtime.cores import usable_threads
-from runtime.generation import BATCH_SIZE, generate_pieces
-from runtime.model import Model
-from runtime.options import Options
-from runtime.row import Place, Row
+from export.graph import Weights, activation_floor
+from export.quantize import equalization, trial
+from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
+from export.quantize.inputs import Inputs, LayerInputs
+from export.quantize.int4 import RoundedFiles, quantize_int4
+from export.quantize.kernels import better_kernels, make_kernel, output_kernel
+from export.quantize.precision import Floats, Linear
+from export.quantize.texts import Ids
 
-N_TOKENS = 16_384  # of text; half as many lose a little more, twice as many gain little
-LONGEST = 1024  # tokens of one text
-CACHE_BYTES = 650_000_000  # of keys and values while texts are written: as many at once as fit, at least one
+Errors = dict[str, float]
+"""Kernel -> error of one product, see `trial.relative_error`."""
 
 
-def texts_at_once(config: CachedModel, length: int) -> int:
-    """How many texts of `length` tokens."""
-    return max(1, min(BATCH_SIZE, CACHE_BYTES // cache_bytes(config, length, 1)))
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to equalize the input of a product."""
+
+    name: str  # in quality.json
+    strength: float | None = None  # of the scale; None for no scale
+    is_peak: bool = False  # sizes of channels and weights are largest values instead of root mean squares
+    shifts: bool = True
 
 
-def write_text(model: Path) -> NDArray[np.int64]:
-    """Texts as long as the context, sampled from a model folder: ids [n_texts, n_tokens].
-
-    Raises ValueError for a model whose logits are not numbers.
-    """
-    with Model(model) as opened:
-        config = opened.config
-        length = min(config.n_positions, LONGEST)
-        rows = [_begin(opened, length, seed) for seed in range(math.ceil(N_TOKENS / length))]
-        with tqdm(total=len(rows) * (length - 1), desc="      text", unit="token") as bar:
-            for _ in generate_pieces(opened, rows, texts_at_once(config, length)):
-                bar.update()
-    return np.array([row.ids for row in rows])
-
-
-def _begin(model: Model, length: int, seed: int) -> Row:
-    """A text after the token that texts begin with, or where there is none, any; probabilities are the model's own."""
-    bos, n_vocab = model.config.bos_token_id, model.config.vocab_size
-    first = bos if bos is not None and 0 <= bos < n_vocab else int(np.random.default_rng(seed).integers(n_vocab))
-    options = Options(temperature=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1, seed=seed)
-    return Row(model, [first], options, Place())
+CANDIDATES = (
+    Candidate("none", shifts=False),
+    Candidate("shift"),
+    Candidate("scale 0.25", 0.25),
+    Candidate("scale 0.5", 0.5),
+    Candidate("scale 0.75", 0.75),
+    Candidate("peak 0.5", 0.5, is_peak=True),
+    Candidate("peak 0.75", 0.75, is_peak=True),
+)
+# What is done unless another candidate is clearly better: the errors of a sample are noisy. int4 wants less, since its
+# blocks have scales of their own, and its weights compensate for one another's errors.
+PREFERRED = {"int8": "scale 0.5", "int4": "scale 0.25"}
+CLEARLY = 0.8
 
 
+@dataclasses.dataclass
 class Calibration:
-    """The mean of x x^T [n_in, n_in] over all inputs x of each product, by its name; each can be had once.
+    """What calibration found, by the product's name; the output layer is `OUTPUT`."""
 
-    Products come in the order of the layers, one layer in memory at a time: it is run in fp32 as the graph has it.
+    equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the candidate
+    errors: dict[str, Errors] = dataclasses.field(default_factory=dict)  # of the kernel and of better ones
+    rounded: RoundedFiles | None = None  # int4 products
+
+
+def calibrate(
+    config: Config, tensors: Weights, texts: Ids, kernel: str, work: Path, *, only_dense: bool = False
+) -> Calibration:
+    """Read the texts [n_texts, n_tokens] layer by layer, and equalize every product for this kernel.
+
+    At int4, products are also rounded such that weights compensate for one another's errors.
+    `work`: a folder for temporary graphs and rounded products. Raises ValueError where activations pass fp32.
     """
+    return _Calibrator(config, tensors, kernel, work, only_dense=only_dense).run(texts)
 
-    def __init__(self, config: Config, tensors: Weights, texts: NDArray[np.int64], work: Path) -> None:
-        self._config, self._tensors, self._work = config, tensors, work
-        self._hidden = tensors["wte.weight"][texts] + tensors["wpe.weight"][: texts.shape[1]]
-        self._layer = 0
-        self._found: dict[str, Doubles] = {}
 
-    def pop(self, name: str) -> Doubles:
-        """Raises KeyError for one that was had, or that no layer has; ValueError where numbers pass fp32."""
-        if not self._found and self._layer < self._config.n_layer:
-            with np.errstate(over="ignore", invalid="ignore"):  # refused below
-                self._found = self._run_layer()
-            self._layer += 1
-        moments = self._found.pop(name)
-        if not np.isfinite(moments).all():
-            raise ValueError(
-                f"{name}: while the model reads text of its own, what this product reads passes fp32; its weights are "
-                "damaged, or too large. --no-calibration rounds without text"
-            )
-        return moments
+class _Calibrator:
+    def __init__(self, config: Config, tensors: Weights, kernel: str, work: Path, *, only_dense: bool) -> None:
+        self._config = config
+        self._tensors = tensors
+        self._kernel = kernel
+        self._work = work
+        self._is_int4 = kernel.startswith("int4")
+        widths = [config.n_embd, config.inner_size]
+        self._better = functools.partial(better_kernels, widths=widths, only_dense=only_dense)
+        self._found = Calibration()
 
-    def _run_layer(self) -> dict[str, Doubles]:
-        folder = self._work / "layer"
-        folder.mkdir()
-        names = build_layer(self._config, self._tensors, self._layer, folder)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # not that some constants have no user here
-        options.intra_op_num_threads = usable_threads()
-        session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
-        sums: dict[str, Doubles] = {}
-        for index, hidden in enumerate(self._hidden):
-            self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(hidden[None]))
-            for name, x in zip(names, read, strict=True):
-                rows = x[0].astype(np.float64) / math.sqrt(self._hidden[..., 0].size)  # fp32 sums may have no inverse
-                if name in sums:
-                    sums[name] += rows.T @ rows
-                else:
-                    sums[name] = rows.T @ rows
-        del session  # Windows deletes no mapped file
-        shutil.rmtree(folder)
-        return sums
+    def run(self, texts: Ids) -> Calibration:
+        layers = LayerInputs(self._config, self._tensors, texts, self._work, moments=self._is_int4)
+        if self._is_int4:
+            folder = self._work / "rounded"
+            folder.mkdir()
+            self._found.rounded = RoundedFiles(folder)
+        for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
+            inputs = layers.run(layer)
+            for name, found in inputs.items():
+                self._equalize(name, found)
+            if self._is_int4:
+                self._round(inputs)
+        self._equalize_output(layers.output(OUTPUT))
+        return self._found
 
-    def _feeds(self, hidden: Floats) -> dict[str, NDArray[np.generic]]:
-        past = np.empty((1, self._config.n_head, 0, self._config.head_dim), np.float32)
-        pasts = {f"past_key_values.{self._layer}.{part}": past for part in ("key", "value")}
-        return {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64), **pasts}
+    def _equalize(self, name: str, inputs: Inputs) -> None:
+        """Choose for one product of a layer."""
+        weight = self._tensors[f"{name}.weight"]
+        part = np.ascontiguousarray(weight[:, trial.some_columns(weight.shape[1])])
+        expected = inputs.sample.astype(np.float64) @ part
+        floor = activation_floor(self._config) if name.endswith("mlp.c_proj") else None
+
+        def error(kernel: str, equalized: Equalization) -> float:
+            scaled = np.ascontiguousarray(part * equalized.scale[:, None])
+            linear = Linear(scaled, np.zeros(part.shape[1], np.float32), floor)
+            unshifted = expected - equalized.shift.astype(np.float64) @ part
+            x = equalized.apply(inputs.sample)
+            found = trial.run_product(make_kernel(kernel), x, linear, self._work)
+            return trial.relative_error(found, unshifted, inputs.weights)
+
+        self._choose(name, self._kernel, dict(self._candidates(name, inputs, weight)), error)
+
+    def _equalize_output(self, inputs: Inputs) -> None:
+        matrix = self._tensors["wte.weight" if self._config.tie_word_embeddings else "lm_head.weight"]
+        part = np.ascontiguousarray(matrix[trial.some_columns(len(matrix))])
+        expected = inputs.sample.astype(np.float64) @ part.T
+
+        def error(kernel: str, equalized: Equalization) -> float:
+            scaled = np.ascontiguousarray(part * equalized.scale)
+            found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled, self._work)
+            return trial.relative_error(found, expected, inputs.weights)
+
+        self._choose(OUTPUT, output_kernel(self._kernel), dict(self._candidates(OUTPUT, inputs, matrix.T)), error)
+
+    def _choose(
+        self, name: str, kernel: str, candidates: dict[str, Equalization], error: Callable[[str, Equalization], float]
+    ) -> None:
+        errors = {candidate: error(kernel, found) for candidate, found in candidates.items()}
+        best = min(errors, key=errors.__getitem__)
+        preferred = PREFERRED["int4" if self._is_int4 else "int8"]
+        if preferred in errors and errors[best] > CLEARLY * errors[preferred]:
+            best = preferred
+        self._found.chosen[name] = best
+        self._found.equalizations[name] = candidates[best]
+        better = {step: error(step, candidates[best]) for step in self._better(kernel)}
+        self._found.errors[name] = {kernel: errors[best], **better}
+
+    def _candidates(self, name: str, inputs: Inputs, weight: Floats) -> Iterator[tuple[str, Equalization]]:
+        """What may be done to the input of this product; weight: [n_in, n_out]."""
+        n_in = len(weight)
+        can_shift = equalization.can_shift(name)
+        can_scale = equalization.can_scale(name, self._config.activation_function)
+        for candidate in CANDIDATES:
+            if (candidate.strength and not can_scale) or (candidate.name == "shift" and not can_shift):
+                continue
+            shift = inputs.mean if can_shift and candidate.shifts else np.zeros(n_in, np.float32)
+            scale = np.ones(n_in, np.float32)
+            if candidate.strength:
+                sizes = self._sizes(candidate, inputs, weight, shift)
+                scale = equalization.scales(*sizes, candidate.strength)
+            yield candidate.name, Equalization(scale, shift)
+
+    @staticmethod
+    def _sizes(candidate: Candidate, inputs: Inputs, weight: Floats, shift: Floats) -> tuple[Floats, Floats]:
+        """Of the channels of the shifted input, and of the weights that read them, [n_in] each."""
+        if candidate.is_peak:
+            return np.abs(inputs.sample - shift).max(0), np.abs(weight).max(1)
+        sizes = inputs.spread if shift.any() else inputs.size
+        return sizes, equalization.root_mean_square(weight, 1)
+
+    def _round(self, inputs: dict[str, Inputs]) -> None:
+        """Round the products of a layer to 4 bits, each for its equalized input."""
+        equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
+        for name, found in inputs.items():
+            if found.moments is None or self._found.rounded is None:
+                raise AssertionError("int4 measures moments")
+            moments = self._found.equalizations[name].moments(found.moments, found.mean)
+            weight = equalized[f"{name}.weight"].T
+            self._found.rounded[name] = quantize_int4(weight, int(self._kernel.split()[1]), moments)
+            # the largest array there is
+            found.moments = None

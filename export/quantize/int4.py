@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -40,23 +41,40 @@ def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(values[..., 0::2] | values[..., 1::2] << 4)
 
 
-class Calibrated(Protocol):
-    """What is known of the inputs of each product."""
+class Rounded(Protocol):
+    """Products that are rounded already."""
 
-    def pop(self, name: str) -> Doubles:
-        """Their second moments, by the product's name, for the last time; see `quantize_int4`."""
+    def __getitem__(self, name: str) -> Packed:
+        """The weights of a product, by its name, as `quantize_int4` returns them."""
+
+
+class RoundedFiles:
+    """Rounded products in a folder, one file each."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` must exist."""
+        self._folder = folder
+
+    def __setitem__(self, name: str, packed: Packed) -> None:
+        """Keep a product."""
+        np.savez(self._folder / f"{name}.npz", *packed)
+
+    def __getitem__(self, name: str) -> Packed:
+        """See `Rounded`."""
+        with np.load(self._folder / f"{name}.npz") as arrays:
+            return arrays["arr_0"], arrays["arr_1"], arrays["arr_2"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Int4(Int8):
     """Products in blocks of 4-bit integers; `wte` stays int8, since the output layer loses most by rounding."""
 
-    calibration: Calibrated | None = None
+    rounded: Rounded | None = None  # None rounds every block by itself
 
     def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """See `Precision.linear`."""
-        moments = None if self.calibration is None else self.calibration.pop(name)
-        packed, scales, zeros = quantize_int4(linear.weight.T, self.block_size, moments)
+        found = quantize_int4(linear.weight.T, self.block_size) if self.rounded is None else self.rounded[name]
+        packed, scales, zeros = found
         stored = [file.constant(f"{name}.q", packed), file.constant(f"{name}.scale", scales)]
         stored += [file.constant(f"{name}.zero", zeros)]
         inputs = [x, *stored, "", file.constant(f"{name}.bias", linear.bias)]

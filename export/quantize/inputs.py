@@ -1,0 +1,151 @@
+"""What the model's products read while the model reads the calibration text, one layer in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from export.config import Config
+from export.graph import Weights, build_layer
+from export.quantize.precision import Floats
+from export.quantize.texts import Ids
+from runtime.cores import usable_threads
+
+Doubles = NDArray[np.float64]
+SAMPLE_ROWS = 384  # of inputs kept as they are, to try kernels on
+# GPT-2's first position is unlike the others, and all others attend to it: its share of the error, however few it is
+FIRST_SHARE = 0.25
+DAMAGED = (
+    "{name}: while the model reads the calibration text, what this product reads passes fp32; the weights are damaged, "
+    "or too large. --no-calibration rounds without text"
+)
+
+
+@dataclasses.dataclass
+class Inputs:
+    """Statistics of the inputs x [n_in] of one product over all tokens of the text."""
+
+    mean: Floats  # [n_in]
+    size: Floats  # [n_in], root of the mean square
+    sample: Floats  # [n_rows, n_in]: every text's first token and others from all over
+    weights: Doubles  # [n_rows], of the rows' errors; their sum is 1
+    moments: Doubles | None  # [n_in, n_in], the mean of x x^T; None where nobody asked
+
+    @property
+    def spread(self) -> Floats:
+        """Standard deviation of each channel, [n_in]."""
+        variance = np.square(self.size, dtype=np.float64) - np.square(self.mean, dtype=np.float64)
+        found: Floats = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
+        return found
+
+
+class _Sums:
+    """Sums over the texts, of one product."""
+
+    def __init__(self, n_in: int, n_tokens: int, *, moments: bool) -> None:
+        self._first = np.zeros(n_in)
+        self._second = np.zeros((n_in, n_in)) if moments else np.zeros(n_in)
+        self._n_tokens = n_tokens
+        self._sample: list[Floats] = []
+        self._is_first: list[NDArray[np.bool_]] = []
+
+    def add(self, x: Floats, sampled: NDArray[np.intp]) -> None:
+        """Inputs [n, n_in] of one text; the rows `sampled` are kept."""
+        # fp32 sums may have no inverse
+        rows = x.astype(np.float64)
+        self._first += rows.sum(0)
+        self._sample.append(x[sampled])
+        self._is_first.append(sampled == 0)
+        rows /= math.sqrt(self._n_tokens)
+        self._second += rows.T @ rows if self._second.ndim == 2 else np.square(rows).sum(0)
+
+    def finish(self, name: str) -> Inputs:
+        """Raises ValueError where numbers passed fp32."""
+        if not np.isfinite(self._second).all():
+            raise ValueError(DAMAGED.format(name=name))
+        has_moments = self._second.ndim == 2
+        squares = self._second.diagonal() if has_moments else self._second
+        return Inputs(
+            mean=(self._first / self._n_tokens).astype(np.float32),
+            size=np.sqrt(squares).astype(np.float32),
+            sample=np.concatenate(self._sample),
+            weights=_weights(np.concatenate(self._is_first)),
+            moments=self._second if has_moments else None,
+        )
+
+
+def _weights(is_first: NDArray[np.bool_]) -> Doubles:
+    n_first = int(is_first.sum())
+    return np.where(is_first, FIRST_SHARE / n_first, (1 - FIRST_SHARE) / (len(is_first) - n_first))
+
+
+class LayerInputs:
+    """Runs the layers of a checkpoint in fp32 over texts [n_texts, n_tokens], in order."""
+
+    def __init__(self, config: Config, tensors: Weights, texts: Ids, work: Path, *, moments: bool) -> None:
+        """`work`: a folder for the graph of one layer; `moments`: measure E[x x^T], too."""
+        self._config = config
+        self._tensors = tensors
+        self._work = work
+        self._moments = moments
+        self._hidden = tensors["wte.weight"][texts] + tensors["wpe.weight"][: texts.shape[1]]
+        others = np.random.default_rng(0)
+        n_others = min(max(1, SAMPLE_ROWS // len(texts) - 1), texts.shape[1] - 1)
+        self._sampled = [
+            np.append(0, 1 + others.choice(texts.shape[1] - 1, n_others, replace=False)).astype(np.intp) for _ in texts
+        ]
+
+    def run(self, layer: int) -> dict[str, Inputs]:
+        """What each product of the next layer reads, by the product's name. Raises ValueError where fp32 overflows."""
+        folder = self._work / "layer"
+        folder.mkdir()
+        names = build_layer(self._config, self._tensors, layer, folder)
+        session = open_graph(folder / "model.onnx")
+        sums: dict[str, _Sums] = {}
+        for index, hidden in enumerate(self._hidden):
+            self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(layer, hidden[None]))
+            with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what passes fp32
+                self._add(sums, dict(zip(names, read, strict=True)), index)
+        # Windows deletes no mapped file
+        del session
+        shutil.rmtree(folder)
+        return {name: found.finish(name) for name, found in sums.items()}
+
+    def output(self, name: str) -> Inputs:
+        """What the output layer reads after the last layer. Raises ValueError where fp32 overflows."""
+        gain, bias = self._tensors["ln_f.weight"], self._tensors["ln_f.bias"]
+        n_texts, length, n_embd = self._hidden.shape
+        found = _Sums(n_embd, n_texts * length, moments=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for hidden, sampled in zip(self._hidden, self._sampled, strict=True):
+                centred = hidden - hidden.mean(-1, keepdims=True)
+                variance = np.square(centred).mean(-1, keepdims=True)
+                found.add(centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias, sampled)
+        return found.finish(name)
+
+    def _add(self, sums: dict[str, _Sums], read: dict[str, Floats], index: int) -> None:
+        n_tokens = self._hidden.shape[0] * self._hidden.shape[1]
+        for name, x in read.items():
+            if name not in sums:
+                sums[name] = _Sums(x.shape[-1], n_tokens, moments=self._moments)
+            sums[name].add(x[0], self._sampled[index])
+
+    def _feeds(self, layer: int, hidden: Floats) -> dict[str, NDArray[np.generic]]:
+        past = np.empty((1, self._config.n_head, 0, self._config.head_dim), np.float32)
+        pasts = {f"past_key_values.{layer}.{part}": past for part in ("key", "value")}
+        return {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64), **pasts}
+
+
+def open_graph(graph: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU for a graph of the build's own."""
+    options = onnxruntime.SessionOptions()
+    # not that some constants have no user here
+    options.log_severity_level = 3
+    options.intra_op_num_threads = usable_threads()
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])

@@ -1,0 +1,83 @@
+"""The text that calibration reads: written by the model itself, or the user's own.
+
+A text that suits the checkpoint is the one that the checkpoint writes, whatever its language and subject (Williams et
+al. 2024, "Self-calibration for Language Model Quantization and Pruning", arXiv 2410.17170).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from runtime.budget import CachedModel, cache_bytes
+from runtime.generation import BATCH_SIZE, generate_pieces
+from runtime.model import Model
+from runtime.options import Options
+from runtime.row import Place, Row
+
+Ids = NDArray[np.int64]
+LEAST_TOKENS = 2000  # of a text of the user's
+CACHE_BYTES = 320_000_000  # of keys and values while texts are written: as many at once as fit, at least one
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """How much text is read: `n_tokens` in texts of `longest` tokens, or of the model's positions if it has fewer."""
+
+    n_tokens: int
+    longest: int
+
+    def length(self, n_positions: int) -> int:
+        """Tokens of one text."""
+        return min(n_positions, self.longest)
+
+
+AMOUNTS = {
+    # channel statistics settle soon, but only over whole contexts: they depend on the position
+    "int8": Amount(8192, 1024),
+    # second moments of all channels; half as many lose a little more, twice as many gain little
+    "int4": Amount(16_384, 1024),
+}
+
+
+def texts_at_once(config: CachedModel, length: int) -> int:
+    """How many texts of `length` tokens are written at once."""
+    return max(1, min(BATCH_SIZE, CACHE_BYTES // cache_bytes(config, length, 1)))
+
+
+def write_texts(folder: Path, amount: Amount) -> Ids:
+    """Texts sampled from a model folder: ids [n_texts, n_tokens].
+
+    Raises ValueError for a model whose logits are not numbers.
+    """
+    with Model(folder) as model:
+        length = amount.length(model.config.n_positions)
+        rows = [_begin(model, length, seed) for seed in range(math.ceil(amount.n_tokens / length))]
+        with tqdm(total=len(rows) * (length - 1), desc="      text", unit="token") as bar:
+            for _ in generate_pieces(model, rows, texts_at_once(model.config, length)):
+                bar.update()
+    return np.array([row.ids for row in rows])
+
+
+def _begin(model: Model, length: int, seed: int) -> Row:
+    """A text after the token that texts begin with, or where there is none, any; probabilities are the model's own."""
+    bos, n_vocab = model.config.bos_token_id, model.config.vocab_size
+    first = bos if bos is not None and 0 <= bos < n_vocab else int(np.random.default_rng(seed).integers(n_vocab))
+    options = Options(temperature=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1, seed=seed)
+    return Row(model, [first], options, Place())
+
+
+def cut_text(ids: list[int], n_positions: int, amount: Amount) -> Ids:
+    """The ids of a long text as texts [n_texts, n_tokens], taken from all over it; a shorter rest is left out."""
+    length = amount.length(n_positions)
+    whole: Ids = np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length)
+    wanted = math.ceil(amount.n_tokens / length)
+    if len(whole) <= wanted:
+        return whole
+    chosen: Ids = whole[np.linspace(0, len(whole) - 1, wanted).round().astype(int)]
+    return chosen
