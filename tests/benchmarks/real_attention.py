@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto
 
-from export.onnx_file import OnnxFile
-from export.quantize.dense import DenseInt8
-from export.quantize.int4 import Int4
-from export.quantize.precision import Int8, Linear, Precision
+from export.config import Config
+from export.quantize import calibration, trial
+from export.quantize.equalization import root_mean_square
+from export.quantize.inputs import FIRST_SHARE, Inputs
+from export.quantize.int4 import quantize_int4
+from export.quantize.kernels import make_kernel
+from export.quantize.precision import Floats, Linear
 from tests.benchmarks.statistic import table
 from tests.conftest import DEMO, SHARED_DATA
 
@@ -44,10 +45,10 @@ LARGE, FIRST = 8.0, 100.0  # times the typical channel's deviation
 N_HEAD, N_TEXTS, N_POSITIONS = 12, 8, 64
 N_ATTENDED = 16  # positions that a head averages over, at most
 EPSILON = 1e-5
-Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[np.generic]]
 PRODUCTS = ("attn.c_attn", "attn.c_proj")
 KERNELS = ("dense", "block 64", "block 32", "int4 32")
+STAGES = ("before", "after")
 
 # (kernel, weight [n_in, n_out], inputs [n, n_in]) -> factors [n_in], shifts [n_in]: the kernel then multiplies
 # (inputs - shifts) / factors with weight * factors, and the bias takes up shifts times weight
@@ -62,9 +63,28 @@ class Product(NamedTuple):
     calibration: Floats
 
 
-def equalization() -> Equalize | None:
-    """How the build equalizes a product; None while it does not. The one place to call export.quantize from."""
-    return None
+def equalize(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    """What the build chooses for a product and a kernel, from inputs of N_POSITIONS a text."""
+    name = "h.0.attn.c_attn"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
+        tensors = {f"{name}.weight": weight}
+        calibrator = calibration._Calibrator(Config(), tensors, kernel, Path(work), only_dense=False)
+        calibrator._equalize(name, statistics(inputs))
+    found = calibrator._found.equalizations[name]
+    return found.scale, found.shift
+
+
+def statistics(inputs: Floats) -> Inputs:
+    """What the build measures of a product's inputs; all of them are its sample."""
+    is_first = np.arange(len(inputs)) % N_POSITIONS == 0
+    share = {True: FIRST_SHARE / is_first.sum(), False: (1 - FIRST_SHARE) / (~is_first).sum()}
+    return Inputs(
+        mean=inputs.mean(0, dtype=np.float64).astype(np.float32),
+        size=root_mean_square(inputs, 0),
+        sample=inputs,
+        weights=np.where(is_first, share[True], share[False]),
+        moments=None,
+    )
 
 
 def main() -> None:
@@ -76,21 +96,19 @@ def main() -> None:
     if not given.data.is_file():
         parser.error(f"there is no file {given.data}; --data names a gpt2_attention.npz")
     with np.load(given.data) as file:
-        text = markdown(dict(file), equalization())
+        text = markdown(dict(file), equalize)
     print(text)
     if given.output:
         given.output.write_text(f"{text}\n", encoding="utf-8")
 
 
-def markdown(tensors: Tensors, equalize: Equalize | None) -> str:
-    """A row a product, the demo's for comparison; before and after equalization, where there is one."""
-    stages: dict[str, Equalize | None] = {"before": None} | ({"after": equalize} if equalize else {})
-    head = ["signal to quantization error, dB"]
-    head += [kernel if len(stages) == 1 else f"{kernel}, {stage}" for kernel in KERNELS for stage in stages]
+def markdown(tensors: Tensors, equalize: Equalize) -> str:
+    """A row a product, the demo's for comparison; before and after equalization."""
+    head = ["signal to quantization error, dB", *(f"{kernel}, {stage}" for kernel in KERNELS for stage in STAGES)]
     rows = []
     for name, product in {**real_products(tensors), **demo_products()}.items():
         print(name, file=sys.stderr, flush=True)
-        rows.append([name, *(f"{ratio:.1f}" for ratio in measure(product, stages))])
+        rows.append([name, *(f"{ratio:.1f}" for ratio in measure(product, equalize))])
     return table(head, rows)
 
 
@@ -117,21 +135,20 @@ def demo_products() -> dict[str, Product]:
     read: dict[str, list[Floats]] = {name: [] for name in PRODUCTS}
     modules = {"attn.c_attn": attention.c_attn, "attn.c_proj": attention.c_proj}
     for name, module in modules.items():
-        module.register_forward_pre_hook(lambda _, given, name=name: read[name].append(given[0].numpy()[0]))
+        module.register_forward_pre_hook(lambda _, given, name=name: read[name].append(given[0].flatten(0, 1).numpy()))
     ids = Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode((DEMO / "evaluation.txt").read_text("utf-8")).ids
+    n = N_TEXTS * N_POSITIONS
     with torch.inference_mode():
-        for begin in (0, 512):  # calibration first
-            model(torch.tensor([ids[begin : begin + 512]]))
+        for begin in (0, n):  # calibration first
+            model(torch.tensor(ids[begin : begin + n]).view(N_TEXTS, N_POSITIONS))
     weights = {name: module.weight.detach().numpy() for name, module in modules.items()}
     return {f"the demo, `{name}`": Product(weights[name], read[name][1], read[name][0]) for name in PRODUCTS}
 
 
-def measure(product: Product, stages: Mapping[str, Equalize | None]) -> list[float]:
-    """The ratios of a product: for each kernel, one a stage."""
+def measure(product: Product, equalize: Equalize) -> list[float]:
+    """The ratios of a product: for each kernel, one before and one after equalization."""
     exact = product.inputs.astype(np.float64) @ product.weight
-    return [
-        decibels(exact, run_product(kernel, product, equalize)) for kernel in KERNELS for equalize in stages.values()
-    ]
+    return [decibels(exact, run_product(kernel, product, how)) for kernel in KERNELS for how in (None, equalize)]
 
 
 def product_inputs(tensors: Tensors, layer: int, seed: int) -> dict[str, Floats]:
@@ -190,37 +207,15 @@ def run_product(kernel: str, product: Product, equalize: Equalize | None) -> Flo
 
 
 def quantized_product(kernel: str, product: Product) -> Floats:
-    """The product as onnxruntime computes it, by the build's own nodes."""
+    """The product as onnxruntime computes it, by the build's own nodes; int4 is calibrated."""
+    rounded = None
+    if kernel.startswith("int4"):
+        x = product.calibration.astype(np.float64)
+        size = int(kernel.removeprefix("int4 "))
+        rounded = {"product": quantize_int4(product.weight.T, size, x.T @ x / len(x))}
+    linear = Linear(product.weight, np.zeros(product.weight.shape[1], np.float32))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
-        with OnnxFile(Path(work)) as file:
-            n_in, n_out = product.weight.shape
-            linear = Linear(product.weight, np.zeros(n_out, np.float32))
-            out, bias = precision_of(kernel, product.calibration).linear(file, "x", "product", linear)
-            file.node("Add", [out, bias], ["y"]) if bias else file.node("Identity", [out], ["y"])
-            x, y = ((name, TensorProto.FLOAT, ["batch", "n", width]) for name, width in (("x", n_in), ("y", n_out)))
-            file.save([x], [y], {})
-        session = onnxruntime.InferenceSession(Path(work) / "model.onnx", providers=["CPUExecutionProvider"])
-        found: Floats = session.run(["y"], {"x": product.inputs[None]})[0][0]
-        del session
-    return found
-
-
-class _Moments:
-    """The second moments of one product's inputs, [n_in, n_in]."""
-
-    def __init__(self, inputs: Floats) -> None:
-        self.inputs = inputs.astype(np.float64)
-
-    def pop(self, name: str) -> NDArray[np.float64]:
-        return self.inputs.T @ self.inputs / len(self.inputs)
-
-
-def precision_of(kernel: str, calibration: Floats) -> Precision:
-    """The build's own precision; int4 calibrated."""
-    if kernel == "dense":
-        return DenseInt8()
-    kind, size = kernel.split()
-    return Int4(int(size), _Moments(calibration)) if kind == "int4" else Int8(int(size))
+        return trial.run_product(make_kernel(kernel, rounded), product.inputs, linear, Path(work))
 
 
 def decibels(exact: NDArray[np.float64], product: Floats) -> float:
