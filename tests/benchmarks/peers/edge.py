@@ -9,11 +9,11 @@ import runtime
 from runtime.grid import cut, prefill
 
 
-def convert(source: Path, folder: Path, precision: str, kernel: str = "dense") -> None:
-    """int8 is dense unless it is said: the kernel that verification chooses for trained weights."""
+def convert(source: Path, folder: Path, precision: str, kernel: str | None = None) -> None:
+    """The kernel is the build's default unless it is said."""
     from export import build
 
-    kind = ["--kernel", kernel] if precision == "int8" else ["--precision", precision]
+    kind = ["--precision", precision, *(["--kernel", kernel] if kernel else [])]
     build.main([str(source), "--no-reference", "--verify", "none", *kind, "--output", str(folder)])
 
 
