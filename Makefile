@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-sizes bench-precisions bench-speculation emulate trials lock licences clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials lock licences clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -34,6 +34,14 @@ bench: .venv/dev
 
 bench-quick: .venv/dev
 	$(BIN)/python -m tests.benchmarks.quick
+
+bench-quality: .venv/dev
+	$(BIN)/python -m tests.benchmarks.quality
+
+# every precision of a checkpoint beside published figures; MODEL: a hub id or a folder
+MODEL ?= gpt2
+real: .venv/dev
+	$(BIN)/python -m tests.real $(MODEL)
 
 bench-sizes: .venv/dev
 	$(BIN)/python -m tests.benchmarks.sizes

@@ -57,6 +57,13 @@ def test_folders_are_made_again_when_their_source_is_newer(monkeypatch: pytest.M
     assert asked == ["optimum convert"] * 3
 
 
+def test_our_folders_depend_on_all_of_the_build() -> None:
+    recipe = contenders._recipe("edge")
+    assert contenders.REPOSITORY / "export" / "build.py" in recipe
+    assert contenders.REPOSITORY / "export" / "quantize" / "dense.py" in recipe
+    assert contenders.REPOSITORY / "export" / "build.py" not in contenders._recipe("openvino")
+
+
 def test_peer_with_other_ids_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contenders, "PLACE", tmp_path)
     monkeypatch.setattr(contenders, "ask", ask_stand_in([]))

@@ -103,9 +103,31 @@ def test_missing_peer_is_reported_and_the_rest_goes_on(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(bench, "prepare", prepare)
     monkeypatch.setattr(bench, "check", lambda _: 1.0)
+    monkeypatch.setattr(bench.quality, "columns", lambda _: {"kl demo": 0.002})
     results = Results("", "")
     assert bench.prepare_all([OURS, "llama.cpp-q8_0"], "gpt2", results) == {OURS: tmp_path}
+    assert results.quality == {"gpt2-edge int8": {"kl demo": 0.002}}
     assert results.missing == {"llama.cpp Q8_0": "no compiler"}
+
+
+def test_peer_without_logits_is_timed_and_its_quality_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def columns(name: str) -> dict[str, float]:
+        raise RuntimeError("it has no logits")
+
+    monkeypatch.setattr(bench, "prepare", lambda *_: tmp_path)
+    monkeypatch.setattr(bench, "check", lambda _: 1.0)
+    monkeypatch.setattr(bench.quality, "columns", columns)
+    results = Results("", "")
+    assert bench.prepare_all(["llama.cpp-q8_0"], "gpt2", results) == {"llama.cpp-q8_0": tmp_path}
+    assert results.missing == {"quality of llama.cpp Q8_0": "it has no logits"}
+
+
+def test_speed_stands_beside_quality() -> None:
+    results = make_results()
+    results.quality["ours"] = {"kl demo": 0.0018, "loss demo": -0.001, "kl demo-stressed": 0.002}
+    text = results.markdown(COLUMNS)
+    assert "| demo: mean KL, 10⁻³ | demo: loss, % | stressed: mean KL, 10⁻³ | stressed: loss, % |" in text
+    assert "| ours | **120 (100-140)** | 300 (200-400) | 1.80 | 0.00 | 2.00 | - |" in text
 
 
 def test_read_bandwidth_is_of_this_world(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +146,7 @@ def test_interrupt_leaves_what_was_measured(
     output = tmp_path / "results.json"
     monkeypatch.setattr(bench, "prepare", lambda *_: tmp_path)
     monkeypatch.setattr(bench, "check", lambda _: 1.0)
+    monkeypatch.setattr(bench.quality, "columns", lambda _: {"kl demo": 0.0018})
     monkeypatch.setattr(bench, "read_bandwidth", lambda _: 30e9)
     monkeypatch.setattr(bench, "take_turn", take_turn)
     only = ["--only", OURS, "llama.cpp-q8_0"]
@@ -131,5 +154,5 @@ def test_interrupt_leaves_what_was_measured(
     with pytest.raises(SystemExit) as ended:
         bench.main()
     assert ended.value.code == 130
-    assert "| gpt2-edge int8 | 100 | 500 |" in capsys.readouterr().out
+    assert "| gpt2-edge int8 | 100 | 500 | 1.80 | - |" in capsys.readouterr().out
     assert json.loads(output.read_text(encoding="utf-8"))["samples"]["2"]["gpt2-edge int8"]["decode 32"] == [100]

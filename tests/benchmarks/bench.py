@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from export.random_checkpoint import SIZES
+from tests.benchmarks import quality
 from tests.benchmarks.bandwidth import read_bandwidth
 from tests.benchmarks.contenders import (
     CONTENDERS,
@@ -94,7 +95,7 @@ def measure_all(results: Results, given: argparse.Namespace, shape: dict[str, An
 
 
 def prepare_all(names: list[str], size: str, results: Results) -> dict[str, Path]:
-    """The folders of those who can take part; the reasons of the others go into the results."""
+    """The folders of those who can take part, their quality and the others' reasons in the results."""
     folders = {}
     for name in names:
         try:
@@ -102,6 +103,11 @@ def prepare_all(names: list[str], size: str, results: Results) -> dict[str, Path
             folders[name] = prepare(name, size)
         except RuntimeError as error:
             give_up(results, name, error)
+            continue
+        try:
+            results.quality[CONTENDERS[name].title] = quality.columns(name)
+        except RuntimeError as error:
+            give_up(results, name, error, "quality of ")
     return folders
 
 
@@ -129,7 +135,7 @@ def take_turn(name: str, folder: Path, threads: int, number: int, size: str, sha
     measured: dict[str, float] = ask(contender, "measure", **common, **sizes, **shape)
     cold, _ = timed_answer(contender, "generate", prompts=[prompt], **common)  # second: the files are in memory
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return measured | {"cold": cold, "disk": disk, "agreement": check(name)}
+    return measured | {"cold": cold, "disk": disk}
 
 
 def bytes_a_token(contender: Contender, size: str) -> float:
@@ -139,9 +145,9 @@ def bytes_a_token(contender: Contender, size: str) -> float:
     return layers * contender.bytes[0] + output * contender.bytes[1]
 
 
-def give_up(results: Results, name: str, error: RuntimeError) -> None:
-    """Go on without a contender."""
-    title = CONTENDERS[name].title
+def give_up(results: Results, name: str, error: RuntimeError, part: str = "") -> None:
+    """Go on without a contender, or a part of its measures."""
+    title = part + CONTENDERS[name].title
     results.missing[title] = str(error)
     print(f"missing: {title}: {error}", file=sys.stderr, flush=True)
 

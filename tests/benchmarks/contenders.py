@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from export import random_checkpoint
+from tests import outliers
 from tests.conftest import DEMO, REPOSITORY
 
 PLACE = REPOSITORY / "build" / "bench"
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = "checkpoint"
+# besides the sizes of random weights: the demo, and the same function with outlier channels
+DEMO_SIZE, STRESSED = "demo", "demo-stressed"
+STRESS: dict[str, Any] = {"factor": 30, "channels": 6, "places": ("ln_1", "ln_2", "value")}
 N_CHECKS, N_CHECK, LEAST_AGREEMENT = 16, 48, 0.75  # prompts, their length, the part whose next id is transformers'
 
 
@@ -50,6 +55,7 @@ CONTENDERS = {
     "gpt2-edge-int4": Contender(  # a scale and half a byte of zero point for each block of 32
         "gpt2-edge int4", "edge", (0.5 + 4.5 / 32, 1 + 4 / 64), options={"precision": "int4"}
     ),
+    "gpt2-edge-fp32": Contender("gpt2-edge fp32", "edge", (4, 4), options={"precision": "fp32"}),
     "llama.cpp-q8_0": Contender("llama.cpp Q8_0", "llama_cpp", (34 / 32, 34 / 32), options={"precision": "Q8_0"}),
     "llama.cpp-q4_0": Contender("llama.cpp Q4_0", "llama_cpp", (18 / 32, 210 / 256), options={"precision": "Q4_0"}),
     "ctranslate2-int8": Contender("CTranslate2 int8", "ctranslate2", (1, 1), options={"precision": "int8"}),
@@ -64,7 +70,9 @@ CONTENDERS = {
 
 
 def prepare(name: str, size: str) -> Path:
-    """The folder of a contender's weights of that size (or `demo`), made when missing or older than its recipe.
+    """The folder of a contender's weights of that size, made when missing or older than its recipe.
+
+    size: of random weights, or DEMO_SIZE or STRESSED.
 
     Raises RuntimeError with the reason in one line when the peer cannot be had.
     """
@@ -75,7 +83,7 @@ def prepare(name: str, size: str) -> Path:
     if contender.peer in ("transformers", "onnxruntime_genai"):  # they read their source as it is
         return source
     folder = PLACE / size / name
-    if _is_older(folder, [source, *_recipe(contender.peer)]):
+    if is_older(folder, [source, *_recipe(contender.peer)]):
         _say(f"{contender.title}: {size}")
         partial = folder.with_name("partial")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +96,13 @@ def prepare(name: str, size: str) -> Path:
 
 
 def check(name: str) -> float:
-    """The part of prompts from the demo's text after which its conversion of the demo gives transformers' next id.
+    """The part of prompts from the demo's text after which its conversion of the demo generates transformers' next id.
 
     Raises RuntimeError below LEAST_AGREEMENT: what is measured is not GPT-2.
     """
-    folder = prepare(name, "demo")
-    noted = PLACE / "demo" / f"{name}.json"
-    if _is_older(noted, [folder]):
+    folder = prepare(name, DEMO_SIZE)
+    noted = PLACE / DEMO_SIZE / f"{name}.json"
+    if is_older(noted, [folder]):
         text = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
         ids = Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(text).ids
         prompts = [ids[begin : begin + N_CHECK] for begin in range(0, N_CHECKS * N_CHECK, N_CHECK)]
@@ -155,25 +163,32 @@ def environment(contender: Contender) -> Path:
 
 
 def _checkpoint(size: str) -> Path:
-    """A checkpoint of random weights, written once; the demo's is there."""
+    """A checkpoint of random or stressed weights, written once; the demo's is there."""
     folder = PLACE / size / CHECKPOINT
-    if size == "demo":
+    if size == DEMO_SIZE:
         return DEMO
+    if size == STRESSED and is_older(folder, [*DEMO.iterdir(), Path(outliers.__file__)]):
+        shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
         partial = folder.with_name("partial")
         shutil.rmtree(partial, ignore_errors=True)
-        random_checkpoint.write(size, partial)
+        if size == STRESSED:
+            outliers.write(DEMO, partial, **STRESS)
+        else:
+            random_checkpoint.write(size, partial)
         partial.rename(folder)
+        os.utime(folder)
     return folder
 
 
 def _recipe(peer: str) -> list[Path]:
     """The code that a conversion depends on."""
-    ours = list((REPOSITORY / "export").glob("*.py")) if peer == "edge" else []
+    ours = list((REPOSITORY / "export").rglob("*.py")) if peer == "edge" else []
     return [*(HERE / "peers" / f"{module}.py" for module in (peer, "checkpoint", "gguf_file")), *ours]
 
 
-def _is_older(target: Path, sources: list[Path]) -> bool:
+def is_older(target: Path, sources: Iterable[Path]) -> bool:
+    """Whether the target is missing, or older than one of its sources."""
     return not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime for source in sources)
 
 

@@ -21,7 +21,7 @@ class Column(NamedTuple):
     head: str
     scale: float
     digits: int
-    more_is_better: bool = False
+    more_is_better: bool | None = False  # None: no best one is marked
 
 
 def speed_columns(prefills: Sequence[int], decodes: Sequence[int], batches: Sequence[int]) -> list[Column]:
@@ -30,16 +30,23 @@ def speed_columns(prefills: Sequence[int], decodes: Sequence[int], batches: Sequ
         *(Column(f"decode {n}", f"decode at {n}, tok/s", 1, 0, more_is_better=True) for n in decodes),
         *(Column(f"prefill {n}", f"prefill {n}, ms", 1e3, 0) for n in prefills),
         *(Column(f"rows {n}", f"{n} rows, tok/s", 1, 0, more_is_better=True) for n in batches),
+        *QUALITY_COLUMNS,
     ]
 
 
+# what speed costs, measured by quality.py; a loss of perplexity below zero is noise, so none is marked as the best
+QUALITY_COLUMNS = [
+    Column("kl demo", "demo: mean KL, 10⁻³", 1e3, 2, more_is_better=None),
+    Column("loss demo", "demo: loss, %", 1, 2, more_is_better=None),
+    Column("kl demo-stressed", "stressed: mean KL, 10⁻³", 1e3, 2, more_is_better=None),
+    Column("loss demo-stressed", "stressed: loss, %", 1, 2, more_is_better=None),
+]
 WEIGHT_COLUMNS = [
     Column("cold", "cold start, s", 1, 2),
     Column("load", "load, s", 1, 2),
     Column("peak", "peak memory at 1,000, MB", 1e-6, 0),
     Column("cpu", "CPU ms a token", 1e3, 1),
     Column("disk", "disk, MB", 1e-6, 1),
-    Column("agreement", "next ids as fp32 (demo), %", 100, 0, more_is_better=True),
     Column("share", "of read bandwidth, %", 100, 0, more_is_better=True),
 ]
 
@@ -51,6 +58,7 @@ class Results:
     title: str
     machine: str
     samples: dict[int, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)  # title: measures, the same in every round
     missing: dict[str, str] = field(default_factory=dict)  # title: reason
 
     def add(self, threads: int, title: str, measured: dict[str, float]) -> None:
@@ -79,7 +87,11 @@ class Results:
         return "\n\n".join(parts)
 
     def _table(self, threads: int, columns: Sequence[Column]) -> str:
-        found = {title: samples for title, samples in self.samples[threads].items() if title != BANDWIDTH}
+        found = {
+            title: samples | {measure: [value] for measure, value in self.quality.get(title, {}).items()}
+            for title, samples in self.samples[threads].items()
+            if title != BANDWIDTH
+        }
         best = {column: self._best(column, found) for column in columns}
         rows = []
         for title, samples in found.items():
@@ -92,6 +104,8 @@ class Results:
     @staticmethod
     def _best(column: Column, found: dict[str, dict[str, list[float]]]) -> str | None:
         """Whose median leads, where several are measured."""
+        if column.more_is_better is None:
+            return None
         medians = {title: statistics.median(s[column.measure]) for title, s in found.items() if column.measure in s}
         choose = max if column.more_is_better else min
         return choose(medians, key=lambda title: medians[title]) if len(medians) > 1 else None

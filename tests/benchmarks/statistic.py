@@ -10,7 +10,8 @@ def describe(values: Sequence[float], digits: int = 0) -> str:
     """Median and range: `131 (98-132)`; the median alone where all are equal; `-` of none."""
     if not values:
         return "-"
-    median, least, most = (f"{f(values):.{digits}f}" for f in (statistics.median, min, max))
+    # z: what rounds to zero has no sign
+    median, least, most = (f"{f(values):z.{digits}f}" for f in (statistics.median, min, max))
     return median if least == most else f"{median} ({least}-{most})"
 
 

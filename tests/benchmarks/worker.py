@@ -1,8 +1,8 @@
 """One turn of one contender, in a process and an environment of its own.
 
 Reads a JSON object on standard input and writes one on standard output. It is run by path and imports nothing of the
-project; `peers/` lies beside it. The object names a `task` (convert, generate or measure), a `peer` (a module of
-peers/) and the arguments of the task, a function below. Times are in seconds, memory in bytes, contexts in tokens.
+project; `peers/` lies beside it. The object names a `task` (convert, generate, logits or measure), a `peer` (a module
+of peers/) and the arguments of the task, a function below. Times are in seconds, memory in bytes, contexts in tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         peer = importlib.import_module(f"peers.{given.pop('peer')}")
-        task = {"convert": convert, "generate": generate, "measure": measure}[given.pop("task")]
+        tasks = {"convert": convert, "generate": generate, "logits": logits, "measure": measure}
+        task = tasks[given.pop("task")]
         json.dump(task(peer, **given), answer)
     os._exit(0)  # what a library does to shut down is not measured, and may hang
 
@@ -52,6 +53,19 @@ def generate(peer: Any, folder: str, threads: int, prompts: list[list[int]]) -> 
     return ids
 
 
+def logits(peer: Any, folder: str, threads: int, windows: list[list[int]], target: str) -> tuple[int, int]:
+    """Write the logits, or log-probabilities, at every id of every window to a file, in fp32; returns its shape."""
+    model, n_rows, n_vocab = peer.Peer(Path(folder), threads), 0, 0
+    with Path(target).open("wb") as file:
+        for ids in windows:
+            found = model.logits(ids)
+            if len(found) != len(ids):
+                raise ValueError(f"the logits at {len(ids)} ids were asked for, and {len(found)} came")
+            file.write(found.astype("float32").tobytes())
+            n_rows, n_vocab = n_rows + len(found), found.shape[1]
+    return n_rows, n_vocab
+
+
 def measure(
     peer: Any,
     folder: str,
@@ -62,17 +76,18 @@ def measure(
     decodes: list[int],
     batches: list[int],
     n_new: int,
+    n_long: int = N_LONG,
 ) -> dict[str, float]:
     """Every measure of a turn by its name, such as `decode 32`.
 
     prefills, decodes: contexts, each with a prompt of its own, since some peers cache what they have seen;
-    batches: numbers of rows; n_new: tokens of a generation.
+    batches: numbers of rows; n_new: tokens of a generation; n_long: the context after which memory is read.
     """
     source = random.Random(seed)
     start = time.perf_counter()
     model = peer.Peer(Path(folder), threads)
     result = {"load": time.perf_counter() - start}
-    timed(model, prompt_of(N_LONG, vocab_size, source), 2)
+    timed(model, prompt_of(n_long, vocab_size, source), 2)
     if peak := peak_memory():
         result["peak"] = peak
     timed(model, prompt_of(N_PROMPT, vocab_size, source), 8)  # warm-up

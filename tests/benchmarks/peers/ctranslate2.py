@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ctranslate2
+import numpy as np
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -60,6 +61,10 @@ class Peer:
 
     def generate_rows(self, prompts: list[list[int]], n_new: int) -> list[list[int]]:
         return [result.sequences_ids[0] for result in self._generate(prompts, n_new)]
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        found = self.generator.forward_batch([[str(id_) for id_ in ids]])
+        return np.array(found)[0]
 
     def _generate(self, prompts: list[list[int]], n_new: int, **options: object) -> list:
         return self.generator.generate_batch(

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 import runtime
-from runtime.grid import prefill
+from runtime.grid import cut, prefill
 
 
-def convert(source: Path, folder: Path, precision: str, kernel: str = "dense") -> None:
-    """int8 is dense unless it is said: the kernel that verification chooses for trained weights."""
+def convert(source: Path, folder: Path, precision: str, kernel: str | None = None) -> None:
+    """The kernel is the build's default unless it is said."""
     from export import build
 
-    kind = ["--kernel", kernel] if precision == "int8" else ["--precision", precision]
+    kind = ["--precision", precision, *(["--kernel", kernel] if kernel else [])]
     build.main([str(source), "--no-reference", "--verify", "none", *kind, "--output", str(folder)])
 
 
@@ -34,3 +36,7 @@ class Peer:
             for row, id_ in zip(rows, cache.step([row[-1] for row in rows]).argmax(axis=-1).tolist(), strict=True):
                 row.append(id_)
         return rows
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        cache = self.model.new_cache(len(ids))
+        return np.concatenate([cache.extend(part, keep=len(part)) for part in cut(ids)])

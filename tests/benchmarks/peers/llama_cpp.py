@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import llama_cpp
@@ -54,6 +54,15 @@ class Peer:
         llama_cpp.llama_free(context)
         return rows
 
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """One pass over all ids, that keeps the logits of each: the model's own context keeps the last alone."""
+        context = self._open_context(1, len(ids))
+        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+        rows = self._pass(context, batch, [(0, at, id_) for at, id_ in enumerate(ids)], range(len(ids)))
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(context)
+        return np.array(rows)
+
     def _open_context(self, n_rows: int, n_tokens: int) -> object:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = n_rows * max(n_tokens, 256)  # a sequence has a multiple of 256
@@ -63,14 +72,24 @@ class Peer:
 
     def _decode(self, context: object, batch: object, entries: list[tuple[int, int, int]], last: int) -> list[int]:
         """One pass over entries (row, position, id); the best ids after position `last`, a row each."""
+        return [int(row.argmax()) for row in self._pass(context, batch, entries, (last,))]
+
+    def _pass(
+        self, context: object, batch: object, entries: list[tuple[int, int, int]], wanted: Collection[int]
+    ) -> list[np.ndarray]:
+        """One pass over entries (row, position, id); copies of the logits at the wanted positions."""
         batch.n_tokens = len(entries)
         for index, (row, at, id_) in enumerate(entries):
-            batch.token[index], batch.pos[index], batch.logits[index] = id_, at, at == last
+            batch.token[index], batch.pos[index], batch.logits[index] = id_, at, at in wanted
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
         if llama_cpp.llama_decode(context, batch):
             raise RuntimeError(f"llama_decode failed on {len(entries)} tokens")
-        return [self._best(context, index) for index, (_, at, _) in enumerate(entries) if at == last]
+        return [self._logits(context, index).copy() for index, (_, at, _) in enumerate(entries) if at in wanted]
 
     def _best(self, context: object, index: int) -> int:
+        return int(self._logits(context, index).argmax())
+
+    def _logits(self, context: object, index: int) -> np.ndarray:
+        """[n_vocab], in the context's own memory."""
         logits = llama_cpp.llama_get_logits_ith(context, index)
-        return int(np.ctypeslib.as_array(logits, (self.model.n_vocab(),)).argmax())
+        return np.ctypeslib.as_array(logits, (self.model.n_vocab(),))

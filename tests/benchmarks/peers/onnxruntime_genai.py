@@ -30,6 +30,10 @@ class Peer:
             steps.append(generator.get_next_tokens().tolist())
         return [list(row) for row in zip(*steps, strict=True)]
 
+    def logits(self, ids: list[int]) -> np.ndarray:
+        generator = self._generator([ids], 0)
+        return np.array(generator.get_output("logits"))[0]
+
     def _generator(self, prompts: list[list[int]], n_new: int) -> onnxruntime_genai.Generator:
         parameters = onnxruntime_genai.GeneratorParams(self.model)
         n = len(prompts[0]) + n_new

@@ -24,8 +24,10 @@ class Peer:
     def __init__(self, folder: Path, threads: int) -> None:
         import openvino_genai
 
+        self.folder, self.threads = folder, threads
         self.genai = openvino_genai
         self.pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
+        self.request: object = None
 
     def generate(self, prompt: list[int], n_new: int, note: Callable[[int], object]) -> None:
         class Streamer(self.genai.StreamerBase):
@@ -42,6 +44,22 @@ class Peer:
 
     def generate_rows(self, prompts: list[list[int]], n_new: int) -> list[list[int]]:
         return self._generate(prompts, n_new)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """The pipeline keeps the logits to itself: the same model in OpenVINO's runtime, with its defaults too."""
+        import openvino
+
+        if self.request is None:
+            compiled = openvino.Core().compile_model(
+                self.folder / "openvino_model.xml", "CPU", {"INFERENCE_NUM_THREADS": self.threads}
+            )
+            self.request = compiled.create_infer_request()
+        self.request.reset_state()
+        row = np.array([ids], np.int64)
+        inputs = {"input_ids": row, "attention_mask": np.ones_like(row), "beam_idx": np.zeros(1, np.int32)}
+        if any("position_ids" in each.names for each in self.request.model_inputs):
+            inputs["position_ids"] = np.arange(len(ids), dtype=np.int64)[None]
+        return np.array(self.request.infer(inputs)["logits"][0])
 
     def _generate(self, prompts: list[list[int]], n_new: int, streamer: object = None) -> list[list[int]]:
         import openvino

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 from transformers.generation.streamers import BaseStreamer
@@ -41,3 +42,8 @@ class Peer:
         lengths = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
         with torch.inference_mode():
             return self.model.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **options)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        row = torch.tensor([ids])
+        with torch.inference_mode():
+            return self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0].numpy()
