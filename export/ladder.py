@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from export.quantize.calibration import Calibration, Errors
+from export.quantize.calibration import Calibration
+from export.quantize.choice import Errors
 from export.quantize.kernels import better_kernels
 
 MARGIN = 1.5

@@ -16,7 +16,8 @@ from export import build
 from export.arguments import parse
 from export.checkpoint import open_checkpoint
 from export.quantize import texts
-from export.quantize.calibration import CANDIDATES, calibrate
+from export.quantize.calibration import calibrate
+from export.quantize.choice import CANDIDATES
 from export.quantize.equalization import OUTPUT
 from export.quantize.inputs import FIRST_SHARE, Inputs, LayerInputs
 from export.quantize.texts import Amount, cut_text, write_texts

@@ -4,49 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from export.config import Config
 from export.graph import Weights, activation_floor
-from export.quantize import equalization, trial
+from export.quantize.choice import Choice, Errors, choose_output, choose_product
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
 from export.quantize.int4 import RoundedFiles, quantize_int4
-from export.quantize.kernels import better_kernels, make_kernel, output_kernel
-from export.quantize.precision import Floats, Linear
+from export.quantize.kernels import better_kernels, output_kernel
 from export.quantize.texts import Ids
-
-Errors = dict[str, float]
-"""Kernel -> error of one product, see `trial.relative_error`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One way to equalize the input of a product."""
-
-    name: str  # in quality.json
-    strength: float | None = None  # of the scale; None for no scale
-    is_peak: bool = False  # sizes of channels and weights are largest values instead of root mean squares
-    shifts: bool = True
-
-
-CANDIDATES = (
-    Candidate("none", shifts=False),
-    Candidate("shift"),
-    Candidate("scale 0.25", 0.25),
-    Candidate("scale 0.5", 0.5),
-    Candidate("scale 0.75", 0.75),
-    Candidate("peak 0.5", 0.5, is_peak=True),
-    Candidate("peak 0.75", 0.75, is_peak=True),
-)
-# What is done unless another candidate is clearly better: the errors of a sample are noisy. int4 wants no scales where
-# there are no outliers: its blocks have scales of their own, and its weights compensate for one another's errors.
-PREFERRED = {"int8": "scale 0.5", "int4": "shift"}
-CLEARLY = 0.8
 
 
 @dataclasses.dataclass
@@ -57,6 +26,12 @@ class Calibration:
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the candidate
     errors: dict[str, Errors] = dataclasses.field(default_factory=dict)  # of the kernel and of better ones
     rounded: RoundedFiles | None = None  # int4 products
+
+    def keep(self, name: str, choice: Choice) -> None:
+        """Keep what was chosen for a product."""
+        self.equalizations[name] = choice.equalization
+        self.chosen[name] = choice.candidate
+        self.errors[name] = choice.errors
 
 
 def calibrate(
@@ -90,76 +65,28 @@ class _Calibrator:
         for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
             inputs = layers.run(layer)
             for name, found in inputs.items():
-                self._equalize(name, found)
+                self._found.keep(name, self._choose(name, found))
             if self._is_int4:
                 self._round(inputs)
-        self._equalize_output(layers.output(OUTPUT))
+        self._found.keep(OUTPUT, self._choose_output(layers.output(OUTPUT)))
         return self._found
 
-    def _equalize(self, name: str, inputs: Inputs) -> None:
-        """Choose for one product of a layer."""
-        weight = self._tensors[f"{name}.weight"]
-        part = np.ascontiguousarray(weight[:, trial.some_columns(weight.shape[1])])
-        expected = inputs.sample.astype(np.float64) @ part
-        floor = activation_floor(self._config) if name.endswith("mlp.c_proj") else None
+    def _choose(self, name: str, inputs: Inputs) -> Choice:
+        """Of a product in a layer."""
+        return choose_product(
+            name,
+            self._tensors[f"{name}.weight"],
+            inputs,
+            [self._kernel, *self._better(self._kernel)],
+            self._work,
+            activation_function=self._config.activation_function,
+            floor=activation_floor(self._config) if name.endswith("mlp.c_proj") else None,
+        )
 
-        def error(kernel: str, equalized: Equalization) -> float:
-            scaled = np.ascontiguousarray(part * equalized.scale[:, None])
-            linear = Linear(scaled, np.zeros(part.shape[1], np.float32), floor)
-            unshifted = expected - equalized.shift.astype(np.float64) @ part
-            x = equalized.apply(inputs.sample)
-            found = trial.run_product(make_kernel(kernel), x, linear, self._work)
-            return trial.relative_error(found, unshifted, inputs.weights)
-
-        self._choose(name, self._kernel, dict(self._candidates(name, inputs, weight)), error)
-
-    def _equalize_output(self, inputs: Inputs) -> None:
+    def _choose_output(self, inputs: Inputs) -> Choice:
         matrix = self._tensors["wte.weight" if self._config.tie_word_embeddings else "lm_head.weight"]
-        part = np.ascontiguousarray(matrix[trial.some_columns(len(matrix))])
-        expected = inputs.sample.astype(np.float64) @ part.T
-
-        def error(kernel: str, equalized: Equalization) -> float:
-            scaled = np.ascontiguousarray(part * equalized.scale)
-            found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled, self._work)
-            return trial.relative_error(found, expected, inputs.weights)
-
-        self._choose(OUTPUT, output_kernel(self._kernel), dict(self._candidates(OUTPUT, inputs, matrix.T)), error)
-
-    def _choose(
-        self, name: str, kernel: str, candidates: dict[str, Equalization], error: Callable[[str, Equalization], float]
-    ) -> None:
-        errors = {candidate: error(kernel, found) for candidate, found in candidates.items()}
-        best = min(errors, key=errors.__getitem__)
-        preferred = PREFERRED["int4" if self._is_int4 else "int8"]
-        if preferred in errors and errors[best] > CLEARLY * errors[preferred]:
-            best = preferred
-        self._found.chosen[name] = best
-        self._found.equalizations[name] = candidates[best]
-        better = {step: error(step, candidates[best]) for step in self._better(kernel)}
-        self._found.errors[name] = {kernel: errors[best], **better}
-
-    def _candidates(self, name: str, inputs: Inputs, weight: Floats) -> Iterator[tuple[str, Equalization]]:
-        """What may be done to the input of this product; weight: [n_in, n_out]."""
-        n_in = len(weight)
-        can_shift = equalization.can_shift(name)
-        can_scale = equalization.can_scale(name, self._config.activation_function)
-        for candidate in CANDIDATES:
-            if (candidate.strength and not can_scale) or (candidate.name == "shift" and not can_shift):
-                continue
-            shift = inputs.mean if can_shift and candidate.shifts else np.zeros(n_in, np.float32)
-            scale = np.ones(n_in, np.float32)
-            if candidate.strength:
-                sizes = self._sizes(candidate, inputs, weight, shift)
-                scale = equalization.scales(*sizes, candidate.strength)
-            yield candidate.name, Equalization(scale, shift)
-
-    @staticmethod
-    def _sizes(candidate: Candidate, inputs: Inputs, weight: Floats, shift: Floats) -> tuple[Floats, Floats]:
-        """Of the channels of the shifted input, and of the weights that read them, [n_in] each."""
-        if candidate.is_peak:
-            return np.abs(inputs.sample - shift).max(0), np.abs(weight).max(1)
-        sizes = inputs.spread if shift.any() else inputs.size
-        return sizes, equalization.root_mean_square(weight, 1)
+        kernel = output_kernel(self._kernel)
+        return choose_output(matrix, inputs, [kernel, *self._better(kernel)], self._work)
 
     def _round(self, inputs: dict[str, Inputs]) -> None:
         """Round the products of a layer to 4 bits, each for its equalized input."""

@@ -29,8 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from export.config import Config
-from export.quantize import calibration, trial
+from export.quantize import trial
+from export.quantize.choice import choose_product
 from export.quantize.equalization import root_mean_square
 from export.quantize.inputs import FIRST_SHARE, Inputs
 from export.quantize.int4 import quantize_int4
@@ -65,13 +65,9 @@ class Product(NamedTuple):
 
 def equalize(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
     """What the build chooses for a product and a kernel, from inputs of N_POSITIONS a text."""
-    name = "h.0.attn.c_attn"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
-        tensors = {f"{name}.weight": weight}
-        calibrator = calibration._Calibrator(Config(), tensors, kernel, Path(work), only_dense=False)
-        calibrator._equalize(name, statistics(inputs))
-    found = calibrator._found.equalizations[name]
-    return found.scale, found.shift
+        choice = choose_product("h.0.attn.c_attn", weight, statistics(inputs), [kernel], Path(work))
+    return choice.equalization.scale, choice.equalization.shift
 
 
 def statistics(inputs: Floats) -> Inputs:
