@@ -23,6 +23,7 @@ _READ = {"config.json", "tokenizer.json"}  # by every load, besides the graph
 _READ_IF_THERE = {"generation_config.json"}
 _BUILT = {
     "README.md",
+    "chat_template.jinja",
     "genai_config.json",
     "golden.json",
     "model.onnx",

@@ -17,7 +17,7 @@ from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
 from runtime.sampling import draw_seed, make_sampler
-from runtime.text import PieceDecoder, StopFilter
+from runtime.text import TextWriter
 from runtime.window import fit_prompt
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Row:
         self._seed = options.seed if options.seed is not None or options.temperature == 0 else draw_seed()
         self._sample = make_sampler(options, self._seed or 0, place.sample_index)
         self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size)
-        self._decoder, self._filter = PieceDecoder(model.tokenizer, self.ids), StopFilter(options.stops)
-        self._n_hidden = len(self.healing.text) if self.healing else 0
+        n_healed = len(self.healing.text) if self.healing else 0
+        self._writer = TextWriter(model.tokenizer, self.ids, options.stops, n_healed)
         room = config.n_positions - len(self.window)
         self._n_max = min(options.max_new_tokens, room) if options.overflow == "stop" else options.max_new_tokens
         self._constraint = _constrain(model, options, self._n_max)
@@ -118,8 +118,8 @@ class Row:
             return self.end("stop" if id_ in self._stop_ids - self._eos_ids else "eos")
         self._record(logits, id_)
         self.ids.append(id_)
-        piece = self._show(self._decoder.push(id_))
-        if self._filter.stopped:
+        piece = self._keep(self._writer.push(id_))
+        if self._writer.stopped:
             self.finish_reason = "stop"
         elif self._constraint and self._constraint.is_complete:
             piece += self.end("eos")  # which would be certain
@@ -136,8 +136,8 @@ class Row:
     def end(self, reason: FinishReason) -> str:
         """End here; returns the text that was held back."""
         self.finish_reason = reason
-        piece = self._show(self._decoder.flush()) + self._keep(self._filter.flush())
-        if self._filter.stopped:
+        piece = self._keep(self._writer.flush())
+        if self._writer.stopped:
             self.finish_reason = "stop"
         return piece
 
@@ -160,10 +160,6 @@ class Row:
             prefill_seconds=self.prefill_seconds,
             decode_seconds=self.decode_seconds,
         )
-
-    def _show(self, piece: str) -> str:
-        hidden, self._n_hidden = piece[: self._n_hidden], max(0, self._n_hidden - len(piece))
-        return self._keep(self._filter.push(piece[len(hidden) :]))
 
     def _keep(self, piece: str) -> str:
         self._pieces.append(piece)

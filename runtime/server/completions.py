@@ -153,7 +153,7 @@ class Answering(Counted):
         prompt, n = self._plan.prompts[index], _n_samples(self._body)
         tokens = []
         if self._body.logprobs is not None and prompt.text:  # an empty one is a token that is not shown
-            tokens = read_prompt(self._engine.model, prompt.ids, self._body.logprobs)
+            tokens = read_prompt(self._engine.model, prompt.ids, self._body.logprobs, prompt.places)
         is_all = self._body.max_tokens == 0
         return [
             Gain(sample, prompt.text, list(tokens), End(Details(finish_reason="length")) if is_all else None)
