@@ -34,7 +34,16 @@ def encode_whole(model: Model, text: str, *, special_tokens: bool = False) -> li
 
 def _encode(model: Model, text: str, *, special_tokens: bool, whole: bool) -> Encoding:
     check_text(text)
-    tokenizer = model.special_tokenizer if special_tokens else model.tokenizer
+    return run_tokenizer(model.special_tokenizer if special_tokens else model.tokenizer, text, whole=whole)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text alone by a tokenizer. Raises ValueError for a text that it has no ids for."""
+    return list(run_tokenizer(tokenizer, text, whole=False).ids)
+
+
+def run_tokenizer(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
+    """What a tokenizer makes of a text, `whole` with what it puts around it. Raises ValueError for what it refuses."""
     try:
         return tokenizer.encode(text, add_special_tokens=whole)
     except Exception as error:  # tokenizers raises bare Exception
