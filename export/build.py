@@ -28,7 +28,19 @@ MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in t
 try:
     from safetensors import SafetensorError
 
-    from export import card, conversion, folder, golden, needs, pickle_file, provenance, quality, reference, tokenizer
+    from export import (
+        card,
+        conversion,
+        folder,
+        golden,
+        needs,
+        own_writing,
+        pickle_file,
+        provenance,
+        quality,
+        reference,
+        tokenizer,
+    )
     from export.arguments import BuildOptions, parse
     from export.checkpoint import RANDOM, Checkpoint, check_folder, open_checkpoint
     from export.config import Config
@@ -119,14 +131,17 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
 
 def check_text(checkpoint: Checkpoint, options: BuildOptions) -> None:
     """Raise ValueError for a text to verify on that is too short, or not UTF-8."""
-    if options.verify != "none":
+    text = None if options.verify == "none" else evaluation_text(checkpoint, options)
+    if text:
         encode = functools.partial(tokenizer.encode, checkpoint.folder)
-        quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
+        content, _ = quality.read_text(text, encode, options.least_tokens)
+        own_writing.check_written(tokenizer.read(checkpoint.folder), content, text)
 
 
-def say_needs(config: Config, options: BuildOptions, text: Path) -> None:
+def say_needs(config: Config, options: BuildOptions, text: Path | None) -> None:
     """One line: what the build needs, and what is free."""
-    needed = needs.estimate(config, options, text.stat().st_size)
+    n_bytes = text.stat().st_size if text else own_writing.N_TOKENS * needs.BYTES_PER_TOKEN
+    needed = needs.estimate(config, options, n_bytes)
     print(f"      {needed.check(options.output, options.less_memory)}", flush=True)
 
 
@@ -148,7 +163,7 @@ def make_and_verify(
     for options in attempts:
         say(3, f"model: the fused graph, {options.precision_text}")
         conversion.make_model(checkpoint, options, work)
-        say(4, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
+        say(4, f"verification: {'none' if options.verify == 'none' else text_name(checkpoint, options)}")
         measured = verify(checkpoint, options, work / "model", reference, work)
         if options is attempts[-1] or measured is None or measured.loss_percent <= options.dense_max_loss:
             break
@@ -188,12 +203,22 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, measured: quality.Qu
     folder.write_checksums(target)
 
 
-def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
-    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition."""
+def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | None:
+    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition.
+
+    None for the model's own writing: its vocabulary has not the words of these.
+    """
     if options.eval_text:
         return options.eval_text
     own = checkpoint.folder / EVALUATION_TEXT.name
-    return own if own.is_file() else EVALUATION_TEXT
+    text = own if own.is_file() else EVALUATION_TEXT
+    return text if own_writing.can_write_file(tokenizer.read(checkpoint.folder), text) else None
+
+
+def text_name(checkpoint: Checkpoint, options: BuildOptions) -> str:
+    """What the model is verified on."""
+    text = evaluation_text(checkpoint, options)
+    return text.name if text else own_writing.NAME
 
 
 def widths(checkpoint: Checkpoint) -> list[int]:

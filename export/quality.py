@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from export import own_writing
 from runtime.model import Model
 from runtime.scoring import log_probabilities
 from runtime.text import encode
@@ -27,7 +28,7 @@ class Quality:
 
     reference: str
     text: str
-    text_sha256: str
+    text_sha256: str  # of the ids, with commas between, where the model wrote it
     protocol: str
     n_tokens: int
     reference_perplexity: float
@@ -64,9 +65,9 @@ def read_text(text: Path, encode: Callable[[str], list[int]], at_least: int) -> 
 
 
 def measure_quality(
-    model: Path, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2
+    model: Path, reference: Path, reference_name: str, text: Path | None, work: Path, *, at_least: int = 2
 ) -> Quality:
-    """Run reference, then model, over the text: one of them in memory at a time.
+    """Run reference, then model, over the text: one of them in memory at a time. None: what the reference writes.
 
     The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile. Raises
     ValueError for a text of under `at_least` tokens, and one that is not UTF-8.
@@ -75,9 +76,14 @@ def measure_quality(
         return _measure(model, reference, reference_name, text, work, at_least)
 
 
-def _measure(model: Path, reference: Path, reference_name: str, text: Path, work: Path, at_least: int) -> Quality:
+def _measure(
+    model: Path, reference: Path, reference_name: str, text: Path | None, work: Path, at_least: int
+) -> Quality:
+    ids = [] if text else own_writing.write_text(reference)
+    content = ",".join(map(str, ids))
     with Model(model) as opened:
-        content, ids = read_text(text, functools.partial(encode, opened), at_least)
+        if text:
+            content, ids = read_text(text, functools.partial(encode, opened), at_least)
         n_vocab = opened.config.vocab_size
     kept = work / "reference.logprobs"
     nll = _run_reference(reference, ids, kept)
@@ -87,7 +93,7 @@ def _measure(model: Path, reference: Path, reference_name: str, text: Path, work
     perplexities = _perplexity(nll / n), _perplexity(model_nll / n)
     return Quality(
         reference=reference_name,
-        text=text.name,
+        text=text.name if text else own_writing.NAME,
         text_sha256=hashlib.sha256(content.encode()).hexdigest(),
         protocol=PROTOCOL,
         n_tokens=n,
