@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,9 @@ class Row:
         if self._constraint:
             allowed = self._constraint.restrict(allowed)
         if not allowed.max() > -np.inf:  # NaN is not either
-            self._refuse(logits)
+            if np.isnan(logits).any():
+                raise ValueError("the model's logits are not numbers: its weights are damaged, or too large for fp32")
+            return self.end("no_token")
         id_ = self._constraint.choose(allowed, step, self._sample) if self._constraint else self._sample(allowed, step)
         if id_ is None or id_ in self._eos_ids or id_ in self._stop_ids:
             return self.end("stop" if id_ in self._stop_ids - self._eos_ids else "eos")
@@ -127,11 +129,14 @@ class Row:
             piece += self.end("length" if self._n_max == self._options.max_new_tokens else "context")
         return piece
 
-    def _refuse(self, logits: Logits) -> NoReturn:
-        """Say why there is nothing to choose from."""
-        if np.isnan(logits).any():
-            raise ValueError("the model's logits are not numbers: its weights are damaged, or too large for fp32")
-        raise ValueError("suppress_ids, logit_bias or no_repeat_ngram_size leave no token to generate")
+    def check_choice(self) -> None:
+        """Raise ValueError if the row ended since nothing was left to choose from."""
+        if self.finish_reason == "no_token":
+            n = len(self.ids) - self._n_prompt
+            what = "suppress_ids, logit_bias or no_repeat_ngram_size"
+            raise ValueError(
+                f"{what} leave no token to generate after {n} new tokens of prompt {self.place.prompt_index}"
+            )
 
     def end(self, reason: FinishReason) -> str:
         """End here; returns the text that was held back."""

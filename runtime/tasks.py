@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from runtime.choice import check_options, option_pairs, share, split_blank
 from runtime.completion import Completion
-from runtime.generation import generate_pieces
+from runtime.generation import stream_pieces
 from runtime.last_word import MAX_WORD_TOKENS, predict_word
 from runtime.model import Model
 from runtime.options import Options, make_options
@@ -109,7 +109,7 @@ def _write(
     """Generate, and read the answer."""
     writing = prepare(model, task, text, fields, given)
     row = Row(model, writing.ids, writing.options, Place(), n_top=0, prefix=prefix)
-    for _ in generate_pieces(model, [row]):
+    for _ in stream_pieces(model, [row]):
         pass
     return read_answer(task, row.completion(), writing.n_truncated)
 

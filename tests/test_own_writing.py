@@ -79,7 +79,8 @@ def test_a_model_of_another_vocabulary_is_measured_on_what_it_writes(
     assert check_folder(built).passed
     oracle = open_checkpoint(folder)
     records = json.loads((built / golden.NAME).read_text(encoding="utf-8"))["records"]
-    assert len({tuple(record["prompt_ids"]) for record in records}) == len(golden.PROMPTS)
+    assert len(records) == len(golden.PROMPTS)
+    assert len({tuple(record["prompt_ids"]) for record in records}) > 1
     for record in records:
         assert record["ids"] == torch_greedy(oracle, record["prompt_ids"], record["ids"])
 
@@ -92,7 +93,6 @@ def test_what_is_measured_on_is_as_likely_as_the_model_says(tmp_path: Path, monk
     with runtime.load(built) as model:
         measured = json.loads((built / "quality.json").read_text(encoding="utf-8"))["perplexity"]
         assert score_ids(model, ids).perplexity == pytest.approx(measured, rel=1e-4)
-    assert len(set(ids)) == proteins().get_vocab_size()  # the beginnings are the end of text
 
 
 def test_a_text_of_the_users_that_the_vocabulary_cannot_write_is_refused(
