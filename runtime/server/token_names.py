@@ -47,19 +47,18 @@ class TokenNames:
     """
 
     def __init__(self, model: Model) -> None:
-        self._tokenizer, self._bytes = model.tokenizer, TokenBytes(model.tokenizer)
-        self._written = Detokenizer(model.tokenizer, skip_special_tokens=False)
+        self._tokenizer, self._texts = model.tokenizer, TokenTexts(model)
         self.longest = max(map(len, model.tokenizer.get_vocab()))  # characters of a token, at most
 
     def name(self, token: Token) -> str:
         """The name of a token in its text."""
-        name = self._name(token.id_, token.before)
+        name = self._texts.name(token.id_, token.before)
         return name if token.text is None or name.startswith(_BYTES) else token.text
 
     def bytes_of(self, token: Token) -> list[int] | None:
         """The bytes of a token in its text; None where it has none."""
         name = self.name(token)
-        return self._bytes_of(token.id_, name) if name else None
+        return self._texts.bytes_of(token.id_, name) if name else None
 
     def alternatives(self, token: Token) -> list[Alternative]:
         """The likeliest tokens, and this one under its name in the text."""
@@ -68,15 +67,23 @@ class TokenNames:
             if id_ == token.id_:
                 found.append(Alternative(own, self.bytes_of(token), logprob))
                 continue
-            text = self._name(id_, token.before)
+            text = self._texts.name(id_, token.before)
             names = (text, self._tokenizer.id_to_token(id_), f"token_id:{id_}")
             name = next(name for name in names if name and name not in used)
             used.add(name)
-            found.append(Alternative(name, self._bytes_of(id_, text) if text else None, logprob))
+            found.append(Alternative(name, self._texts.bytes_of(id_, text) if text else None, logprob))
         return found
 
-    def _name(self, id_: int, before: int | None) -> str:
-        """The text of a token after another one, or its bytes."""
+
+class TokenTexts:
+    """Texts of single tokens, special ones written out."""
+
+    def __init__(self, model: Model) -> None:
+        self._bytes = TokenBytes(model.tokenizer)
+        self._written = Detokenizer(model.tokenizer, skip_special_tokens=False)
+
+    def name(self, id_: int, before: int | None) -> str:
+        """The text of a token after another one, or its bytes where they are a part of a character."""
         values = self._bytes(id_)
         if values is not None and (self._bytes.is_byte_level or id_ in self._written.byte_ids):
             try:
@@ -87,8 +94,9 @@ class TokenNames:
             return self._written.decode([id_])
         return self._written.decode([before, id_])[len(self._written.decode([before])) :]
 
-    def _bytes_of(self, id_: int, text: str) -> list[int]:
-        return list((self._bytes(id_) or b"") if text.startswith(_BYTES) else text.encode())
+    def bytes_of(self, id_: int, name: str) -> list[int]:
+        """The bytes of a token of this name."""
+        return list((self._bytes(id_) or b"") if name.startswith(_BYTES) else name.encode())
 
 
 _BYTES = "bytes:"
@@ -101,14 +109,17 @@ class TokenReader:
         """`context`: the ids before; `offset`: the characters before."""
         self._detokenizer = Detokenizer(model.tokenizer, skip_special_tokens=skip_special_tokens)
         self._decoder = PieceDecoder(model.tokenizer, context, skip_special_tokens=skip_special_tokens)
-        self._offset = offset
+        self._texts, self._offset = TokenTexts(model), offset
         self._before = next(filter(self._detokenizer.shows, reversed(context)), None)
 
     def read(self, id_: int, logprob: float | None, top: Mapping[int, float]) -> Token:
         """The next token."""
         offset, before = self._offset, self._before
-        self._offset += len(self._decoder.push(id_))
+        piece = self._decoder.push(id_)
+        self._offset += len(piece)
         shows = self._detokenizer.shows(id_)
+        if shows and piece.endswith(name := self._texts.name(id_, before)):
+            offset = self._offset - len(name)  # what was unfinished before it has become text, too
         if shows:
             self._before = id_
         if logprob is not None and id_ not in top:
