@@ -117,7 +117,10 @@ def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
             f"{folder / CONFIG}: tokenizer_class is {kind!r}; without a tokenizer.json only "
             "GPT2Tokenizer is converted (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one)"
         )
-    vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    vocab = read_json(folder / "vocab.json")
+    # as transformers reads it: the first line is a heading, whatever it says, and the last is empty
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    merges = list(dict.fromkeys(tuple(line.split()) for line in lines if line.strip()))
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(named.get("add_prefix_space")))
     tokenizer.decoder = decoders.ByteLevel()

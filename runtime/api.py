@@ -63,7 +63,8 @@ def generate(
 ) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
-    prompt: any text; an empty one starts from the beginning of a text.
+    prompt: any text; an empty one starts from the beginning of a text. Its ids are those that transformers'
+        text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.

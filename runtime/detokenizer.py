@@ -122,5 +122,6 @@ def _reads_as_bytes(content: str) -> bool:
 
 
 def _byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    found: Iterable[int | None] = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    names = [name for byte in range(256) for name in (f"<0x{byte:02X}>", f"<0x{byte:02x}>")]
+    found: Iterable[int | None] = map(tokenizer.token_to_id, names)
     return frozenset(id_ for id_ in found if id_ is not None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of a byte-fallback vocabulary
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # a token of a byte-fallback vocabulary
 
 
 class TokenBytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,24 @@ def test_older_files_give_the_ids_of_transformers(tmp_path: Path, others: dict[s
         assert_same(ours, theirs, text)
     special = {token.content for token in ours.get_added_tokens_decoder().values() if token.special}
     assert special == set(theirs.all_special_tokens)
+
+
+MERGES: dict[str, Callable[[str], str]] = {
+    "without a heading": lambda merges: merges.split("\n", 1)[1],
+    "without an end": lambda merges: merges.rstrip("\n"),
+    "with the line ends of Windows": lambda merges: merges.replace("\n", "\r\n"),
+    "some of them twice": lambda merges: merges + "\n".join(merges.split("\n")[1:9]) + "\n",
+}
+
+
+@pytest.mark.parametrize("edit", MERGES.values(), ids=MERGES)
+def test_merges_are_read_as_transformers_reads_them(tmp_path: Path, edit: Callable[[str], str]) -> None:
+    folder = write_older_files(tmp_path / "older")
+    path = folder / "merges.txt"
+    path.write_bytes(edit(path.read_text(encoding="utf-8")).encode())
+    ours, theirs = tokenizer_file.read(folder), GPT2TokenizerFast.from_pretrained(folder)
+    for text in [*TEXTS, "the he in er an  t  the"]:
+        assert_same(ours, theirs, text)
 
 
 IN_JSON: dict[str, dict[str, Any]] = {
