@@ -27,7 +27,7 @@ from runtime.shared_context import SharedContext
 from runtime.shared_prefix import Prefix
 from runtime.task_library import TASKS
 from runtime.task_template import By, Task
-from runtime.text import check_fits, check_text, encode_prompt
+from runtime.text import check_fits, check_text, encode_prompt, run_tokenizer
 from runtime.window import tokenize
 
 __all__ = ["TASKS", "Answer", "By", "Task", "find_task", "perform"]
@@ -227,7 +227,7 @@ def _fit(model: Model, text: str, length: Callable[[str], int], limit: Limit, ov
     while n > limit.n_tokens:
         if overflow == "error":
             raise ValueError(f"{told}. Shorten the text, or overflow='truncate_left' leaves out its beginning")
-        ends = [end for _, end in model.tokenizer.encode(text, add_special_tokens=False).offsets]
+        ends = [end for _, end in run_tokenizer(model.tokenizer, text, whole=False).offsets]
         n_over = n - limit.n_tokens
         if n_over >= len(ends):
             raise ValueError(f"{told}. It is too long without any of the text; shorten the rest")

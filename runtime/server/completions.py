@@ -141,8 +141,8 @@ class Answering(Counted):
     def _perform(self, index: int) -> Gain:
         self._check_connected()
         assert self._task
-        self._n_prompt += len(encode(self._engine.model, self._task.texts[index]))
         try:
+            self._n_prompt += len(encode(self._engine.model, self._task.texts[index]))
             return task_plan.perform(self._engine.model, self._task, index)
         except (TypeError, ValueError) as error:
             raise ApiError(str(error)) from None
