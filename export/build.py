@@ -48,6 +48,7 @@ try:
         golden,
         ladder,
         needs,
+        own_writing,
         pickle_file,
         provenance,
         quality,
@@ -143,17 +144,20 @@ def open_with_room(options: BuildOptions, work: Path) -> Checkpoint:
 
 
 def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
-    """Raise ValueError for a text to verify or calibrate on that is too short, or not UTF-8."""
+    """Raise ValueError for a text to verify or calibrate on that is too short, not UTF-8, or of other words."""
     if options.calibration_text:
         conversion.read_calibration_text(checkpoint, options.calibration_text)
-    if options.verify != "none":
+    text = None if options.verify == "none" else evaluation_text(checkpoint, options)
+    if text:
         encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
-        quality.read_text(evaluation_text(checkpoint, options), encode, options.least_tokens)
+        content, _ = quality.read_text(text, encode, options.least_tokens)
+        own_writing.check_written(tokenizer.read(checkpoint.tokenizer_folder), content, text, "--eval-text")
 
 
-def say_needs(config: Config, options: BuildOptions, text: Path) -> None:
+def say_needs(config: Config, options: BuildOptions, text: Path | None) -> None:
     """One line: what the build needs, and what is free."""
-    needed = needs.estimate(config, options, text.stat().st_size)
+    n_bytes = text.stat().st_size if text else own_writing.N_TOKENS * needs.BYTES_PER_TOKEN
+    needed = needs.estimate(config, options, n_bytes)
     print(f"      {needed.check(options.output, options.less_memory)}", flush=True)
 
 
@@ -189,7 +193,7 @@ def make_and_verify(
     while True:
         say(4, f"model: the fused graph, {options.precision_text}{upgrades_said(upgraded)}")
         conversion.make_model(checkpoint, options, work, found, upgraded)
-        say(5, f"verification: {'none' if options.verify == 'none' else evaluation_text(checkpoint, options).name}")
+        say(5, f"verification: {'none' if options.verify == 'none' else text_name(checkpoint, options)}")
         if options.verify == "none":
             return Built(None, found, upgraded)
         verifier = verifier or open_verifier(checkpoint, options, reference, work)
@@ -267,12 +271,22 @@ def upgrades(built: Built) -> list[dict[str, Any]]:
     return listed
 
 
-def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path:
-    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition."""
+def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | None:
+    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition.
+
+    None for the model's own writing: its vocabulary has not the words of these.
+    """
     if options.eval_text:
         return options.eval_text
     own = checkpoint.folder / EVALUATION_TEXT.name
-    return own if own.is_file() else EVALUATION_TEXT
+    text = own if own.is_file() else EVALUATION_TEXT
+    return text if own_writing.can_write_file(tokenizer.read(checkpoint.tokenizer_folder), text) else None
+
+
+def text_name(checkpoint: Checkpoint, options: BuildOptions) -> str:
+    """What the model is verified on."""
+    text = evaluation_text(checkpoint, options)
+    return text.name if text else own_writing.NAME
 
 
 def widths(checkpoint: Checkpoint) -> list[int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from export.diagnosis import check_folder, check_tokenizer
 from export.weights import weight_files
 
 RANDOM = "random:"
+INPUT, OUTPUT = "wte.weight", "lm_head.weight"  # the embeddings, and the output layer where it is not they
+ROWS = 4096  # compared at a time
 # stored by older versions of transformers, or for other tasks, and no part of the language model
 _UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -44,6 +48,9 @@ class Tensors:
                     self._check_entry(plain, path, name, part.get_dtype())
                     self._files[plain] = path, name
                     shapes[plain] = tuple(part.get_shape())
+        if config.tie_word_embeddings and INPUT not in shapes and OUTPUT in shapes:
+            # the two are one matrix, stored under the name that the writer chose
+            self._files[INPUT], shapes[INPUT] = self._files.pop(OUTPUT), shapes.pop(OUTPUT)
         self._check(folder, shapes, tied=config.tie_word_embeddings)
 
     def _check_entry(self, plain: str, path: Path, name: str, dtype: str) -> None:
@@ -59,7 +66,7 @@ class Tensors:
             if found[name] != shape:
                 path, stored = self._files[name]
                 raise ValueError(f"{path}: {stored} is {list(found[name])}, but config.json makes it {list(shape)}")
-        ignored = {"lm_head.weight"} if tied else set[str]()
+        ignored = {OUTPUT} if tied else set[str]()
         unknown = [n for n in found if n not in self._shapes and n not in ignored and not _UNUSED.fullmatch(n)]
         if unknown:
             listed = ", ".join(sorted(unknown)[:5])
@@ -73,6 +80,28 @@ class Tensors:
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {stored} holds NaN or infinity; the checkpoint is damaged")
         return array
+
+    def left_out(self) -> str | None:
+        """What of the checkpoint the model does without, in words: an output layer that config.json ties away."""
+        if OUTPUT in self._shapes or OUTPUT not in self._files:
+            return None
+        pairs = itertools.zip_longest(self._rows(OUTPUT), self._rows(INPUT))
+        if all(np.array_equal(own, tied) for own, tied in pairs):
+            return None
+        path, stored = self._files[OUTPUT]
+        return (
+            f"{path}: {stored} is left out, as transformers leaves it out: it differs from the embeddings, which "
+            'config.json makes the output layer. If the model was trained with it, set "tie_word_embeddings": false'
+        )
+
+    def _rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """A matrix as it is stored, some rows at a time."""
+        path, stored = self._files[name]
+        with _opened(path) as handle:
+            part = handle.get_slice(stored)
+            n = part.get_shape()[0]
+            for begin in range(0, n, ROWS):
+                yield part[begin : min(begin + ROWS, n)]
 
     @property
     def embedding_factor(self) -> None:
@@ -151,6 +180,8 @@ def open_checkpoint(
         check_tokenizer(folder, raw)
     tokenizer_file.check(other_tokenizer or folder, config.vocab_size)
     tensors = Tensors(folder, config)
+    if said := tensors.left_out():
+        print(f"      {said}", flush=True)
     return Checkpoint(model_name(source), source, folder, config, raw, tensors, commit, other_tokenizer)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export import folder, graph, tokenizer
+from export import folder, graph, own_writing, tokenizer
 from export.arguments import BuildOptions
 from export.checkpoint import Checkpoint
 from export.config import Config
@@ -63,8 +63,11 @@ def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path)
 
 
 def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
-    """Ids of the user's text. Raises ValueError for one that is too short, or not UTF-8."""
-    return read_text(path, lambda text: tokenizer.encode(checkpoint.tokenizer_folder, text), texts.LEAST_TOKENS)[1]
+    """Ids of the user's text. Raises ValueError for one that is too short, not UTF-8, or of other words."""
+    folder = checkpoint.tokenizer_folder
+    content, ids = read_text(path, lambda text: tokenizer.encode(folder, text), texts.LEAST_TOKENS)
+    own_writing.check_written(tokenizer.read(folder), content, path, "--calibration-text")
+    return ids
 
 
 def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> texts.Ids:

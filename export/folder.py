@@ -21,6 +21,7 @@ from runtime.gap import LOCK, REPLACED, is_ours, is_workspace, workspace_of
 from runtime.json_file import read_json
 
 CHECKSUMS = "SHA256SUMS"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -131,6 +132,8 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "config.json", checkpoint.raw_config | sizes | ends)
     tokenizer.write(checkpoint.tokenizer_folder, folder)
+    if (template := checkpoint.tokenizer_folder / CHAT_TEMPLATE).is_file():
+        shutil.copyfile(template, folder / CHAT_TEMPLATE)
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": ends,
         "tokenizer_config.json": {
@@ -138,11 +141,14 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
             "model_max_length": config.n_positions,
         },
     }
+    # a special_tokens_map.json is not part of the folder, and what it says is
+    roles = {"tokenizer_config.json": tokenizer.settings(checkpoint.tokenizer_folder)}
     # others are added to GPT-2's embeddings by transformers, and are no input of the graph
     always = {"tokenizer_config.json": {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
         own = (checkpoint.tokenizer_folder if name.startswith("tokenizer") else checkpoint.folder) / name
-        write_json(folder / name, (read_json(own) if own.is_file() else value) | always.get(name, {}))
+        described = read_json(own) if own.is_file() else value
+        write_json(folder / name, described | roles.get(name, {}) | always.get(name, {}))
 
 
 def write_checksums(folder: Path) -> None:

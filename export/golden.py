@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from export import own_writing
+from runtime.detokenizer import Detokenizer
 from runtime.grid import prefill
 from runtime.logprobs import log_softmax
 from runtime.model import Model
-from runtime.text import encode
+from runtime.text import encode_prompt
 
 N_IDS = 24
+N_PROMPT_IDS = 12  # of a prompt that the model writes itself
 PROMPTS = (
     "Once upon a time there was a little mouse who",
     "The quick brown fox jumps over the lazy dog. Then",
@@ -31,13 +34,21 @@ def record(folder: Path, precision: str) -> dict[str, Any]:
     The end of a text is a token like any other here.
     """
     with Model(folder) as model:
-        records = [_record(model, prompt) for prompt in PROMPTS]
+        records = [_record(model, *_begin(model, prompt, seed)) for seed, prompt in enumerate(PROMPTS)]
     return {"tolerance": TOLERANCE[precision], "records": records}
 
 
-def _record(model: Model, prompt: str) -> dict[str, Any]:
+def _begin(model: Model, prompt: str, seed: int) -> tuple[str, list[int]]:
+    """The prompt and its ids; where the vocabulary cannot write it, one that the model writes itself."""
+    n_most = model.config.n_positions // 2  # a tiny context takes the beginning
+    if own_writing.can_write(model.tokenizer, prompt):
+        return prompt, encode_prompt(model, prompt)[:n_most]
+    ids = own_writing.write_prompt(model, min(N_PROMPT_IDS, n_most), seed)
+    return Detokenizer(model.tokenizer).decode(ids), ids
+
+
+def _record(model: Model, prompt: str, prompt_ids: list[int]) -> dict[str, Any]:
     n_positions = model.config.n_positions
-    prompt_ids = encode(model, prompt)[: n_positions // 2]  # a tiny context takes the beginning
     n_ids = min(N_IDS, n_positions - len(prompt_ids))
     cache = model.new_cache(n_positions)
     logits = prefill(cache, prompt_ids)

@@ -22,10 +22,15 @@ from runtime.json_file import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download
 CONFIG = "config.json"
-OPTIONAL = ("generation_config.json", "tokenizer_config.json")
+OPTIONAL = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 TOKENIZER = ("tokenizer.json",)
 OLDER_TOKENIZER = ("vocab.json", "merges.txt")
-OLDER_OPTIONAL = ("special_tokens_map.json", "added_tokens.json")
 ATTEMPTS = 5  # at one file, each going on where the connection was cut
 
 
@@ -109,7 +114,7 @@ def _collect(
     for name in (*OPTIONAL, *tokenizer_files):
         if name in names:
             fetch(name)
-    weight_files = _pickle(repo_id, names) if allow_pickle else _weight_files(repo_id, names, fetch)
+    weight_files = _pickles(repo_id, names, fetch) if allow_pickle else _weight_files(repo_id, names, fetch)
     for name in weight_files:
         fetch(name)
     return config.parent
@@ -121,18 +126,24 @@ def _weight_files(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -
     if weights.INDEX not in names:
         cure = weights.CURE.format(name=repo_id)
         raise ValueError(f"{repo_id} has no {weights.SINGLE}; a {weights.PICKLE} {cure}")
-    shards = weights.shard_names(fetch(weights.INDEX))
+    return _shards(repo_id, weights.INDEX, names, fetch)
+
+
+def _shards(repo_id: str, index: str, names: set[str], fetch: Callable[[str], Path]) -> list[str]:
+    shards = weights.shard_names(fetch(index))
     if not names.issuperset(shards):
-        raise ValueError(f"{repo_id} has no {min(set(shards) - names)}, which its {weights.INDEX} names")
+        raise ValueError(f"{repo_id} has no {min(set(shards) - names)}, which its {index} names")
     return shards
 
 
-def _pickle(repo_id: str, names: set[str]) -> list[str]:
+def _pickles(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> list[str]:
     if not names.isdisjoint((weights.SINGLE, weights.INDEX)):
         raise ValueError(pickle_file.NOT_NEEDED.format(name=repo_id, pickle=weights.PICKLE))
-    if weights.PICKLE not in names:
+    if weights.PICKLE in names:
+        return [weights.PICKLE]
+    if weights.PICKLE_INDEX not in names:
         raise ValueError(f"{repo_id} has no {weights.PICKLE}, which --allow-pickle reads")
-    return [weights.PICKLE]
+    return _shards(repo_id, weights.PICKLE_INDEX, names, fetch)
 
 
 def _tokenizer_files(names: set[str]) -> tuple[str, ...]:
@@ -140,7 +151,7 @@ def _tokenizer_files(names: set[str]) -> tuple[str, ...]:
     if names.issuperset(TOKENIZER):
         return TOKENIZER
     if names.issuperset(OLDER_TOKENIZER):
-        return OLDER_TOKENIZER + OLDER_OPTIONAL
+        return OLDER_TOKENIZER
     return ()
 
 

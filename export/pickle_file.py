@@ -1,4 +1,4 @@
-"""`pytorch_model.bin`: weights as a pickle, converted to safetensors where the user allows it."""
+"""`pytorch_model.bin`, or its shards: weights as pickles, converted to safetensors where the user allows it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pickle
 import shutil
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.weights import INDEX, PICKLE, SINGLE
+from export.weights import INDEX, PICKLE, SINGLE, pickle_files
 
 MISSING = "--allow-pickle needs torch, which is not installed: pip install -e '.[export]'"
 NOT_NEEDED = "{name} has safetensors; leave --allow-pickle out, which is for a checkpoint that has only a {pickle}"
@@ -27,19 +28,27 @@ def convert(folder: Path, target: Path) -> Path:
 
     torch reads tensors only (`weights_only`): a pickle that would run code is refused, and its code does not run.
     Raises ValueError for that, for a damaged file, and for a checkpoint that has safetensors; FileNotFoundError where
-    there is no `pytorch_model.bin`.
+    there is neither `pytorch_model.bin` nor an index of its shards with all that it names.
     """
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         raise ValueError(NOT_NEEDED.format(name=folder, pickle=PICKLE))
-    if not (folder / PICKLE).is_file():
-        raise FileNotFoundError(f"{folder / PICKLE} is missing; --allow-pickle reads that file")
-    tensors = _read(folder / PICKLE)
+    tensors = _read_all(pickle_files(folder))
     target.mkdir()
     for path in folder.iterdir():
-        if path.is_file() and path.suffix in (".json", ".txt"):
+        if path.is_file() and path.suffix in (".json", ".txt", ".jinja"):
             shutil.copyfile(path, target / path.name)
     _write(tensors, target / SINGLE)
     return target
+
+
+def _read_all(paths: Sequence[Path]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for path in paths:
+        read = _read(path)
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise ValueError(f"{path}: {twice[0]} is stored a second time; another file of {path.parent} has it too")
+        tensors |= read
+    return tensors
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from export import own_writing
 from runtime.model import Model
 from runtime.scoring import log_probabilities
 from runtime.text import encode
@@ -45,7 +46,7 @@ class Quality:
 
     reference: str
     text: str
-    text_sha256: str
+    text_sha256: str  # of the ids, with commas between, where the model wrote it
     protocol: str
     n_tokens: int
     reference_perplexity: float
@@ -100,7 +101,7 @@ def read_text(text: Path, encode: Callable[[str], list[int]], at_least: int) -> 
 
 
 def measure_quality(
-    model: Path, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2
+    model: Path, reference: Path, reference_name: str, text: Path | None, work: Path, *, at_least: int = 2
 ) -> Quality:
     """Run reference, then model, over the text; see `Verifier`."""
     return Verifier(reference, reference_name, text, work, at_least=at_least).measure(model)
@@ -112,14 +113,22 @@ class Verifier:
     The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile.
     """
 
-    def __init__(self, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2) -> None:
-        """Run the reference. Raises ValueError for a text of under `at_least` tokens, and one that is not UTF-8."""
+    def __init__(
+        self, reference: Path, reference_name: str, text: Path | None, work: Path, *, at_least: int = 2
+    ) -> None:
+        """Run the reference. `text`: None is what the reference writes itself.
+
+        Raises ValueError for a text of under `at_least` tokens, and one that is not UTF-8.
+        """
         self._name = reference_name
-        self._text = text
+        self._text_name = text.name if text else own_writing.NAME
         self._kept = work / "reference.logprobs"
+        ids = [] if text else own_writing.write_text(reference)
         with Model(reference, prepack=False) as opened:
             self._n_vocab = opened.config.vocab_size
-            self._content, self._ids = read_text(text, functools.partial(encode, opened), at_least)
+            self._content, self._ids = ",".join(map(str, ids)), ids
+            if text:
+                self._content, self._ids = read_text(text, functools.partial(encode, opened), at_least)
             # what overflows shows in the figures
             with np.errstate(over="ignore", invalid="ignore"):
                 self._nll = _run_reference(opened, self._ids, self._kept)
@@ -133,7 +142,7 @@ class Verifier:
         perplexities = _perplexity(self._nll / n), _perplexity(nll / n)
         return Quality(
             reference=self._name,
-            text=self._text.name,
+            text=self._text_name,
             text_sha256=hashlib.sha256(self._content.encode()).hexdigest(),
             protocol=PROTOCOL,
             n_tokens=n,

@@ -9,11 +9,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from runtime.json_file import read_json
+from runtime.text import encode_text
+from runtime.token_roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
 
-NAME = "tokenizer.json"
-GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
-END = "<|endoftext|>"
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAME, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _STRIP = ("lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -25,11 +24,12 @@ def check(folder: Path, vocab_size: int) -> None:
 
 
 def write(folder: Path, target: Path) -> None:
-    """Put the tokenizer of the checkpoint `folder` into the folder `target`, as it is if it has the format already."""
-    if (folder / NAME).is_file():
+    """Put the tokenizer of the checkpoint `folder` into the folder `target`: its own file where that says it all."""
+    tokenizer = read(folder)
+    if (folder / NAME).is_file() and _opened(folder / NAME).to_str() == tokenizer.to_str():
         shutil.copyfile(folder / NAME, target / NAME)
     else:
-        read(folder).save(str(target / NAME))
+        tokenizer.save(str(target / NAME))
 
 
 def class_name(folder: Path) -> str:
@@ -43,20 +43,56 @@ def encode(folder: Path, text: str) -> list[int]:
     tokenizer = read(folder)
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+    return encode_text(tokenizer, text)
 
 
 def read(folder: Path) -> Tokenizer:
-    """Open `tokenizer.json`, or build GPT-2's byte-level BPE from the two older files.
+    """The tokenizer that transformers opens from the folder: `tokenizer.json`, or the older files of byte-level BPE.
 
-    Raises FileNotFoundError where there is neither, ValueError naming the file that is no such thing.
+    Special and added tokens are those that the other files name; those whose id would lie outside the vocabulary are
+    left out, since no model has them. Raises FileNotFoundError where there is neither, ValueError naming the file that
+    is no such thing.
     """
-    path = _file(folder)
+    path, named = _file(folder), _named(folder)
     try:
-        return Tokenizer.from_file(str(path)) if path.name == NAME else _byte_level(folder)
+        tokenizer = _opened(path) if path.name == NAME else _byte_level(folder, named)
+        _add_tokens(tokenizer, folder, named)
+        if path.name != NAME and named.get("add_bos_token"):
+            tokenizer.post_processor = _beginning(tokenizer, folder, named)
     except (OSError, ValueError):
         raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer: {error}") from None
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        # the settings say it, whatever tokenizer.json was saved with
+        tokenizer.pre_tokenizer.add_prefix_space = bool(named.get("add_prefix_space"))
+    return tokenizer
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, and under its names the roles that `special_tokens_map.json` gives to special tokens.
+
+    Raises ValueError for a file that holds something else.
+    """
+    named, older = _named(folder), _json(folder / MAP)
+    roles = {role: value and content(value, folder / MAP) for role, value in named.items() if role in ROLES}
+    several = [content(value, folder / MAP) for value in named.get(SEVERAL) or []]
+    changes = {role: roles[role] for role in ROLES if role in older} | ({SEVERAL: several} if SEVERAL in older else {})
+    return named if "added_tokens_decoder" in named else named | changes
+
+
+def _named(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`; as in transformers, the older `special_tokens_map.json` counts where that is as old."""
+    named, older = _json(folder / CONFIG), _json(folder / MAP)
+    if "added_tokens_decoder" in named:
+        return named
+    several = [*(named.get(SEVERAL) or []), *(older.get(SEVERAL) or [])]
+    return named | {role: older[role] for role in ROLES if role in older} | ({SEVERAL: several} if several else {})
+
+
+def _opened(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
 
@@ -73,49 +109,72 @@ def _file(folder: Path) -> Path:
     )
 
 
-def _byte_level(folder: Path) -> Tokenizer:
+def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
     """As `GPT2TokenizerFast` builds it: Radford et al., Language Models are Unsupervised Multitask Learners, 2019."""
-    settings = _json(folder / "tokenizer_config.json")
-    kind = settings.get("tokenizer_class") or GPT2_CLASSES[0]
+    kind = named.get("tokenizer_class") or GPT2_CLASSES[0]
     if kind not in GPT2_CLASSES:
         raise ValueError(
-            f"{folder / 'tokenizer_config.json'}: tokenizer_class is {kind!r}; without a tokenizer.json only "
+            f"{folder / CONFIG}: tokenizer_class is {kind!r}; without a tokenizer.json only "
             "GPT2Tokenizer is converted (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one)"
         )
-    vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    vocab = read_json(folder / "vocab.json")
+    # as transformers reads it: the first line is a heading, whatever it says, and the last is empty
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    merges = list(dict.fromkeys(tuple(line.split()) for line in lines if line.strip()))
     tokenizer = Tokenizer(models.BPE(vocab, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(named.get("add_prefix_space")))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    _add_tokens(tokenizer, folder, settings)
     return tokenizer
 
 
-def _add_tokens(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
-    """Add the tokens that lie outside the merges, in order of their ids: the library counts on from the vocabulary."""
-    special = _special_tokens(_json(folder / "special_tokens_map.json") | settings)
-    if tokenizer.token_to_id(END) is not None:
-        special.setdefault(END, AddedToken(END, special=True))
-    detailed = {int(id_): value for id_, value in settings.get("added_tokens_decoder", {}).items()}
-    plain = {id_: {"content": content} for content, id_ in _json(folder / "added_tokens.json").items()}
-    for id_, value in sorted((plain | detailed).items()):
-        token = special.pop(value["content"], None)
-        tokenizer.add_tokens([_added_token(value) if id_ in detailed or token is None else token])
-        if tokenizer.token_to_id(value["content"]) != id_:
-            raise ValueError(f"{folder}: the added token {value['content']!r} cannot have id {id_}: ids have gaps")
-    tokenizer.add_special_tokens(list(special.values()))
+def _beginning(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> processors.TemplateProcessing:
+    """What puts bos_token before a text."""
+    bos = roles_of(named, folder / CONFIG).get("bos_token")
+    if not isinstance(bos, str) or (id_ := tokenizer.token_to_id(bos)) is None:
+        raise ValueError(f"{folder / CONFIG}: add_bos_token is set, and bos_token {bos!r} is not in the vocabulary")
+    return processors.TemplateProcessing(f"{bos}:0 $A:0", f"{bos}:0 $A:0 $B:1", [(bos, id_)])
 
 
-def _special_tokens(settings: dict[str, Any]) -> dict[str, AddedToken]:
-    """By their text, the tokens that `special_tokens_map.json` and `tokenizer_config.json` give a role."""
-    named = [settings.get(role) for role in _ROLES] + (settings.get("additional_special_tokens") or [])
-    values = [{"content": value} if isinstance(value, str) else value for value in named if value]
-    return {value["content"]: _added_token({"special": True} | value) for value in values}
+def _add_tokens(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> None:
+    """Add the tokens that the other files name, in order of their ids: the library counts on from the vocabulary."""
+    roles = roles_of(named, folder / CONFIG)
+    special = [str(roles[role]) for role in ROLES if role in roles] + [*roles.get(SEVERAL, [])]
+    plain = {} if "added_tokens_decoder" in named else _json(folder / "added_tokens.json")
+    entries = {id_: {"content": text, "normalized": text not in special} for text, id_ in plain.items()}
+    entries |= {int(id_): value for id_, value in named.get("added_tokens_decoder", {}).items()}
+    for id_, value in sorted(entries.items()):
+        text = value["content"]
+        tokenizer.add_tokens([_added_token(value, special=bool(value.get("special")) or text in special)])
+        if tokenizer.token_to_id(text) != id_:
+            raise ValueError(f"{folder}: the added token {text!r} cannot have id {id_}: ids have gaps")
+    values = [*map(named.get, ROLES), *(named.get(SEVERAL) or [])]
+    flags = {value["content"]: value for value in reversed(values) if isinstance(value, dict)}
+    for text in dict.fromkeys(special):
+        _add_special(tokenizer, _added_token({**flags.get(text, {}), "content": text}), _vocabulary_size(folder))
 
 
-def _added_token(value: dict[str, Any]) -> AddedToken:
+def _add_special(tokenizer: Tokenizer, token: AddedToken, vocab_size: int | None) -> None:
+    """Make a token of the vocabulary special; a new one, where the model has room for it."""
+    id_ = tokenizer.token_to_id(token.content)
+    if id_ is None and vocab_size is not None and tokenizer.get_vocab_size() >= vocab_size:
+        return
+    known = tokenizer.get_added_tokens_decoder().get(id_)
+    if known is not None:
+        token = known
+    token.special = True
+    tokenizer.add_tokens([token])
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    """vocab_size of the model that the tokenizer is for; None where the folder has no model."""
+    size = _json(folder / "config.json").get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _added_token(value: dict[str, Any], *, special: bool = True) -> AddedToken:
     strip = {key: bool(value[key]) for key in _STRIP if key in value}
-    return AddedToken(value["content"], special=bool(value.get("special")), **strip)
+    return AddedToken(value["content"], special=special, **strip)
 
 
 def _json(path: Path) -> dict[str, Any]:

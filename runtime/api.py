@@ -66,14 +66,16 @@ def generate(
     Without options 64 tokens, greedy: the likeliest each time, as every function here does by default. Greedy text
     soon repeats itself; temperature=0.8, top_p=0.9 writes more freely.
 
-    prompt: any text; an empty one starts from the beginning of a text.
+    prompt: any text; an empty one starts from the beginning of a text. Its ids are those that transformers'
+        text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
     model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
         under ./models. A path or None is loaded at its first use and kept.
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
     prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
     draft: a smaller model of the same vocabulary that runs ahead: the text is the same, and comes in fewer passes.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
-    n_positions, unless `overflow` says otherwise; FileNotFoundError where no model is found.
+    n_positions, unless `overflow` says otherwise, and, after the pieces so far, when options leave no token to choose;
+    FileNotFoundError where no model is found.
     """
     if task is None:
         return "".join(stream(prompt, model=model, prefix=prefix, draft=draft, **options))
@@ -101,7 +103,7 @@ def stream(
     check_seed(checked)
     rows = generation.make_rows(opened, [prompt], [checked], prefix=prefix)
     ahead = open_draft(draft, opened, checked.lookup)
-    return (piece for _, piece in generation.generate_pieces(opened, rows, draft=ahead) if piece)
+    return (piece for _, piece in generation.stream_pieces(opened, rows, draft=ahead) if piece)
 
 
 @takes_options
@@ -124,7 +126,7 @@ def stream_many(
     check_seed(checked)
     check_count("batch_size", batch_size)
     rows = generation.make_rows(opened, texts, [checked] * len(texts), prefix=prefix)
-    pieces = generation.generate_pieces(opened, rows, batch_size, open_draft(draft, opened, checked.lookup))
+    pieces = generation.stream_pieces(opened, rows, batch_size, open_draft(draft, opened, checked.lookup))
     return ((row.place.prompt_index, piece) for row, piece in pieces if piece)
 
 
@@ -146,6 +148,7 @@ def complete(
 ) -> list[Completion]:
     """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
 
+    A row whose options leave no token to choose ends alone, with finish_reason "no_token".
     Takes what `generate` does, and:
     n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
     num_beams: above 1, the `n` best of so many beams, best first, by transformers' beam search. Prompts are searched

@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime.cache import Logits
 from runtime.completion import Completion, FinishReason
+from runtime.detokenizer import Detokenizer
 from runtime.grid import prefill
 from runtime.interruption import Interruption
 from runtime.logprobs import likeliest, log_softmax
@@ -22,7 +23,7 @@ from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
 from runtime.shared_prefix import Prefix, known
-from runtime.text import PieceDecoder, StopFilter
+from runtime.text import TextWriter
 from runtime.window import fit_prompt, tokenize
 
 EarlyStopping = bool | Literal["never"]
@@ -118,6 +119,8 @@ class _Search:
         self._n_max = min(options.max_new_tokens, model.config.n_positions - len(prompt))
         self._eos_ids, self._stop_ids = model.config.eos_token_ids, frozenset(options.stop_ids)
         self._penalize = make_penalties(options, list(self._eos_ids), model.config.vocab_size)
+        # stop strings are found in the text that is shown, and in the text with special tokens written out
+        self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
         self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)
         self._running, self._finished = [_Beam(prompt)], list[_Beam]()  # best first, num_beams of each at most
         self._n_new = 0
@@ -198,8 +201,8 @@ class _Search:
     def _find_end(self, ids: list[int]) -> FinishReason | None:
         """Why a beam of these ids ends, the last of which is text."""
         if self._options.stops:
-            text = self._model.tokenizer.decode(ids[len(self._prompt) :])
-            if any(stop in text for stop in self._options.stops):
+            texts = [detokenizer.decode(ids[len(self._prompt) :]) for detokenizer in self._detokenizers]
+            if any(stop in text for text in texts for stop in self._options.stops):
                 return "stop"
         if self._n_new < self._n_max:
             return None
@@ -229,12 +232,12 @@ class _Search:
 
     def _completion(self, beam: _Beam, prompt_index: int, rank: int, n_truncated: int) -> Completion:
         ids = beam.ids[len(self._prompt) :]
-        decoder, shown = PieceDecoder(self._model.tokenizer, self._prompt), StopFilter(self._options.stops)
-        pieces = [*map(decoder.push, ids), decoder.flush()]
+        writer = TextWriter(self._model.tokenizer, self._prompt, self._options.stops)
+        pieces = [*map(writer.push, ids), writer.flush()]
         return Completion(
             prompt_index=prompt_index,
             sample_index=rank,
-            text="".join([*map(shown.push, pieces), shown.flush()]),
+            text="".join(pieces),
             ids=ids,
             finish_reason=beam.finish_reason or "length",
             logprobs=beam.logprobs,

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled"]
+# no_token: suppress_ids, logit_bias or no_repeat_ngram_size left nothing to choose from
+FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled", "no_token"]
 
 
 _SHOWN = 60  # characters of the text in a REPL

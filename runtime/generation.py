@@ -49,6 +49,15 @@ def generate_pieces(
         yield from batch.advance()
 
 
+def stream_pieces(
+    model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE, draft: Model | None = None
+) -> Events:
+    """`generate_pieces` where pieces are all that is seen: at their end, ValueError for a row without a choice."""
+    yield from generate_pieces(model, rows, batch_size, draft)
+    for row in rows:
+        row.check_choice()
+
+
 def _make_batch(model: Model, rows: Sequence[Row], n_slots: int, draft: Model | None) -> Batch:
     capacity = max(row.capacity for row in rows)
     if draft is None and not any(row.lookup for row in rows):

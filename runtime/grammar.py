@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 
 from runtime.form import Form
 from runtime.model import Model
-from runtime.text import REPLACEMENT
+from runtime.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -113,26 +113,13 @@ class _Tokens:
 
 def _token_bytes(tokenizer: Tokenizer, n_vocab: int) -> list[bytes]:
     """The bytes of every id of a byte-level tokenizer, b"" for special tokens and for ids that it does not have."""
-    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+    bytes_of, added = TokenBytes(tokenizer), tokenizer.get_added_tokens_decoder()
+    if not bytes_of.is_byte_level:
         raise ValueError(
             f"choices, regex and json_schema need byte-level BPE, as GPT-2's; this tokenizer has {tokenizer.decoder}"
         )
-    bytes_, added = _byte_alphabet(), tokenizer.get_added_tokens_decoder()
-    tokens = [b""] * n_vocab
-    for token, id_ in tokenizer.get_vocab().items():
-        if id_ not in added:
-            tokens[id_] = bytes([bytes_[character] for character in token])
-    for id_, token in added.items():
-        text = "" if token.special else tokenizer.decode([id_])
-        tokens[id_] = b"" if REPLACEMENT in text else text.encode()
-    return tokens
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable characters for bytes (`bytes_to_unicode` in openai/gpt-2's encoder.py), and their bytes."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    special = {id_ for id_, token in added.items() if token.special}
+    return [b"" if id_ in special else bytes_of(id_) or b"" for id_ in range(n_vocab)]
 
 
 def _like_json_dumps(schema: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
     """A model folder, for lm_eval's tasks.
 
     Context and continuation are cut into ids as lm_eval's `hf` model does, but for `<|endoftext|>` written in a
-    text, which is text here. What is too long loses its beginning, as there.
+    text, which is text here, and for what a tokenizer puts around a text (for GPT-2 nothing), which is there as with
+    `add_bos_token=True`. What is too long loses its beginning, as there.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from runtime.text import REPLACEMENT
+from runtime.detokenizer import REPLACEMENT, Detokenizer
 
 
 class Healing(NamedTuple):
@@ -27,8 +27,9 @@ class Healing(NamedTuple):
 
 def heal(tokenizer: Tokenizer, ids: Sequence[int]) -> Healing | None:
     """How to heal the end of a prompt; None where there is nothing before it, or it ends inside a character."""
-    before = tokenizer.decode(ids[:-1])
-    text = tokenizer.decode(ids)[len(before) :]
+    detokenizer = Detokenizer(tokenizer)
+    before = detokenizer.decode(ids[:-1])
+    text = detokenizer.decode(ids)[len(before) :]
     if len(ids) < 2 or not text or REPLACEMENT in text or before.endswith(REPLACEMENT):
         return None
     begin, special = tokenizer.id_to_token(ids[-1]), tokenizer.get_added_tokens_decoder()

@@ -19,10 +19,15 @@ from runtime.onnx_file import read_references
 Verify = Literal["full", "size", "off"]
 CHECKSUMS = "SHA256SUMS"
 COPY_AGAIN = "copy the model folder again"
+LINE_ENDS = (
+    "has other line ends than it was built with, as git makes them on Windows: "
+    "clone the folder again with git -c core.autocrlf=false clone, or download it"
+)
 _READ = {"config.json", "tokenizer.json"}  # by every load, besides the graph
 _READ_IF_THERE = {"generation_config.json"}
 _BUILT = {
     "README.md",
+    "chat_template.jinja",
     "genai_config.json",
     "golden.json",
     "model.onnx",
@@ -31,6 +36,8 @@ _BUILT = {
     "tokenizer_config.json",
 }
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of operators that onnxruntime itself brings
+# files whose line ends git changes
+_TEXTS = {".json", ".md", ".jinja"}
 # a name with control characters could command the terminal that an error names it on
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f-\x9f]+)")
 Stats = dict[str, os.stat_result]
@@ -49,7 +56,7 @@ def verify(graph: Path, how: Verify | None, expect: str | None) -> None:
     if how == "full" and checksums is None:
         raise ValueError(f"{folder} has no {CHECKSUMS} to verify: leave verify out for an export that is not our own")
     if checksums is None:
-        _regular_files(folder, _READ | {graph.name} | _present(folder, _READ_IF_THERE))
+        _regular_files(folder, _READ | {graph.name} | _present(folder, _READ_IF_THERE), listed=False)
         _check_references(folder / graph.name, None)
     else:
         _verify_built(folder / graph.name, how, checksums)
@@ -65,6 +72,8 @@ def _verify_built(graph: Path, how: Verify | None, checksums: Mapping[str, str])
     if how == "size":
         _check_sizes(folder, now, kept)
     elif damaged := differing(folder, checksums):
+        if _has_other_line_ends(folder / damaged[0], checksums[damaged[0]]):
+            raise ValueError(f"{folder / damaged[0]} {LINE_ENDS}")
         raise ValueError(f"{folder / damaged[0]} is damaged: it differs from its checksum; {COPY_AGAIN}")
     _check_references(graph, checksums)
     if how != "size":
@@ -84,6 +93,8 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
+    if "\r\n" in text:
+        raise ValueError(f"{path} {LINE_ENDS}")
     if not text.endswith("\n"):
         raise ValueError(f"{path} is damaged: its last line has no end; {COPY_AGAIN}")
     checksums: dict[str, str] = {}
@@ -105,6 +116,13 @@ def _digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _has_other_line_ends(path: Path, checksum: str) -> bool:
+    """Whether a text would have its checksum with line ends of one character."""
+    if path.suffix not in _TEXTS or not path.is_file():
+        return False
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest() == checksum
 
 
 def _check_pin(folder: Path, how: Verify | None, expect: str) -> None:
@@ -129,15 +147,18 @@ def _check_listed(folder: Path, names: Iterable[str], checksums: Mapping[str, st
         raise ValueError(f"{folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}")
 
 
-def _regular_files(folder: Path, names: Iterable[str]) -> Stats:
-    """Of each file, what the system tells. Raises for one that is missing, no file, or a link out of the folder."""
+def _regular_files(folder: Path, names: Iterable[str], *, listed: bool = True) -> Stats:
+    """Of each file, what the system tells. Raises for one that is missing, no file, or a link out of the folder.
+
+    listed: they are in SHA256SUMS, or it itself; then a link to where the hub's cache keeps their content will do.
+    """
     stats: Stats = {}
     for name in names:
         path = os.path.join(folder, name)  # noqa: PTH118  a tenth of the time, and a load waits for it
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode) or os.path.basename(name) != name:  # noqa: PTH119
-                _check_link(folder, Path(path))
+                _check_link(folder, Path(path), listed=listed)
                 found = os.stat(path)  # noqa: PTH116
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing; a model folder has one: {COPY_AGAIN}") from None
@@ -147,8 +168,11 @@ def _regular_files(folder: Path, names: Iterable[str]) -> Stats:
     return stats
 
 
-def _check_link(folder: Path, path: Path) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
+def _check_link(folder: Path, path: Path, *, listed: bool) -> None:
+    inside, target = folder.resolve(), path.resolve()
+    # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST
+    is_blob = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
+    if not target.is_relative_to(inside) and not (listed and is_blob):
         raise ValueError(
             f"{path} is a link to {path.resolve()}, which is outside the model folder: "
             "copy the files themselves, or verify='off' follows it"
@@ -171,7 +195,7 @@ def _check_references(graph: Path, checksums: Mapping[str, str] | None) -> None:
     for location in references.locations:
         if not _is_inside(location):
             raise ValueError(f"{graph} has its weights in {location!r}, which is outside the model folder")
-    _regular_files(graph.parent, references.locations)
+    _regular_files(graph.parent, references.locations, listed=checksums is not None)
     if checksums is not None:
         _check_listed(graph.parent, references.locations, checksums)
 

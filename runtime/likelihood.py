@@ -48,7 +48,10 @@ def score(
     Several share the pass over their context, with the very results each has alone. Ids are as
     lm-evaluation-harness's `loglikelihood` has them: white space at the end of the context goes to the continuation;
     an empty context is bos_token_id (`<|endoftext|>`); the continuation has the ids of both together after as many
-    as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text.
+    as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text. What the
+    tokenizer puts around a text (for GPT-2 nothing) is put around the context, as `generate` does with a prompt:
+    the score is that of what is written after it, and equals the harness's with `add_bos_token=True` where that is
+    a beginning of text.
     overflow: where context and continuation together pass n_positions + 1 tokens (the last is predicted only):
         "error", or "truncate_left", which leaves out the beginning of the context.
     prefix: of a context that begins with its text; the scores are the same, and come sooner. See `runtime.prefix`.
@@ -69,7 +72,8 @@ def score_text(
     """Log-probability of every token of a text but the first, and their perplexity; one Score for each of several.
 
     Windows of n_positions tokens begin every `stride` tokens (default n_positions: fastest; smaller gives each
-    token more context). No token is prepended; every other token is predicted once.
+    token more context). Nothing is prepended but what the tokenizer itself puts around a text, as in transformers'
+    recipe (for GPT-2 nothing); every token but the first is predicted once.
     Every token is scored, those of a beginning that texts share too, so there is no `prefix=`: score what follows it
     with `score(rest, context=beginning, prefix=...)`.
     Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.

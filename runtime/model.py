@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +76,13 @@ class Model:
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
         check_interface(path, self._session, self.config, is_fused=self.is_fused)
+
+    @functools.cached_property
+    def special_tokenizer(self) -> Tokenizer:
+        """The tokenizer for texts whose special tokens, such as `<|endoftext|>`, are tokens and no text."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     @property
     def session(self) -> Session:

@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.model import Model
 from runtime.scoring import check_stride, perplexity, window_log_probabilities
-from runtime.text import encode, encode_prompt
+from runtime.text import beginning_of_text, encode, encode_whole
 
 Progress = Callable[[int, int], object]  # how much is done, of how much
 
@@ -54,7 +54,7 @@ def measure_strided(model: Model, text: str, stride: int | None = None, progress
     first token is not predicted. Its mean loss counts as many times as it has new tokens, less one.
     Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.
     """
-    ids, size = encode(model, text), model.config.n_positions
+    ids, size = encode_whole(model, text), model.config.n_positions
     if len(ids) < 2:
         raise ValueError(f"the text is {len(ids)} token(s) long; the first is not predicted, so two are needed")
     stride, logprob, n_counted, scored = check_stride(stride, size), 0.0, 0, 0
@@ -85,8 +85,8 @@ def measure_rolling(
     words and bytes are counted as it was: the harness does so with WikiText.
     Raises ValueError where there is no text.
     """
-    prefix = encode_prompt(model, "")
-    sequences = [[*prefix, *encode(model, rewrite(text))] for text in texts]
+    beginning = beginning_of_text(model)
+    sequences = [[beginning, *encode(model, rewrite(text))] for text in texts]
     n_tokens = sum(map(len, sequences)) - len(sequences)
     if not n_tokens:
         raise ValueError("there is no text to measure")

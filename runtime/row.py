@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
 from runtime.sampling import draw_seed, make_sampler
-from runtime.text import PieceDecoder, StopFilter
+from runtime.text import TextWriter
 from runtime.window import fit_prompt
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Row:
         self._seed = options.seed if options.seed is not None or options.temperature == 0 else draw_seed()
         self._sample = make_sampler(options, self._seed or 0, place.sample_index)
         self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size)
-        self._decoder, self._filter = PieceDecoder(model.tokenizer, self.ids), StopFilter(options.stops)
-        self._n_hidden = len(self.healing.text) if self.healing else 0
+        n_healed = len(self.healing.text) if self.healing else 0
+        self._writer = TextWriter(model.tokenizer, self.ids, options.stops, n_healed)
         room = config.n_positions - len(self.window)
         self._n_max = min(options.max_new_tokens, room) if options.overflow == "stop" else options.max_new_tokens
         self._constraint = _constrain(model, options, self._n_max)
@@ -112,14 +112,16 @@ class Row:
         if self._constraint:
             allowed = self._constraint.restrict(allowed)
         if not allowed.max() > -np.inf:  # NaN is not either
-            self._refuse(logits)
+            if np.isnan(logits).any():
+                raise ValueError("the model's logits are not numbers: its weights are damaged, or too large for fp32")
+            return self.end("no_token")
         id_ = self._constraint.choose(allowed, step, self._sample) if self._constraint else self._sample(allowed, step)
         if id_ is None or id_ in self._eos_ids or id_ in self._stop_ids:
             return self.end("stop" if id_ in self._stop_ids - self._eos_ids else "eos")
         self._record(logits, id_)
         self.ids.append(id_)
-        piece = self._show(self._decoder.push(id_))
-        if self._filter.stopped:
+        piece = self._keep(self._writer.push(id_))
+        if self._writer.stopped:
             self.finish_reason = "stop"
         elif self._constraint and self._constraint.is_complete:
             piece += self.end("eos")  # which would be certain
@@ -127,17 +129,20 @@ class Row:
             piece += self.end("length" if self._n_max == self._options.max_new_tokens else "context")
         return piece
 
-    def _refuse(self, logits: Logits) -> NoReturn:
-        """Say why there is nothing to choose from."""
-        if np.isnan(logits).any():
-            raise ValueError("the model's logits are not numbers: its weights are damaged, or too large for fp32")
-        raise ValueError("suppress_ids, logit_bias or no_repeat_ngram_size leave no token to generate")
+    def check_choice(self) -> None:
+        """Raise ValueError if the row ended since nothing was left to choose from."""
+        if self.finish_reason == "no_token":
+            n = len(self.ids) - self._n_prompt
+            what = "suppress_ids, logit_bias or no_repeat_ngram_size"
+            raise ValueError(
+                f"{what} leave no token to generate after {n} new tokens of prompt {self.place.prompt_index}"
+            )
 
     def end(self, reason: FinishReason) -> str:
         """End here; returns the text that was held back."""
         self.finish_reason = reason
-        piece = self._show(self._decoder.flush()) + self._keep(self._filter.flush())
-        if self._filter.stopped:
+        piece = self._keep(self._writer.flush())
+        if self._writer.stopped:
             self.finish_reason = "stop"
         return piece
 
@@ -160,10 +165,6 @@ class Row:
             prefill_seconds=self.prefill_seconds,
             decode_seconds=self.decode_seconds,
         )
-
-    def _show(self, piece: str) -> str:
-        hidden, self._n_hidden = piece[: self._n_hidden], max(0, self._n_hidden - len(piece))
-        return self._keep(self._filter.push(piece[len(hidden) :]))
 
     def _keep(self, piece: str) -> str:
         self._pieces.append(piece)

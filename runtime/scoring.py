@@ -16,7 +16,7 @@ from runtime.logprobs import log_softmax
 from runtime.model import Model
 from runtime.shared_context import SharedContext
 from runtime.shared_prefix import Prefix
-from runtime.text import check_fits, encode, encode_prompt
+from runtime.text import check_fits, encode, encode_prompt, encode_whole
 
 ScoreOverflow = Literal["error", "truncate_left"]
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
@@ -99,24 +99,24 @@ def encode_pair(model: Model, context: str, continuation: str) -> Pair:
     """Ids as lm-evaluation-harness has them (`TemplateLM._encode_pair`).
 
     White space at the end of the context moves to the continuation, whose ids are those of both together after as
-    many as the context alone has. An empty context is bos_token_id. Raises ValueError where the continuation is
-    empty, or has no id of its own.
+    many as the context alone has. The context has the ids of a prompt that is continued: what the tokenizer puts
+    around a text is around the context, so the score is that of what `runtime.generate` writes after it. An empty
+    one is bos_token_id. Raises ValueError where the continuation is empty, or has no id of its own.
     """
-    context_ids, own_ids = encode(model, context), encode(model, continuation)
-    if not own_ids:
-        raise ValueError("the continuation is empty; there is nothing to score")
+    if not encode(model, continuation):
+        what = "is empty" if not continuation else f"{continuation!r} has no token of this model's vocabulary"
+        raise ValueError(f"the continuation {what}; there is nothing to score")
     head = context.rstrip()
     text = context[len(head) :] + continuation
     if not head:
         return Pair(encode_prompt(model, ""), encode(model, text))
-    context_ids = encode(model, head)
-    ids = encode(model, head + text)[len(context_ids) :]
+    ids = encode(model, head + text)[len(encode(model, head)) :]
     if not ids:
         raise ValueError(
             f"the continuation {continuation!r} is part of the context's last token; "
             "cut the two between words, the space going to the continuation"
         )
-    return Pair(context_ids, ids)
+    return Pair(encode_prompt(model, head), ids)
 
 
 def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
@@ -171,7 +171,7 @@ def score_ids(model: Model, ids: Sequence[int], stride: int | None = None) -> Sc
 
 def score_text(model: Model, text: str, stride: int | None = None) -> Score:
     """See `runtime.score_text`."""
-    return score_ids(model, encode(model, text), stride)
+    return score_ids(model, encode_whole(model, text), stride)
 
 
 def _continuation_chunks(shared: SharedContext, ids: Sequence[int]) -> Iterator[Chunk]:

@@ -18,7 +18,7 @@ from runtime.cache import KeysValues
 from runtime.default_model import ModelOrPath, resolve
 from runtime.integrity import CHECKSUMS
 from runtime.model import Model
-from runtime.text import check_fits, encode
+from runtime.text import check_fits, encode_prompt
 
 _SHOWN = 24  # characters of each text in an error
 
@@ -90,9 +90,9 @@ def encode_prefix(model: Model, text: str, special_tokens: bool) -> list[int]:
         raise TypeError(f"special_tokens is {special_tokens!r}; True or False is expected")
     size = model.config.n_positions
     check_fits(model, text, size)
-    ids = encode(model, text, special_tokens=special_tokens)
-    if not ids:
+    if not text:
         raise ValueError("the text is empty; a prefix needs one")
+    ids = encode_prompt(model, text, special_tokens=special_tokens)
     if len(ids) > size:
         raise ValueError(f"the text is {len(ids)} tokens, more than the model's {size} positions; shorten it")
     return ids

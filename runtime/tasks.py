@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from runtime.choice import check_options, option_pairs, share, split_blank
 from runtime.completion import Completion
-from runtime.generation import generate_pieces
+from runtime.generation import stream_pieces
 from runtime.last_word import MAX_WORD_TOKENS, predict_word
 from runtime.model import Model
 from runtime.options import Options, check_seed, make_options
@@ -28,7 +28,7 @@ from runtime.shared_prefix import Prefix
 from runtime.suggestion import suggest
 from runtime.task_library import TASKS
 from runtime.task_template import By, Task
-from runtime.text import check_fits, check_text, encode_prompt
+from runtime.text import check_fits, check_text, encode_prompt, run_tokenizer
 from runtime.window import tokenize
 
 __all__ = ["TASKS", "Answer", "By", "Task", "find_task", "perform"]
@@ -112,7 +112,7 @@ def _write(
     writing = prepare(model, task, text, fields, given)
     check_seed(writing.options)
     row = Row(model, writing.ids, writing.options, Place(), n_top=0, prefix=prefix)
-    for _ in generate_pieces(model, [row]):
+    for _ in stream_pieces(model, [row]):
         pass
     return read_answer(task, row.completion(), writing.n_truncated)
 
@@ -230,7 +230,7 @@ def _fit(model: Model, text: str, length: Callable[[str], int], limit: Limit, ov
     while n > limit.n_tokens:
         if overflow == "error":
             raise ValueError(f"{told}. Shorten the text, or overflow='truncate_left' leaves out its beginning")
-        ends = [end for _, end in model.tokenizer.encode(text, add_special_tokens=False).offsets]
+        ends = [end for _, end in run_tokenizer(model.tokenizer, text, whole=False).offsets]
         n_over = n - limit.n_tokens
         if n_over >= len(ends):
             raise ValueError(f"{told}. It is too long without any of the text; shorten the rest")

@@ -19,6 +19,7 @@ from export.checkpoint import model_name, open_checkpoint
 from tests.building import QUICK, byte_tokenizer, contents, error_line, run_here, write_tiny
 
 Change = Callable[[Path], object]
+HEAD = "lm_head.weight"
 NORM = "transformer.h.0.ln_1.bias"
 
 
@@ -111,7 +112,7 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
         (remove("model.safetensors"), "model.safetensors is missing; transformers' save_pretrained writes one"),
         (only_a_pickle, r"pytorch_model.bin is a pickle, which is not read. .*save_pretrained\('DIR'\)"),
         (index_without_shards, "names files that are missing: model-00001-of-00002.safetensors"),
-        (index_of_elsewhere, r"is not an index of safetensors files: it names \.\./model.safetensors"),
+        (index_of_elsewhere, r"is not an index of files with weights: it names \.\./model.safetensors"),
         (
             retensor(lambda tensors: tensors.update({NORM: tensors[NORM][:63]})),
             r"model.safetensors: transformer.h.0.ln_1.bias is \[63\], but config.json makes it \[64\]",
@@ -188,3 +189,30 @@ def test_a_folder_is_named_by_its_path(tiny: Path, tmp_path: Path, monkeypatch: 
     assert {model_name(source) for source in (".", "./", str(tiny), f"{tiny}/", "../tiny", f"../{tiny.name}//.")} == {
         "tiny"
     }
+
+
+def test_a_tied_matrix_is_read_under_either_name(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "head")
+    retensor(lambda tensors: tensors.update({HEAD: tensors.pop("transformer.wte.weight")}))(tmp_path / "head")
+    opened, expected = (open_checkpoint(str(folder), tmp_path).tensors for folder in (tmp_path / "head", tiny))
+    np.testing.assert_array_equal(opened["wte.weight"], expected["wte.weight"])
+    assert opened.left_out() is None
+
+
+@pytest.mark.parametrize("change", [0.0, 1.0])
+def test_an_output_layer_that_is_tied_away_is_said_to_be_left_out(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: float
+) -> None:
+    def add(tensors: dict[str, NDArray[np.float32]]) -> None:
+        head = tensors["transformer.wte.weight"].copy()
+        head[-1, -1] += change
+        tensors[HEAD] = head
+
+    shutil.copytree(tiny, tmp_path / "hidden")
+    retensor(add)(tmp_path / "hidden")
+    opened = open_checkpoint(str(tmp_path / "hidden"), tmp_path)
+    said = capsys.readouterr().out
+    assert said == "" if change == 0 else "model.safetensors: lm_head.weight is left out" in said
+    np.testing.assert_array_equal(
+        opened.tensors["wte.weight"], open_checkpoint(str(tiny), tmp_path).tensors["wte.weight"]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,41 @@ def test_a_result_is_short_in_a_repl(demo_fp32: Model) -> None:
 
 def facts(completion: Completion) -> str:
     return f"logprob {completion.logprob:.2f}, seed {completion.seed}"
+
+
+# rows that cannot go on ----------------------------------------------------------------------------------------------
+
+
+def only(model: Model, text: str, **options: Any) -> dict[str, Any]:
+    """Options that leave one id to generate."""
+    (own,) = encode(model, text)
+    bias = {id_: -math.inf for id_ in range(model.config.vocab_size) if id_ != own}
+    return {"model": model, "logit_bias": bias, **options}
+
+
+def test_a_row_without_a_choice_ends_alone(demo_fp32: Model) -> None:
+    options = only(demo_fp32, " the", no_repeat_ngram_size=1, max_new_tokens=1)
+    first, second, third = complete(["Once", "Once upon the", "Twice"], **options)
+    for one in (first, third):
+        assert (one.text, one.finish_reason, len(one.logprobs)) == (" the", "length", 1)
+    assert (second.text, second.ids, second.finish_reason, second.logprobs) == ("", [], "no_token", [])
+
+
+def test_a_row_without_a_choice_keeps_what_it_wrote(demo_fp32: Model) -> None:
+    options = only(demo_fp32, " the", no_repeat_ngram_size=2, max_new_tokens=9)
+    for one in complete(["Once", "Twice"], batch_size=1, **options):
+        assert (one.text, one.finish_reason, len(one.logprobs)) == (" the the", "no_token", 2)
+
+
+def test_where_pieces_are_all_that_is_seen_it_is_an_error_at_their_end(demo_fp32: Model) -> None:
+    options = only(demo_fp32, " the", no_repeat_ngram_size=2, max_new_tokens=9)
+    pieces = []
+    with pytest.raises(ValueError, match="leave no token to generate after 2 new tokens of prompt 0"):
+        pieces.extend(stream("Once", **options))
+    assert "".join(pieces) == " the the"
+    with pytest.raises(ValueError, match="leave no token"):
+        generate("Once", **options)
+    several: list[tuple[int, str]] = []
+    with pytest.raises(ValueError, match="after 2 new tokens of prompt 0"):
+        several.extend(stream_many(["Once", "Twice"], **options))
+    assert ["".join(piece for index, piece in several if index == at) for at in range(2)] == [" the the"] * 2

@@ -104,19 +104,40 @@ def test_builds_from_a_hub_id(hub: HubStandIn, tmp_path: Path) -> None:
 
 
 def test_fetches_optional_files(hub: HubStandIn, files: dict[str, bytes], tmp_path: Path) -> None:
-    optional = {"generation_config.json": b"{}", "tokenizer_config.json": b"{}"}
+    optional = {"generation_config.json": b"{}", "tokenizer_config.json": b"{}", "chat_template.jinja": b"hi"}
+    optional |= {"special_tokens_map.json": b"{}", "added_tokens.json": b"{}"}
     hub.repositories["owner/tiny"]["main"].update(optional)
     assert downloaded(hub.endpoint, tmp_path, "owner/tiny") == files | optional
 
 
 def test_fetches_the_older_tokenizer_files(hub: HubStandIn, files: dict[str, bytes], tmp_path: Path) -> None:
-    older = {"vocab.json": b"{}", "merges.txt": b"", "special_tokens_map.json": b"{}", "added_tokens.json": b"{}"}
+    older = {"vocab.json": b"{}", "merges.txt": b""}
     hub.repositories["owner/tiny"]["main"].update(older)
     assert downloaded(hub.endpoint, tmp_path, "owner/tiny") == files
     del hub.repositories["owner/tiny"]["main"]["tokenizer.json"]
     shutil.rmtree(tmp_path / "hub")
     expected = {name: content for name, content in files.items() if name != "tokenizer.json"} | older
     assert downloaded(hub.endpoint, tmp_path, "owner/tiny") == expected
+
+
+def test_fetches_the_pickles_that_the_index_names(hub: HubStandIn, files: dict[str, bytes], tmp_path: Path) -> None:
+    shards = {f"pytorch_model-0000{n}-of-00002.bin": b"shard" * n for n in (1, 2)}
+    index = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()
+    main = hub.repositories["owner/tiny"]["main"]
+    del main["model.safetensors"], main["pytorch_model.bin"]
+    main.update(shards | {"pytorch_model.bin.index.json": index, "pytorch_model-00001-of-00003.bin": b"not needed"})
+    assert "a pytorch_model.bin is a pickle" in refused(hub.endpoint, tmp_path, "owner/tiny")
+    done = run(
+        sys.executable,
+        "-c",
+        DOWNLOAD.replace("hub.download(*sys.argv[1:])", "hub.download(sys.argv[1], allow_pickle=True)"),
+        "owner/tiny",
+        cwd=tmp_path,
+        env=environment(hub.endpoint, tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_bytes() for path in Path(done.stdout.splitlines()[-1]).iterdir()}
+    assert found == {name: files[name] for name in NEEDED[:2]} | shards | {"pytorch_model.bin.index.json": index}
 
 
 def test_fetches_the_shards_that_the_index_names(hub: HubStandIn, files: dict[str, bytes], tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normalizers
 
 import runtime
+from runtime import tasks
 from runtime import text as text_module
 from runtime.model import Model
 from runtime.text import check_fits, encode
@@ -52,13 +53,14 @@ CALLS: dict[str, Callable[[Model], Any]] = {
 @pytest.fixture
 def untokenized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No long text is tokenized."""
-    encode_plain = text_module._encode_plain
+    run_tokenizer = text_module.run_tokenizer
 
-    def watched(tokenizer: Tokenizer, text: str) -> list[int]:
+    def watched(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
         assert len(text) < 10_000
-        return encode_plain(tokenizer, text)
+        return run_tokenizer(tokenizer, text, whole=whole)
 
-    monkeypatch.setattr(text_module, "_encode_plain", watched)
+    for module in (text_module, tasks):
+        monkeypatch.setattr(module, "run_tokenizer", watched)
     return
 
 

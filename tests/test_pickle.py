@@ -131,8 +131,30 @@ def test_without_torch_the_extra_is_named(
 
 
 def test_of_a_hub_repository_the_pickle_is_taken_only_where_there_is_nothing_else() -> None:
-    assert hub._pickle("a/b", {"config.json", "pytorch_model.bin"}) == ["pytorch_model.bin"]
+    assert hub._pickles("a/b", {"config.json", "pytorch_model.bin"}, Path) == ["pytorch_model.bin"]
     with pytest.raises(ValueError, match="a/b has safetensors"):
-        hub._pickle("a/b", {"model.safetensors", "pytorch_model.bin"})
+        hub._pickles("a/b", {"model.safetensors", "pytorch_model.bin"}, Path)
     with pytest.raises(ValueError, match=r"a/b has no pytorch_model\.bin"):
-        hub._pickle("a/b", {"tf_model.h5"})
+        hub._pickles("a/b", {"tf_model.h5"}, Path)
+
+
+def test_shards_make_the_same_model_as_safetensors(
+    tiny: Path,
+    oracle: GPT2LMHeadModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = without_safetensors(tiny, tmp_path / "shards" / "tiny")
+    oracle.save_pretrained(folder, safe_serialization=False, max_shard_size="200KB")
+    shards = sorted(folder.glob("pytorch_model-*.bin"))
+    assert len(shards) > 1
+    assert run_here(monkeypatch, folder, "--output", tmp_path / "a", *QUICK) == 1
+    assert f"{shards[0].name} is a pickle" in error_line(capsys.readouterr().err)
+    assert run_here(monkeypatch, folder, "--allow-pickle", "--output", tmp_path / "a", *QUICK) == 0
+    assert run_here(monkeypatch, tiny, "--output", tmp_path / "b", *QUICK) == 0
+    for name in SAME:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f"names files that are missing: {shards[1].name}"):
+        pickle_file.convert(folder, tmp_path / "c")

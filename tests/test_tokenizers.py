@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "pad_token": "<pad>",
         }
     },
+    "another beginning and end": {
+        "special_tokens_map": {"bos_token": "<s>", "eos_token": token("</s>", rstrip=True), "unk_token": "<unk>"}
+    },
+    "no roles": {"special_tokens_map": dict.fromkeys(("bos_token", "eos_token", "unk_token"))},
+    "the older map over the settings": {
+        "special_tokens_map": {"pad_token": "<pad>", "additional_special_tokens": ["[USER]"]},
+        "tokenizer_config": {"pad_token": "<other>", "additional_special_tokens": ["<|im_end|>"]},
+    },
+    "settings that describe the tokens, over the older map": {
+        "special_tokens_map": {"pad_token": "<pad>"},
+        "tokenizer_config": {"pad_token": "[USER]", "added_tokens_decoder": {"8192": token("[USER]")}},
+    },
+    "a beginning before every text": {"tokenizer_config": {"add_bos_token": True}},
+    "another beginning before every text": {
+        "tokenizer_config": {"add_bos_token": True, "bos_token": "<s>", "tokenizer_class": "GPT2Tokenizer"}
+    },
 }
 
 
@@ -83,6 +100,70 @@ def test_older_files_give_the_ids_of_transformers(tmp_path: Path, others: dict[s
         assert_same(ours, theirs, text)
     special = {token.content for token in ours.get_added_tokens_decoder().values() if token.special}
     assert special == set(theirs.all_special_tokens)
+
+
+MERGES: dict[str, Callable[[str], str]] = {
+    "without a heading": lambda merges: merges.split("\n", 1)[1],
+    "without an end": lambda merges: merges.rstrip("\n"),
+    "with the line ends of Windows": lambda merges: merges.replace("\n", "\r\n"),
+    "some of them twice": lambda merges: merges + "\n".join(merges.split("\n")[1:9]) + "\n",
+}
+
+
+@pytest.mark.parametrize("edit", MERGES.values(), ids=MERGES)
+def test_merges_are_read_as_transformers_reads_them(tmp_path: Path, edit: Callable[[str], str]) -> None:
+    folder = write_older_files(tmp_path / "older")
+    path = folder / "merges.txt"
+    path.write_bytes(edit(path.read_text(encoding="utf-8")).encode())
+    ours, theirs = tokenizer_file.read(folder), GPT2TokenizerFast.from_pretrained(folder)
+    for text in [*TEXTS, "the he in er an  t  the"]:
+        assert_same(ours, theirs, text)
+
+
+IN_JSON: dict[str, dict[str, Any]] = {
+    "nothing more": {},
+    "a role for a token that is there": {"tokenizer_config": {"eos_token": "[USER]"}},
+    "a role for a new token": {"tokenizer_config": {"pad_token": "<pad>", "tokenizer_class": "GPT2Tokenizer"}},
+    "a class without roles": {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}},
+    "the older map": {"special_tokens_map": {"sep_token": token("<|im_end|>", lstrip=True)}},
+    "space": {"tokenizer_config": {"add_prefix_space": True}},
+    "a beginning that the file does not have": {"tokenizer_config": {"add_bos_token": True}},
+    "tokens in the settings": {"tokenizer_config": {"added_tokens_decoder": {"8193": token("<pad>", special=True)}}},
+}
+
+
+@pytest.mark.parametrize("has_beginning", [False, True])
+@pytest.mark.parametrize("others", IN_JSON.values(), ids=IN_JSON)
+def test_a_tokenizer_json_gives_the_ids_of_transformers(
+    tmp_path: Path, others: dict[str, Any], has_beginning: bool
+) -> None:
+    folder = tmp_path / "json"
+    write_older_files(folder, config={"model_type": "gpt2", "vocab_size": 9000}, **others)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    tokenizer.add_tokens(["[USER]"])
+    if has_beginning:
+        tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ours, theirs = tokenizer_file.read(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert_same(ours, theirs, text)
+    special = {token.content for token in ours.get_added_tokens_decoder().values() if token.special}
+    assert special >= set(theirs.all_special_tokens)
+    target = tmp_path / "written"
+    target.mkdir()
+    tokenizer_file.write(folder, target)
+    same = (target / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert same or others
+    assert Tokenizer.from_file(str(target / "tokenizer.json")).to_str() == ours.to_str()
+
+
+def test_a_token_beyond_the_vocabulary_of_the_model_is_left_out(tmp_path: Path) -> None:
+    folder = write_older_files(
+        tmp_path / "older", config={"vocab_size": 8192}, special_tokens_map={"pad_token": "<pad>"}
+    )
+    assert tokenizer_file.read(folder).token_to_id("<pad>") is None
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +250,10 @@ def test_bert_tokenizer_of_a_chinese_model(tmp_path: Path) -> None:
     text = "从前有一只小老鼠，它住在山里。"
     with Model(build_model(tmp_path / "chinese")) as model:
         theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "chinese" / "tokenizer.json"))
-        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        ids = theirs(text, truncation=False)["input_ids"]  # between [CLS] and [SEP], as the pipeline feeds it
         written = generate(text, model=model, max_new_tokens=10)
         n_until_end = [*greedy(model, ids, 10), 3].index(3)
-        assert len(ids) == 15 and n_until_end > 3
+        assert len(ids) == 17 and n_until_end > 3
         assert written.strip() == theirs.decode(greedy(model, ids, 10)[:n_until_end], skip_special_tokens=True).strip()
 
 

@@ -57,15 +57,19 @@ def write_texts(folder: Path, amount: Amount) -> Ids:
     """
     with Model(folder) as model:
         length = amount.length(model.config.n_positions)
-        rows = [_begin(model, length, seed) for seed in range(math.ceil(amount.n_tokens / length))]
+        rows = [begin_text(model, length, seed) for seed in range(math.ceil(amount.n_tokens / length))]
         with tqdm(total=len(rows) * (length - 1), desc="      text", unit="token") as bar:
-            for _ in generate_pieces(model, rows, texts_at_once(model.config, length)):
+            at_once = texts_at_once(model.config, length) if model.is_fused else 1
+            for _ in generate_pieces(model, rows, at_once):
                 bar.update()
     return np.array([row.ids for row in rows])
 
 
-def _begin(model: Model, length: int, seed: int) -> Row:
-    """A text after the token that texts begin with, or where there is none, any; probabilities are the model's own."""
+def begin_text(model: Model, length: int, seed: int) -> Row:
+    """A text after the token that texts begin with, or where there is none, any; it does not end before its length.
+
+    Probabilities are the model's own.
+    """
     bos, n_vocab = model.config.bos_token_id, model.config.vocab_size
     first = bos if bos is not None and 0 <= bos < n_vocab else int(np.random.default_rng(seed).integers(n_vocab))
     options = Options(temperature=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1, seed=seed)

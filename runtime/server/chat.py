@@ -14,7 +14,7 @@ from runtime.server.exchange import EventStream, decode, json_response, while_co
 from runtime.server.fields import ChatRequest
 from runtime.server.gain import Continuation, Gain, collect
 from runtime.server.job import Job
-from runtime.server.plan import encode_one, make_limited, make_rows
+from runtime.server.plan import encode_rendered, make_limited, make_rows
 from runtime.server.reply import ChatReply, Counted, as_events, chat_writer, to_json
 from runtime.server.served_row import ServedRow
 
@@ -43,8 +43,7 @@ def _check(engine: Engine, body: ChatRequest) -> None:
     """Raises ApiError for fields that contradict each other or the model."""
     engine.check_model(body.model)
     if engine.chat_template is None:
-        told = "this model has no chat template: it continues text, and was not taught to answer; use /v1/completions"
-        raise ApiError(told, param="messages", code="no_chat_template")
+        raise ApiError(engine.no_chat, param="messages", code="no_chat_template")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs goes with logprobs", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
@@ -75,7 +74,7 @@ class Talk(Counted):
         n_new = body.max_completion_tokens or body.max_tokens or min(n_positions, engine.settings.max_tokens)
         options = make_limited(engine, self._job, {**given, "max_new_tokens": n_new})
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
-        prompt = encode_one(engine, engine.chat_template.render(messages), options)
+        prompt = encode_rendered(engine, engine.chat_template.render(messages), options)
         self._n_prompt, self._n_before = len(prompt.ids), len(prompt.text)
         n_top = (body.top_logprobs or 0) if body.logprobs else None
         self._rows = make_rows(engine, self._job, [prompt], body.n or 1, n_top)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from runtime.model import Model
-from runtime.server.chat_template import find_chat_template
+from runtime.server.chat_template import open_chat
 from runtime.server.errors import ApiError, server_error
 from runtime.server.job import Job
 from runtime.server.metrics import Metrics
@@ -26,7 +26,7 @@ class Engine:
     """`start` in the event loop that serves; `close` ends its threads."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        """Raises ValueError for a wrong chat template, and where the model cannot decode `settings.rows` together."""
+        """Raises ValueError where the model cannot decode `settings.rows` together."""
         self.model, self.settings = model, settings
         self.model_id, self.created = model.folder.resolve().name, int(time.time())
         self.names = TokenNames(model)
@@ -36,7 +36,7 @@ class Engine:
         self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
         self._jobs: set[Job] = set()
-        self.chat_template = find_chat_template(model)
+        self.chat_template, self.no_chat = open_chat(model)  # and what to tell where there is none
         self.metrics = Metrics(lambda: self.n_running, lambda: self.n_open - self.n_running)
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runtime.detokenizer import Detokenizer
 from runtime.form import READERS
 from runtime.options import Options, make_options
 from runtime.row import Place
@@ -13,7 +14,8 @@ from runtime.server.engine import Engine
 from runtime.server.errors import ApiError, in_words_of_api
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
-from runtime.text import encode_prompt
+from runtime.server.token_names import TextPlace, find_places
+from runtime.text import beginning_of_text, encode, encode_prompt_with_spans
 
 MAX_FORM_CHARACTERS = 2**15
 
@@ -26,6 +28,7 @@ class Prompt:
     ids: Sequence[int]
     options: Options
     n_truncated: int = 0  # tokens that a task left out
+    places: Sequence[TextPlace] = ()  # of the tokens of a text that is continued as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +66,26 @@ def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def encode_one(engine: Engine, prompt: str | list[int], options: Options) -> Prompt:
-    """A prompt as it is. Raises ApiError or ValueError."""
+    """A prompt as it is: a text has the ids that `runtime.generate` continues. Raises ApiError or ValueError."""
     if isinstance(prompt, str):
         check_length(engine, prompt)
-        return Prompt(prompt, encode_prompt(engine.model, prompt, special_tokens=options.special_tokens), options)
+        ids, spans = encode_prompt_with_spans(engine.model, prompt, special_tokens=options.special_tokens)
+        return Prompt(prompt, ids, options, places=find_places(prompt, spans))
     n_vocab = engine.model.config.vocab_size
     if max(prompt) >= n_vocab:
         raise ApiError(f"token id {max(prompt)} in prompt is outside the vocabulary of {n_vocab}", param="prompt")
-    return Prompt(engine.model.tokenizer.decode(prompt, skip_special_tokens=False), prompt, options)
+    text = Detokenizer(engine.model.tokenizer, skip_special_tokens=False).decode(prompt)
+    return Prompt(text, prompt, options)
+
+
+def encode_rendered(engine: Engine, text: str, options: Options) -> Prompt:
+    """What a chat template made: it has its special tokens in it, and nothing is put around it, as in transformers.
+
+    Raises ApiError or ValueError.
+    """
+    check_length(engine, text)
+    ids = encode(engine.model, text, special_tokens=options.special_tokens)
+    return Prompt(text, ids or [beginning_of_text(engine.model)], options)
 
 
 def check_length(engine: Engine, *texts: str) -> None:

@@ -172,10 +172,10 @@ def _choice(gain: Gain, logprobs: Logprobs | None) -> Choice:
 
 def _logprobs(tokens: Sequence[Token], names: TokenNames) -> Logprobs:
     return Logprobs(
-        tokens=[names(token.id_) for token in tokens],
+        tokens=[names.name(token) for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
         top_logprobs=[
-            None if token.logprob is None else {names(id_): logprob for id_, logprob in token.top.items()}
+            None if token.logprob is None else {one.name: one.logprob for one in names.alternatives(token)}
             for token in tokens
         ],
         text_offset=[token.offset for token in tokens],
@@ -195,14 +195,20 @@ def _chat_choice(gain: Gain, logprobs: ChatLogprobs | None, *, is_stream: bool) 
 
 
 def _chat_logprobs(tokens: Sequence[Token], names: TokenNames) -> ChatLogprobs:
-    def one(id_: int, logprob: float) -> TokenLogprob:
-        return TokenLogprob(token=names(id_), logprob=logprob, bytes=names.bytes_of(id_))
-
-    content = []
-    for token in tokens:
-        top = [one(id_, logprob) for id_, logprob in token.top.items()]
-        content.append(ContentLogprob(**dict(one(token.id_, token.logprob or 0.0)), top_logprobs=top))
-    return ChatLogprobs(content=content)
+    return ChatLogprobs(
+        content=[
+            ContentLogprob(
+                token=names.name(token),
+                logprob=token.logprob or 0.0,
+                bytes=names.bytes_of(token),
+                top_logprobs=[
+                    TokenLogprob(token=one.name, logprob=one.logprob, bytes=one.bytes_)
+                    for one in names.alternatives(token)
+                ],
+            )
+            for token in tokens
+        ]
+    )
 
 
 async def as_events(

@@ -56,7 +56,9 @@ class ServedRow(Row):
     def accept(self, logits: Logits) -> str:
         """See `Row.accept`; an error ends the row, and is in its last part."""
         try:
-            return super().accept(logits)
+            piece = super().accept(logits)
+            self.check_choice()
+            return piece
         except Exception as error:
             self.error = error
             return self.end("cancelled")
