@@ -68,7 +68,8 @@ def generate(
         under ./models. A path or None is loaded at its first use and kept.
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
     prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
-    draft: a smaller model of the same vocabulary that runs ahead: the text is the same, and comes in fewer passes.
+    draft: a smaller model of the same vocabulary that runs ahead, so that the text comes in fewer passes. At fp32 the
+        text is the same; at int8 and int4 some texts differ, see `runtime.speculation`.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
     n_positions, unless `overflow` says otherwise; FileNotFoundError where no model is found.
     """

@@ -49,7 +49,12 @@ class Options:
     json_schema: Mapping[str, Any] | str | None = _option(
         None, "the continuation is JSON of this schema, spaced as json.dumps does"
     )
-    lookup: int = _option(0, "tokens proposed at a time, from what followed the same text before; 0 is off", least=0)
+    lookup: int = _option(
+        0,
+        "tokens proposed at a time, from what followed the same text before: fewer passes, "
+        "the text is the same at fp32 only; 0 is off",
+        least=0,
+    )
     seed: int | None = _option(None, "of the sampling: same seed, same text; None draws one", least=0, most=MAX_SEED)
     overflow: Overflow = _option("error", "beyond the model's context: error, stop, truncate_left or slide")
     pinned_tokens: int = _option(0, "with overflow slide, this much of the prompt's beginning stays in view", least=0)
