@@ -12,6 +12,7 @@ from runtime.completion import Completion
 from runtime.default_model import ModelOrPath, check_path, find, resolve
 from runtime.draft import open_draft
 from runtime.integrity import Verify
+from runtime.lock import importing
 from runtime.model import Model
 from runtime.options import OptionsDict, UnseededDict, check_count, make_options, make_seeded, takes_options
 from runtime.shared_prefix import Prefix
@@ -165,7 +166,8 @@ def complete(
     if num_beams > 1:
         if ahead or checked[0].lookup:
             raise ValueError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out")
-        from runtime import beam  # only where it is used: importing the package stays quick
+        with importing:
+            from runtime import beam  # only where it is used: importing the package stays quick
 
         shape = beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
         return beam.search(opened, texts, checked[0], shape, prefix)
@@ -211,7 +213,8 @@ def perform(
     Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong
     one; for an empty text; and for a prompt that is too long, with the numbers.
     """
-    from runtime import tasks
+    with importing:
+        from runtime import tasks
 
     return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
 
@@ -238,6 +241,7 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
     onnxruntime or kind of processor computed (results would not be the same to the last bit), and one that is
     damaged or foreign. Make the prefix again then.
     """
-    from runtime import prefix_file
+    with importing:
+        from runtime import prefix_file
 
     return prefix_file.load(resolve(model), Path(path))

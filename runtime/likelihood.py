@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from runtime import scoring, shared_prefix
 from runtime.default_model import ModelOrPath, resolve
+from runtime.lock import importing
 from runtime.scoring import Score, ScoreOverflow
 from runtime.shared_prefix import Prefix
 
@@ -101,6 +102,7 @@ def evaluate(
     progress: called with how much is done and how much there is.
     Raises FileNotFoundError; ValueError for an unknown task and for a file that holds something else, naming the line.
     """
-    from runtime import evaluation
+    with importing:
+        from runtime import evaluation
 
     return evaluation.evaluate(resolve(model), task, path, limit, progress)

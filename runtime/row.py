@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.completion import Completion, FinishReason
 from runtime.healing import heal
 from runtime.interruption import Interruption
+from runtime.lock import importing
 from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model
 from runtime.options import Options
@@ -38,7 +39,8 @@ class Place:
 def _constrain(model: Model, options: Options, n_max: int) -> Constraint | None:
     if options.form is None:
         return None
-    from runtime.constraint import Constraint  # only where it is used: importing the package stays quick
+    with importing:
+        from runtime.constraint import Constraint  # only where it is used: importing the package stays quick
 
     return Constraint(model, options, options.form, n_max)
 
