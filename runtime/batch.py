@@ -57,6 +57,14 @@ class Batch:
         row.prefill_seconds = time.perf_counter() - start
         return "" if row.prompt_logits is None else row.accept(row.prompt_logits)
 
+    def clear(self) -> None:
+        """Take all rows out where they are. The cache stays: nothing is allocated."""
+        for row in self._rows:
+            row.prompt_logits = None
+        self._rows.clear()
+        for slot in range(self._n_slots):
+            self._cache.clear_row(slot)
+
     def advance(self) -> Events:
         """One id more for every row under way; rows that are finished, cancelled or late leave."""
         self._slide()

@@ -7,6 +7,7 @@ which no way is known that fits what is left of max_new_tokens is not generated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -29,11 +30,13 @@ MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 class Constraint:
     """The form of one row, and how much of it is there."""
 
-    def __init__(self, model: Model, options: Options, form: Form, n_max: int) -> None:
-        """`n_max`: ids that may be generated, the end of text not counted.
+    def __init__(
+        self, model: Model, options: Options, form: Form, n_max: int, check: Callable[[], object] = lambda: None
+    ) -> None:
+        """`n_max`: ids that may be generated, the end of text not counted. `check` is called all through the search.
 
         Raises ImportError without the extra; ValueError for a form that the engine does not take, that no text has,
-        or for which no text within n_max ids was found.
+        or for which no text within n_max ids was found; what `check` raises.
         """
         words, n_vocab = vocabulary(model), model.config.vocab_size
         beginning, first_ways = words.compile(form)
@@ -46,13 +49,13 @@ class Constraint:
         # found anew, they would be the same; what other rows found later would make this one depend on them
         kind = (n_max, usable.tobytes())
         self._ways = WaySearch(words, usable, first_ways.get(kind, {}))
-        self._way = self._find_first_way(form)
+        self._way = self._find_first_way(form, check)
         if len(first_ways) >= MAX_ALIKE:
             first_ways.clear()
         first_ways[kind] = dict(self._ways.known)
 
-    def _find_first_way(self, form: Form) -> Way:
-        way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST))
+    def _find_first_way(self, form: Form, check: Callable[[], object]) -> Way:
+        way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST, check=check))
         if way is None and self._matcher.is_stopped():
             raise ValueError(f"{form.option} contradicts itself: no text has this form")
         if way is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -117,10 +118,17 @@ def _describe(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(f"{'.'.join(where)} is missing", param=name)
     if name == "prompt":
         kinds = "a text, several texts, token ids, or several lists of token ids"
-        return ApiError(f"prompt is {_short(error['input'])}; it must be {kinds}", param=name)
-    return ApiError(f"{name} is {_short(error['input'])}: {error['msg']}", param=name)
+        return ApiError(f"prompt is {short(error['input'])}; it must be {kinds}", param=name)
+    return ApiError(f"{name} is {short(error['input'])}: {error['msg']}", param=name)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:76]} ..."
+def short(value: object) -> str:
+    """The value as Python writes it, or the beginning of that; what is large is not written out first."""
+    text = _REPR.repr(value)
+    return text if len(text) < _SHOWN else f"{text[: _SHOWN - 4]} ..."
+
+
+_SHOWN = 80  # characters
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN
+_REPR.maxlist = _REPR.maxdict = 20

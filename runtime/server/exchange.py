@@ -69,8 +69,10 @@ async def decode(
             yield row, of_row[row].read(part)
     except (TypeError, ValueError) as error:  # a row's own: its options leave no token, say
         raise ApiError(str(error)) from None
-    except (MemoryError, RuntimeError) as error:  # onnxruntime's
-        raise server_error(str(error)) from error
+    except ApiError:
+        raise
+    except Exception as error:  # of memory, onnxruntime's or the tokenizer's
+        raise server_error(str(error) or type(error).__name__) from error
 
 
 def json_response(body: str) -> Response:

@@ -15,6 +15,7 @@ from runtime.options import Options
 MAX_ALTERNATIVES = 20
 MAX_ENTRIES = 64  # of the lists of a task
 MAX_BIAS = 1024  # ids
+MAX_WORDS = 1024  # of stop_words
 _MAX_INT = 2**31 - 1
 _ELSEWHERE = {"max_new_tokens", "cancel"}  # they are max_tokens, and the connection
 _OPENAI = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed"}
@@ -117,7 +118,7 @@ class TaskFields(Fields):
     turns: Pairs | None = None
     options: Texts | None = Field(None, description="to choose from")
     scoring: Literal["full", "partial"] | None = None
-    stop_words: Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_words: Annotated[list[str], Field(max_length=MAX_WORDS, fail_fast=True)] | None = None
     abstain_below: float | None = Field(None, ge=0, le=1)
 
 

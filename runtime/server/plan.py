@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.form import READERS
+from runtime.interruption import Interruption
 from runtime.options import Options, make_options
 from runtime.row import Place
 from runtime.server.engine import Engine
-from runtime.server.errors import ApiError, in_words_of_api
+from runtime.server.errors import CLOSED_REQUEST, ApiError, in_words_of_api
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
 from runtime.text import encode_prompt
 
 MAX_FORM_CHARACTERS = 2**15
+SEARCH_SECONDS = 10.0  # for the ways to keep the form of a request, all its rows together
+TOKEN_BYTES = 16  # of a reply, for the text of a token: four times as many as GPT-2's have on average
+ENTRY_BYTES = 64  # of a reply, for a token's name and log-probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Plan:
 
     prompts: list[Prompt]
     rows: list[ServedRow]
+    n_bytes: int = 0  # of the reply, see `check_reply`
 
 
 def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
@@ -43,14 +49,35 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[st
     return list(prompt)
 
 
+class RequestInterruption(Interruption):
+    """What ends the rows of a request: its client leaves, or its time, which begins at its arrival, is over."""
+
+    def __init__(self, options: Options, job: Job) -> None:
+        super().__init__(options, since=job.started)
+        self._search_ends: float | None = None
+
+    def check(self) -> None:
+        """See `Interruption.check`. Raises ApiError for a form that is searched for too long."""
+        super().check()
+        now = time.monotonic()
+        if self._search_ends is None:
+            self._search_ends = now + SEARCH_SECONDS
+        if now >= self._search_ends:
+            told = f"no text that keeps the form and fits was found within {SEARCH_SECONDS:g} s; make the form simpler"
+            raise ApiError(told, code="form_too_hard")
+
+
 def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, and the server's own ends: its deadline, the client's leaving. Raises ApiError above a limit."""
     settings = engine.settings
     for name in READERS:
-        if (
-            n := len(str(options.get(name, "")))
-        ) > MAX_FORM_CHARACTERS:  # compiled, it may take a thousand times as much
+        # compiled, a form may take a thousand times as much
+        if (n := len(str(options.get(name, "")))) > MAX_FORM_CHARACTERS:
             raise ApiError(f"{name} is {n} characters; this server's limit is {MAX_FORM_CHARACTERS}", param=name)
+    n_vocab = engine.model.config.vocab_size
+    for name in ("suppress_ids", "stop_ids"):
+        if (n := len(options.get(name, ()))) > n_vocab:
+            raise ApiError(f"{name} is {n} ids; the vocabulary has {n_vocab}", param=name)
     if options.get("lookup"):
         told = "lookup is for one continuation alone, and here all share their passes; leave it out"
         raise ApiError(told, param="lookup")
@@ -62,11 +89,34 @@ def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any
     return {**options, "deadline": deadline, "cancel": job.is_cancelled}
 
 
-def encode_one(engine: Engine, prompt: str | list[int], options: Options) -> Prompt:
+def check_reply(engine: Engine, prompts: Sequence[Prompt], n_samples: int, n_top: int | None, *, echo: bool) -> int:
+    """Bytes that the reply may have, about; n_top: None shows no tokens. Raises ApiError above the server's limit."""
+    n_entry = 0 if n_top is None else (2 + n_top) * ENTRY_BYTES
+    total = 0
+    for prompt in prompts:
+        total += _most_new_ids(engine, prompt) * (TOKEN_BYTES + n_entry)
+        total += len(prompt.text.encode("utf-8", "replace")) + len(prompt.ids) * n_entry if echo else 0
+    total *= n_samples
+    if total > (most := engine.settings.max_reply_bytes):
+        told = f"the reply may have {total:,} bytes; this server's limit is {most:,}: ask for fewer continuations, "
+        raise ApiError(f"{told}tokens or logprobs, or leave out echo", code="reply_too_large")
+    return total
+
+
+def _most_new_ids(engine: Engine, prompt: Prompt) -> int:
+    n_new, n_positions = prompt.options.max_new_tokens, engine.model.config.n_positions
+    return min(n_new, n_positions) if prompt.options.overflow == "stop" else n_new
+
+
+def encode_one(engine: Engine, job: Job, prompt: str | list[int], options: Options) -> Prompt:
     """A prompt as it is. Raises ApiError or ValueError."""
+    _check_waiting(job)
     if isinstance(prompt, str):
         check_length(engine, prompt)
         return Prompt(prompt, encode_prompt(engine.model, prompt, special_tokens=options.special_tokens), options)
+    if len(prompt) > engine.max_characters:  # as many as a text may have characters
+        n_positions = engine.model.config.n_positions
+        raise too_long(f"a prompt of {len(prompt)} token ids is far more than the model's {n_positions} positions")
     n_vocab = engine.model.config.vocab_size
     if max(prompt) >= n_vocab:
         raise ApiError(f"token id {max(prompt)} in prompt is outside the vocabulary of {n_vocab}", param="prompt")
@@ -94,16 +144,26 @@ def make_rows(
     """The rows of all prompts. Raises ApiError where a prompt does not fit, ValueError for wrong options."""
     if n_samples > 1 and prompts[0].options.temperature == 0:
         raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
+    interruption = RequestInterruption(prompts[0].options, job)
     return [
-        _make_row(engine, job, prompt, Place(index, sample), n_top)
+        _make_row(engine, job, prompt, Place(index, sample), n_top, interruption)
         for index, prompt in enumerate(prompts)
         for sample in range(n_samples)
     ]
 
 
-def _make_row(engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None) -> ServedRow:
+def _check_waiting(job: Job) -> None:
+    """Raise ApiError where no client waits for the request any more."""
+    if job.is_cancelled():
+        raise ApiError("the client has left", status=CLOSED_REQUEST)
+
+
+def _make_row(
+    engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None, interruption: Interruption
+) -> ServedRow:
+    _check_waiting(job)
     try:
-        return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post)
+        return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post, interruption)
     except ValueError as error:
         if len(prompt.ids) + prompt.options.max_new_tokens > engine.model.config.n_positions:
             raise too_long(in_words_of_api(error)) from None

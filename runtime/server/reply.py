@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -9,10 +10,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, server_error
 from runtime.server.fields import StreamOptions
 from runtime.server.gain import Details, FinishReason, Gain
 from runtime.server.token_names import Token, TokenNames
+
+_log = logging.getLogger("gpt2_edge.server")
 
 
 class Usage(BaseModel):
@@ -216,6 +219,9 @@ async def as_events(
             yield _event(to_json(write([], counted)))
     except ApiError as error:
         yield _event(error.json())
+    except Exception as error:  # the head of the reply is sent: only the stream can still say so
+        _log.exception("a stream failed")
+        yield _event(server_error(f"the server failed ({type(error).__name__}); its log says more").json())
     yield _event("[DONE]")
 
 

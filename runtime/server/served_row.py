@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from runtime.completion import Completion
+from runtime.completion import Completion, FinishReason
+from runtime.interruption import Interruption
 from runtime.model import Model
 from runtime.options import Options
 from runtime.row import Logits, Place, Row
@@ -47,9 +48,10 @@ class ServedRow(Row):
         place: Place,
         n_top: int | None,
         post: Callable[[ServedRow, Part], None],
+        interruption: Interruption,
     ) -> None:
-        """`post` takes the row's parts, in the event loop."""
-        super().__init__(model, prompt_ids, options, place, n_top)
+        """`post` takes the row's parts, in the event loop; `interruption` is that of the request."""
+        super().__init__(model, prompt_ids, options, place, n_top, interruption=interruption)
         self.post, self._n_posted = post, 0
         self.error: Exception | None = None
 
@@ -57,12 +59,32 @@ class ServedRow(Row):
         """See `Row.accept`; an error ends the row, and is in its last part."""
         try:
             return super().accept(logits)
-        except Exception as error:
-            self.error = error
-            return self.end("cancelled")
+        except BaseException as error:  # a Rust panic of the tokenizer's is no Exception
+            return self.fail(error)
+
+    def end(self, reason: FinishReason) -> str:
+        """See `Row.end`; an error of the tokenizer's is in the last part."""
+        try:
+            return super().end(reason)
+        except BaseException as error:
+            return self.fail(error)
 
     def part(self, text: str) -> Part:
-        """Text, and the ids since the last part."""
+        """Text, and the ids since the last part; of a row that failed, its error."""
+        try:
+            return self._part(text)
+        except BaseException as error:
+            self.fail(error)
+            return Part(error=self.error)
+
+    def fail(self, error: BaseException) -> str:
+        """End here, with no more calls that may fail. Returns no text."""
+        plain = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        # the frames of a traceback hold this row, its model and what memory they took
+        self.error, self.finish_reason = plain.with_traceback(None), "cancelled"
+        return ""
+
+    def _part(self, text: str) -> Part:
         begin, self._n_posted = self._n_posted, len(self.ids) - self._n_prompt
         ids, logprobs, top = self.ids[self._n_prompt + begin :], self._logprobs[begin:], self._top[begin:]
         if self.error or self.finish_reason is None:
