@@ -116,6 +116,12 @@ class Row:
 
     def accept(self, logits: Logits) -> str:
         """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
+        try:
+            return self._accept(logits)
+        except Interrupted:
+            return self.end(self.interruption.reason or "cancelled")
+
+    def _accept(self, logits: Logits) -> str:
         step = len(self.ids) - self._n_prompt
         allowed = self._penalize(logits, self.ids, self._n_prompt) if self._penalize else logits
         if self.healing and step == 0:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from runtime.model import Model
 from runtime.server.chat_template import find_chat_template
-from runtime.server.errors import ApiError, server_error, short
+from runtime.server.errors import ApiError, contain, server_error, short
 from runtime.server.job import Job
 from runtime.server.metrics import Metrics
 from runtime.server.scheduler import Scheduler
@@ -115,7 +115,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         job.begin_work()
         try:
-            future = pool.submit(_contain, function)
+            future = pool.submit(contain, function)
         except BaseException:
             job.end_work()
             raise
@@ -150,16 +150,6 @@ def _busy(why: str) -> ApiError:
     told = f"the server is busy: {why}; try again soon"
     headers = {"Retry-After": "1"}
     return ApiError(told, status=429, kind="rate_limit_error", code="server_busy", headers=headers)
-
-
-def _contain(function: Callable[[], T]) -> T:
-    """The function's result, in a thread. A Rust panic, which is no Exception, becomes one."""
-    try:
-        return function()
-    except Exception:
-        raise
-    except BaseException as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+T = TypeVar("T")
 CLOSED_REQUEST = 499  # the client has left; nobody reads the reply
 
 
@@ -60,6 +61,16 @@ class ApiError(Exception):
 def server_error(message: str, status: int = 500) -> ApiError:
     """An error that is not the client's."""
     return ApiError(message, status=status, kind="server_error")
+
+
+def contain(function: Callable[[], T]) -> T:
+    """The function's result. A Rust panic of the tokenizer's, which is no Exception, becomes a RuntimeError."""
+    try:
+        return function()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def in_words_of_api(error: Exception) -> str:

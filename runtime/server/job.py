@@ -26,6 +26,7 @@ class Job:
         `ends`: by the event loop's clock, when the request's time is over.
         """
         self.n_units, self.ends, self.started = n_units, ends, time.monotonic()
+        self.rows_end = ends  # sooner where the client asks for less
         self.n_bytes = 0  # of its reply, at most about so many
         self.is_stopped = False  # by the server's own end
         self._is_cancelled = self._is_closed = False
@@ -37,6 +38,10 @@ class Job:
     def is_cancelled(self) -> bool:
         """Whether to end: rows ask before every pass, in the scheduler's thread."""
         return self._is_cancelled
+
+    def end_rows_within(self, seconds: float) -> None:
+        """By the event loop's clock, so long after the request's arrival."""
+        self.rows_end = min(self.ends, self.started + seconds)
 
     def cancel(self) -> None:
         """End the rows at their next pass."""
@@ -68,7 +73,7 @@ class Job:
 
     async def _wait_for_news(self) -> None:
         try:
-            async with asyncio.timeout_at(self.ends + _LATE):
+            async with asyncio.timeout_at(self.rows_end + _LATE):
                 await self._news.wait()
         except TimeoutError:
             raise RuntimeError("the decoding thread does not answer") from None

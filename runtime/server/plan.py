@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.form import READERS
-from runtime.interruption import Interruption
 from runtime.options import Options, make_options
 from runtime.row import Place
 from runtime.server.engine import Engine
 from runtime.server.errors import CLOSED_REQUEST, ApiError, in_words_of_api
+from runtime.server.form_time import RequestInterruption
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
 from runtime.text import encode_prompt
 
 MAX_FORM_CHARACTERS = 2**15
-SEARCH_SECONDS = 10.0  # for the ways to keep the form of a request, all its rows together
 TOKEN_BYTES = 16  # of a reply, for the text of a token: four times as many as GPT-2's have on average
 ENTRY_BYTES = 64  # of a reply, for a token's name and log-probability
 
@@ -49,24 +47,6 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[st
     return list(prompt)
 
 
-class RequestInterruption(Interruption):
-    """What ends the rows of a request: its client leaves, or its time, which begins at its arrival, is over."""
-
-    def __init__(self, options: Options, job: Job) -> None:
-        super().__init__(options, since=job.started)
-        self._search_ends: float | None = None
-
-    def check(self) -> None:
-        """See `Interruption.check`. Raises ApiError for a form that is searched for too long."""
-        super().check()
-        now = time.monotonic()
-        if self._search_ends is None:
-            self._search_ends = now + SEARCH_SECONDS
-        if now >= self._search_ends:
-            told = f"no text that keeps the form and fits was found within {SEARCH_SECONDS:g} s; make the form simpler"
-            raise ApiError(told, code="form_too_hard")
-
-
 def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, and the server's own ends: its deadline, the client's leaving. Raises ApiError above a limit."""
     settings = engine.settings
@@ -86,6 +66,7 @@ def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any
         raise ApiError(f"max_tokens is {n_new}; this server's limit is {settings.max_tokens}", param="max_tokens")
     if deadline > settings.timeout:
         raise ApiError(f"deadline is {deadline}; this server's limit is {settings.timeout} s", param="deadline")
+    job.end_rows_within(deadline)
     return {**options, "deadline": deadline, "cancel": job.is_cancelled}
 
 
@@ -144,7 +125,7 @@ def make_rows(
     """The rows of all prompts. Raises ApiError where a prompt does not fit, ValueError for wrong options."""
     if n_samples > 1 and prompts[0].options.temperature == 0:
         raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
-    interruption = RequestInterruption(prompts[0].options, job)
+    interruption = RequestInterruption(prompts[0].options, job.started)
     return [
         _make_row(engine, job, prompt, Place(index, sample), n_top, interruption)
         for index, prompt in enumerate(prompts)
@@ -159,7 +140,7 @@ def _check_waiting(job: Job) -> None:
 
 
 def _make_row(
-    engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None, interruption: Interruption
+    engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None, interruption: RequestInterruption
 ) -> ServedRow:
     _check_waiting(job)
     try:

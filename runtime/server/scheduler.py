@@ -7,16 +7,19 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import cast
 
 from runtime.batch import Batch
+from runtime.cache import Cache
 from runtime.model import Model
 from runtime.row import Row
 from runtime.server.served_row import Part, ServedRow
 
 JOIN_SECONDS = 0.2  # of prefill before the rows under way get their next id
+SLICE_SECONDS = 1.0  # that a row keeps its slot while the row of a request that has none waits
+MAX_PARKED = 8  # rows that have begun and wait: each keeps its keys and values in memory
 RETRY_SECONDS = 0.1
 STUCK_SECONDS = 60.0  # in one pass: the slowest machine takes a few for the largest model
 _log = logging.getLogger("gpt2_edge.server")
@@ -32,6 +35,8 @@ class Scheduler:
         self._batch = Batch(model, model.config.n_positions, n_rows)
         self._waiting: deque[ServedRow] = deque()
         self._running: set[ServedRow] = set()
+        self._joined: dict[ServedRow, float] = {}  # when each of the running got its slot
+        self._parked: dict[ServedRow, Cache] = {}  # of the waiting, those that have begun
         self._began: float | None = None  # when the thread took up its present work
         self._due = 0.0  # when rows under way are to get their next id
         self._changed = threading.Condition()
@@ -65,7 +70,8 @@ class Scheduler:
     def is_alive(self) -> bool:
         """Whether rows are decoded: the thread is there, and not in one pass for more than STUCK_SECONDS."""
         began = self._began
-        return self._thread.is_alive() and (began is None or time.monotonic() - began < STUCK_SECONDS)
+        is_there = self._thread.is_alive() and not self._is_closed
+        return is_there and (began is None or time.monotonic() - began < STUCK_SECONDS)
 
     def close(self) -> None:
         """End the thread. Rows under way are dropped. One that does not end in time is left to the process's end."""
@@ -127,19 +133,63 @@ class Scheduler:
             ended = [row for row in self._waiting if row.interruption()]
             self._waiting = deque(row for row in self._waiting if not row.interruption.reason)
             self._running.update(ended)
+        for row in ended:
+            self._parked.pop(row, None)
         self._post((row, row.end(row.interruption.reason or "cancelled")) for row in ended)
 
     def _join(self) -> None:
-        """Prefill waiting rows into free slots, for a while where others are under way."""
+        """Give slots to waiting rows, for a while where others are under way."""
         self._due = time.monotonic() + JOIN_SECONDS
-        while self._batch.n_free and (not len(self._batch) or time.monotonic() < self._due):
+        while not len(self._batch) or time.monotonic() < self._due:
+            row = self._next()
+            if row is None or not (self._batch.n_free or self._make_room(row)):
+                return
             with self._changed:
-                if not self._waiting:
-                    return
-                row = self._waiting.popleft()
+                self._waiting.remove(row)
                 self._running.add(row)
-            self._post([(row, self._prefill(row))])
+            self._joined[row] = time.monotonic()
+            if row in self._parked:
+                self._batch.resume(row, self._parked.pop(row))
+            else:
+                self._post([(row, self._prefill(row))])
             self._began = time.monotonic()
+
+    def _next(self) -> ServedRow | None:
+        """Of the waiting rows the first whose request has fewest under way; one that has begun goes before others."""
+        shares = self._shares()
+        with self._changed:
+            return min(self._waiting, key=lambda row: (shares[row.request], row not in self._parked), default=None)
+
+    def _shares(self) -> Counter[object]:
+        """How many rows each request has under way."""
+        return Counter(row.request for row in self._running)
+
+    def _make_room(self, row: ServedRow) -> bool:
+        """Park a row of the request that has most under way, so that no request keeps others waiting.
+
+        One that has fewer under way by two gets a slot at once, by one after the other's row had its SLICE_SECONDS.
+        """
+        shares, now = self._shares(), time.monotonic()
+        victim = max(self._joined, key=lambda one: (shares[one.request], now - self._joined[one]))
+        ahead = shares[victim.request] - shares[row.request]
+        if ahead < 1 or (ahead == 1 and now - self._joined[victim] < SLICE_SECONDS):
+            return False
+        if len(self._parked) >= MAX_PARKED:
+            return False
+        try:
+            kept = self._batch.park(victim)
+        except MemoryError:
+            return False
+        with self._changed:
+            self._waiting.append(victim)
+            self._leave_batch([victim])
+        self._parked[victim] = kept
+        return True
+
+    def _leave_batch(self, rows: Iterable[ServedRow]) -> None:
+        for row in rows:
+            self._running.discard(row)
+            self._joined.pop(row, None)
 
     def _prefill(self, row: ServedRow) -> str:
         """The text that a row begins with. An error of its own passes leaves it out of the batch, and no other."""
@@ -174,13 +224,12 @@ class Scheduler:
     def _fail(self, error: Exception) -> None:
         """End all rows under way; those whose last part was handed over are not among them."""
         self._hand_over([(row, Part(error=error)) for row in self._running])
-        self._running.clear()
 
     def _hand_over(self, news: News) -> None:
         if news and self._loop:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 self._loop.call_soon_threadsafe(_deliver, news)
-        self._running.difference_update(row for row, part in news if part.is_last)
+        self._leave_batch(row for row, part in news if part.is_last)
 
 
 class _SharedPassError(Exception):

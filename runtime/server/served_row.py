@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from runtime.completion import Completion, FinishReason
-from runtime.interruption import Interruption
 from runtime.model import Model
 from runtime.options import Options
 from runtime.row import Logits, Place, Row
+from runtime.server.form_time import RequestInterruption
 
 
 @dataclasses.dataclass
@@ -48,17 +48,22 @@ class ServedRow(Row):
         place: Place,
         n_top: int | None,
         post: Callable[[ServedRow, Part], None],
-        interruption: Interruption,
+        interruption: RequestInterruption,
     ) -> None:
         """`post` takes the row's parts, in the event loop; `interruption` is that of the request."""
-        super().__init__(model, prompt_ids, options, place, n_top, interruption=interruption)
+        with interruption.searching():
+            super().__init__(model, prompt_ids, options, place, n_top, interruption=interruption)
+        self.request, self._has_form = interruption, options.form is not None
         self.post, self._n_posted = post, 0
         self.error: Exception | None = None
 
     def accept(self, logits: Logits) -> str:
         """See `Row.accept`; an error ends the row, and is in its last part."""
         try:
-            return super().accept(logits)
+            if not self._has_form:
+                return super().accept(logits)
+            with self.request.stepping():
+                return super().accept(logits)
         except BaseException as error:  # a Rust panic of the tokenizer's is no Exception
             return self.fail(error)
 
