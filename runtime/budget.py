@@ -145,6 +145,10 @@ class Budget:
             f"is {self._max_memory:,}: ask for fewer rows (batch_size) or less context"
         )
 
+    def give_back(self, size: int) -> None:
+        """Of a batch that could not be made."""
+        self._given_back.append(size)
+
     def until_freed(self, cache: Cache, size: int) -> None:
         """Give the bytes back once nothing refers to the cache."""
         weakref.finalize(cache, self._given_back.append, size).atexit = False
