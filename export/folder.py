@@ -93,10 +93,12 @@ def _clear(work: Path) -> None:
 
 def _remove(work: Path, lock: FileLock, made: list[Path]) -> None:
     """Clear the workspace, unless it is another build's, and remove it and the folders made for it that are empty."""
-    if work.is_dir() and _acquire(lock):
-        _clear(work)
-        with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
-            Path(lock.lock_file).unlink()
+    try:
+        if work.is_dir() and _acquire(lock):
+            _clear(work)
+            with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
+                Path(lock.lock_file).unlink()
+    finally:
         lock.release(force=True)
     for folder in dict.fromkeys([work, *made]):
         with contextlib.suppress(OSError):

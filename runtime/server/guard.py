@@ -40,6 +40,10 @@ class Guard:
 
         try:
             await self._pass_on(scope, receive, send_counted)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a Rust panic, which the framework would not answer in our words
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
         finally:
             _count(scope, status[0], time.monotonic() - start)
 

@@ -1,4 +1,4 @@
-"""Our reading of ONNX files beside protobuf's: `python -m tests.trials.onnx_reading --count 200000`.
+"""Our reading of ONNX files beside protobuf's: `python -m tests.trials.onnx_reading --count 50000`.
 
 A graph that has weights and operators wherever ONNX can have them is changed, byte by byte and field by field. What
 protobuf still reads, by Python's reader or by the one in C++ that onnx and onnxruntime share, ours has to refuse or to
@@ -31,7 +31,7 @@ WIRE_TYPES = 8
 def main() -> int:
     """Print a row; returns 1 where ours missed something."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200_000, help="files (default: 200,000)")
+    parser.add_argument("--count", type=int, default=50_000, help="files (default: 50,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default: 0)")
     given = parser.parse_args()
     counts, missed = try_changes(given.count, given.seed)
