@@ -36,10 +36,14 @@ class Options:
     top_p: float = _option(1.0, "sample from the likeliest tokens that reach this probability; 1 is off", most=1)
     min_p: float = _option(0.0, "drop tokens below this share of the likeliest one's probability", least=0, most=1)
     typical_p: float = _option(1.0, "sample from the most typical tokens that reach this probability; 1 is off", most=1)
-    repetition_penalty: float = _option(1.0, "divide the logits of ids seen so far, prompt included; 1 is off")
+    repetition_penalty: float = _option(
+        1.0, "divide the logits of the latest n_positions ids, prompt included; 1 is off"
+    )
     presence_penalty: float = _option(0.0, "subtract from the logit of an id generated before", least=-math.inf)
     frequency_penalty: float = _option(0.0, "subtract for each time an id was generated before", least=-math.inf)
-    no_repeat_ngram_size: int = _option(0, "never repeat so many ids in a row; 0 is off", least=0)
+    no_repeat_ngram_size: int = _option(
+        0, "never repeat so many ids in a row, of the latest n_positions; 0 is off", least=0
+    )
     logit_bias: Mapping[int, float] | None = _option(None, "added to the logits of these ids")
     suppress_ids: Sequence[int] = _option((), "ids never generated")
     stop: str | Sequence[str] = _option((), "end before this text, or the first of several")
