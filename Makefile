@@ -62,6 +62,8 @@ trials: .venv/dev
 	$(BIN)/python -m tests.trials.fuzz
 	$(BIN)/python -m tests.trials.lengths
 	$(BIN)/python -m tests.trials.server
+	$(BIN)/python -m tests.trials.faults
+	$(BIN)/python -m tests.trials.onnx_reading
 	$(BIN)/python -m tests.trials.builds
 	$(BIN)/python -m tests.trials.endurance
 	$(BIN)/python -m tests.trials.memory

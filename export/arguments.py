@@ -12,7 +12,7 @@ from pathlib import Path
 from export import quality
 from export.checkpoint import RANDOM, model_name
 from export.quantize import kernels
-from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
+from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.random_checkpoint import SIZES
 from runtime.arguments import Parser
 
@@ -208,7 +208,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="where the model goes (default: models/<name>-<precision>)")
     add("--precision", choices=sorted(quality.BOUNDS), default="int8", help="of the weights (default: int8)")
     defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
-    about = f"weights that share a scale (default: {defaults}); at 32 and 64 no row depends on its neighbours"
+    alone = " and ".join(f"above {size} at {precision}" for precision, size in MAX_ANY_ROWS_BLOCK_SIZES.items())
+    about = f"weights that share a scale (default: {defaults}); {alone} one row decodes at the speed of two"
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
     about = "of int8: one scale a column, or one a block (default: dense, with blocks for products that lose too much)"
     add("--kernel", choices=["block", "dense"], help=about)

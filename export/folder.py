@@ -116,10 +116,12 @@ def _clear(work: Path) -> None:
 
 def _leave(work: Path, lock: FileLock) -> None:
     """Clear the workspace and remove it, unless another build has it by now."""
-    if work.is_dir() and not work.is_symlink() and _acquire(lock):
-        _clear(work)
-        with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
-            Path(lock.lock_file).unlink()
+    try:
+        if work.is_dir() and not work.is_symlink() and _acquire(lock):
+            _clear(work)
+            with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
+                Path(lock.lock_file).unlink()
+    finally:
         lock.release(force=True)
     with contextlib.suppress(OSError):
         work.rmdir()

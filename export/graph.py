@@ -104,7 +104,8 @@ class _GraphBuilder:
             x, residual = self.layer(layer, x, residual)
         self.logits(x)
         kernel = {"gpt2_edge_kernel": self.precision.kernel} if self.precision.kernel else {}
-        self.file.save(self.inputs, self.outputs, FORMAT | kernel)
+        rows = {"gpt2_edge_needs_even_rows": str(int(self.precision.needs_even_rows))}
+        self.file.save(self.inputs, self.outputs, FORMAT | kernel | rows)
 
     def write_layer(self, layer: int) -> list[str]:
         shape: list[str | int] = ["batch_size", "sequence_length", self.config.n_embd]

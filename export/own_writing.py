@@ -46,7 +46,7 @@ def can_write_file(tokenizer: Tokenizer, path: Path) -> bool:
 
 
 def check_written(tokenizer: Tokenizer, text: str, path: Path, option: str) -> None:
-    """Raise ValueError for a file's text that says nothing about a model of this vocabulary. `option`: that named it."""
+    """Raise ValueError for a file's text that says nothing about a model of this vocabulary; `option` named it."""
     share = written_share(tokenizer, text)
     if share < LEAST_SHARE:
         raise ValueError(

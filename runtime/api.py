@@ -12,6 +12,7 @@ from runtime.completion import Completion
 from runtime.default_model import ModelOrPath, check_path, find, resolve
 from runtime.draft import open_draft
 from runtime.integrity import Verify
+from runtime.lock import importing
 from runtime.model import Model
 from runtime.options import OptionsDict, UnseededDict, check_count, check_seed, make_options, make_seeded, takes_options
 from runtime.shared_prefix import Prefix
@@ -72,7 +73,8 @@ def generate(
         under ./models. A path or None is loaded at its first use and kept.
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
     prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
-    draft: a smaller model of the same vocabulary that runs ahead: the text is the same, and comes in fewer passes.
+    draft: a smaller model of the same vocabulary that runs ahead, so that the text comes in fewer passes. At fp32 the
+        text is the same; at int8 and int4 some texts differ, see `runtime.speculation`.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
     n_positions, unless `overflow` says otherwise, and, after the pieces so far, when options leave no token to choose;
     FileNotFoundError where no model is found.
@@ -172,7 +174,8 @@ def complete(
     if num_beams > 1:
         if ahead or checked[0].lookup:
             raise ValueError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out")
-        from runtime import beam  # only where it is used: importing the package stays quick
+        with importing:
+            from runtime import beam  # only where it is used: importing the package stays quick
 
         shape = beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
         return beam.search(opened, texts, checked[0], shape, prefix)
@@ -219,7 +222,8 @@ def perform(
     Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong
     one; for an empty text; and for a prompt that is too long, with the numbers.
     """
-    from runtime import tasks
+    with importing:
+        from runtime import tasks
 
     return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
 
@@ -246,6 +250,7 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
     onnxruntime or kind of processor computed (results would not be the same to the last bit), and one that is
     damaged or foreign. Make the prefix again then.
     """
-    from runtime import prefix_file
+    with importing:
+        from runtime import prefix_file
 
     return prefix_file.load(resolve(model), Path(path))

@@ -77,7 +77,7 @@ def add_folder_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_draft_argument(parser: argparse.ArgumentParser) -> None:
     """--draft."""
-    about = "a smaller model of the same vocabulary that runs ahead: the same text in fewer passes"
+    about = "a smaller model of the same vocabulary that runs ahead: fewer passes; the text is the same at fp32 only"
     parser.add_argument("--draft", metavar="FOLDER", help=about)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from runtime.cache import Cache
 from runtime.grid import prefill
 from runtime.model import Model
 from runtime.row import Row
@@ -19,6 +20,7 @@ class Batch:
 
     def __init__(self, model: Model, capacity: int, n_slots: int) -> None:
         """Room for `n_slots` rows of up to `capacity` tokens each."""
+        self._model = model
         self._cache, self._n_slots = model.new_cache(capacity, n_slots), n_slots
         self._n_positions = model.config.n_positions
         self._rows: list[Row] = []  # by slot
@@ -57,6 +59,36 @@ class Batch:
         row.prefill_seconds = time.perf_counter() - start
         return "" if row.prompt_logits is None else row.accept(row.prompt_logits)
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Those under way."""
+        return tuple(self._rows)
+
+    def park(self, row: Row) -> Cache:
+        """Take a row out to let it go on later; returns what `resume` needs. Raises MemoryError where that has no room.
+
+        Nothing is computed again, so the row's text does not depend on it.
+        """
+        slot = self._rows.index(row)
+        length = self._cache.lengths[slot]
+        kept = self._model.new_cache(length)
+        kept.write_row(0, self._cache.read_row(slot, length))
+        self._free(slot)
+        return kept
+
+    def resume(self, row: Row, kept: Cache) -> None:
+        """Put a parked row into a free slot."""
+        self._cache.write_row(len(self._rows), kept.read_row(0, kept.lengths[0]))
+        self._rows.append(row)
+
+    def clear(self) -> None:
+        """Take all rows out where they are. The cache stays: nothing is allocated."""
+        for row in self._rows:
+            row.prompt_logits = None
+        self._rows.clear()
+        for slot in range(self._n_slots):
+            self._cache.clear_row(slot)
+
     def advance(self) -> Events:
         """One id more for every row under way; rows that are finished, cancelled or late leave."""
         self._slide()
@@ -92,8 +124,11 @@ class Batch:
         for slot in reversed(range(len(self._rows))):
             if self._rows[slot].finish_reason is not None:
                 self._rows[slot].prompt_logits = None
-                last = len(self._rows) - 1
-                if slot != last:
-                    self._cache.copy_row(last, slot)
-                    self._rows[slot] = self._rows[last]
-                self._rows.pop()
+                self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        last = len(self._rows) - 1
+        if slot != last:
+            self._cache.copy_row(last, slot)
+            self._rows[slot] = self._rows[last]
+        self._rows.pop()

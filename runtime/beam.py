@@ -118,7 +118,7 @@ class _Search:
         self._interruption = interruption
         self._n_max = min(options.max_new_tokens, model.config.n_positions - len(prompt))
         self._eos_ids, self._stop_ids = model.config.eos_token_ids, frozenset(options.stop_ids)
-        self._penalize = make_penalties(options, list(self._eos_ids), model.config.vocab_size)
+        self._penalize = make_penalties(options, list(self._eos_ids), model.config.vocab_size, model.config.n_positions)
         # stop strings are found in the text that is shown, and in the text with special tokens written out
         self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
         self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import weakref
+from collections import deque
 from pathlib import Path
 from typing import Protocol
 
 from runtime.cache import Cache
 from runtime.config import Config, read_config
 from runtime.grid import PREFILL_STEP
+from runtime.lock import Lock
 from runtime.options import check_count
 
 PROCESS = 56_500_000  # the interpreter with numpy, onnxruntime and tokenizers imported
@@ -119,7 +120,10 @@ class Budget:
         """Raises MemoryError if the model alone passes `max_memory` bytes."""
         needed = estimate(folder, context=1)
         self._folder, self._config, self._max_memory = folder, config, max_memory
-        self._taken, self._lock = needed.process + needed.tokenizer + needed.weights, threading.Lock()
+        self._taken, self._lock = needed.process + needed.tokenizer + needed.weights, Lock()
+        # Sizes of caches that are freed. Finalizers run wherever the garbage collector does, so they take no lock:
+        # adding to a deque and taking from it need none.
+        self._given_back: deque[int] = deque()
         if self._taken + needed.loading > max_memory:
             raise MemoryError(
                 f"loading {folder} takes about {self._taken + needed.loading:,} bytes, max_memory is {max_memory:,}"
@@ -130,18 +134,21 @@ class Budget:
         capacity = min(capacity, self._config.n_positions)
         size = cache_bytes(self._config, capacity, rows) + activation_bytes(self._config, capacity, rows)
         with self._lock:
-            if self._taken + size > self._max_memory:
-                raise MemoryError(
-                    f"a batch of {rows} x {capacity} positions takes about {size:,} bytes and {self._taken:,} are "
-                    f"taken, max_memory is {self._max_memory:,}: ask for fewer rows (batch_size) or less context"
-                )
-            self._taken += size
-        return size
+            while self._given_back:
+                self._taken -= self._given_back.popleft()
+            taken = self._taken
+            if taken + size <= self._max_memory:
+                self._taken = taken + size
+                return size
+        raise MemoryError(
+            f"a batch of {rows} x {capacity} positions takes about {size:,} bytes and {taken:,} are taken, max_memory "
+            f"is {self._max_memory:,}: ask for fewer rows (batch_size) or less context"
+        )
+
+    def give_back(self, size: int) -> None:
+        """Of a batch that could not be made."""
+        self._given_back.append(size)
 
     def until_freed(self, cache: Cache, size: int) -> None:
         """Give the bytes back once nothing refers to the cache."""
-        weakref.finalize(cache, self._give_back, size).atexit = False
-
-    def _give_back(self, size: int) -> None:
-        with self._lock:
-            self._taken -= size
+        weakref.finalize(cache, self._given_back.append, size).atexit = False

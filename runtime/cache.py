@@ -71,13 +71,31 @@ class InPlaceCache:
     initializer (num_logits_to_keep) and writes into given outputs.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, config: Config, capacity: int, rows: int = 1) -> None:
-        """Allocate for `capacity` tokens in each of `rows`."""
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        config: Config,
+        capacity: int,
+        rows: int = 1,
+        *,
+        needs_even_rows: bool = False,
+    ) -> None:
+        """Allocate for `capacity` tokens in each of `rows`.
+
+        needs_even_rows: a step of an odd number of rows takes one more, whose only token is id 0.
+        """
         self._session, self._options, self._n_vocab = session, RunOptions(), config.vocab_size
         self.lengths = [0] * rows
+        # The row that makes odd numbers even is the first in memory, so it is beside any number of first rows. The
+        # system gives memory to pages that are written to, and of this row only the first position is.
+        self._n_spare = int(needs_even_rows)
+        n_all = self._n_spare + rows
         # 2: keys and values
-        self._buffers = np.zeros((config.n_layer, 2, rows, config.n_head, capacity, config.head_dim), np.float32)
-        self._mask = np.zeros((rows, capacity), np.int64)
+        self._all_buffers = np.zeros((config.n_layer, 2, n_all, config.n_head, capacity, config.head_dim), np.float32)
+        self._all_masks = np.zeros((n_all, capacity), np.int64)
+        self._all_masks[: self._n_spare, 0] = 1
+        self._buffers = self._all_buffers[:, :, self._n_spare :]
+        self._mask = self._all_masks[self._n_spare :]
         past, present = (
             [name.format(kind) for name in tensor_names(config)] for kind in ("past_key_values", "present")
         )
@@ -91,7 +109,7 @@ class InPlaceCache:
         begin, end = self.lengths[row], self.lengths[row] + len(ids)
         self._check_room(end)
         self._mask[row, :end] = 1
-        one = self._pass(slice(row, row + 1), len(ids), keep)
+        one = self._pass(row, row + 1, len(ids), keep)
         one.ids[0], one.positions[0] = ids, np.arange(begin, end)
         self._run(one)
         self.lengths[row] = end
@@ -102,15 +120,16 @@ class InPlaceCache:
         """See `Cache.step`. Raises ValueError when the capacity is passed."""
         n = len(ids)
         self._check_room(max(self.lengths[:n]) + 1)
+        n_spare = n % 2 if self._n_spare else 0
         if n not in self._steps:
-            self._steps[n] = self._pass(slice(0, n), 1, 1)
+            self._steps[n] = self._pass(-n_spare, n, 1, 1)
         step = self._steps[n]
         for row, id_ in enumerate(ids):
-            step.ids[row, 0], step.positions[row, 0] = id_, self.lengths[row]
+            step.ids[n_spare + row, 0], step.positions[n_spare + row, 0] = id_, self.lengths[row]
             self._mask[row, self.lengths[row]] = 1
             self.lengths[row] += 1
         self._run(step)
-        logits: Logits = step.logits[:, 0]
+        logits: Logits = step.logits[n_spare:, 0]
         return logits
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
@@ -157,14 +176,14 @@ class InPlaceCache:
         if end > self._mask.shape[1]:
             raise ValueError(f"{end} tokens pass the cache's capacity of {self._mask.shape[1]}")
 
-    def _pass(self, rows: slice, n_ids: int, keep: int) -> _Pass:
-        """The tensors of a pass of `n_ids` over some rows, on the buffers' own memory."""
-        n_rows = rows.stop - rows.start
-        ids, positions = np.empty((n_rows, n_ids), np.int64), np.empty((n_rows, n_ids), np.int64)
+    def _pass(self, begin: int, end: int, n_ids: int, keep: int) -> _Pass:
+        """The tensors of a pass of `n_ids` over rows `begin` to `end`, on the buffers' own memory; -1 is the spare."""
+        n_rows, rows = end - begin, slice(self._n_spare + begin, self._n_spare + end)
+        ids, positions = np.zeros((n_rows, n_ids), np.int64), np.zeros((n_rows, n_ids), np.int64)
         kept, logits = np.array([keep], np.int64), np.empty((n_rows, keep, self._n_vocab), np.float32)
-        values = [_share(part[rows]) for layer in self._buffers for part in layer]
+        values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
         feeds, fetches = OrtValueVector(), OrtValueVector()
-        for value in (*map(_share, (kept, ids, positions, self._mask[rows])), *values):
+        for value in (*map(_share, (kept, ids, positions, self._all_masks[rows])), *values):
             feeds.push_back(value)
         for value in (_share(logits), *values):
             fetches.push_back(value)

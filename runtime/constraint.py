@@ -7,6 +7,7 @@ which no way is known that fits what is left of max_new_tokens is not generated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -29,15 +30,17 @@ MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 class Constraint:
     """The form of one row, and how much of it is there."""
 
-    def __init__(self, model: Model, options: Options, form: Form, n_max: int) -> None:
-        """`n_max`: ids that may be generated, the end of text not counted.
+    def __init__(
+        self, model: Model, options: Options, form: Form, n_max: int, check: Callable[[], object] = lambda: None
+    ) -> None:
+        """`n_max`: ids that may be generated, the end of text not counted. `check` is called all through a search.
 
         Raises ImportError without the extra; ValueError for a form that the engine does not take, that no text has,
-        or for which no text within n_max ids was found.
+        or for which no text within n_max ids was found; what `check` raises.
         """
         words, n_vocab = vocabulary(model), model.config.vocab_size
         beginning, first_ways = words.compile(form)
-        self._matcher, self._n_left = beginning.deep_copy(), n_max
+        self._matcher, self._n_left, self._check = beginning.deep_copy(), n_max, check
         self._ends = [id_ for id_ in model.config.eos_token_ids | set(options.stop_ids) if 0 <= id_ < n_vocab]
         never = [id_ for id_, bias in (options.logit_bias or {}).items() if bias == -np.inf]
         usable = np.ones(n_vocab, np.bool_)
@@ -52,7 +55,7 @@ class Constraint:
         first_ways[kind] = dict(self._ways.known)
 
     def _find_first_way(self, form: Form) -> Way:
-        way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST))
+        way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST, check=self._check))
         if way is None and self._matcher.is_stopped():
             raise ValueError(f"{form.option} contradicts itself: no text has this form")
         if way is None:
@@ -80,10 +83,11 @@ class Constraint:
     def choose(self, logits: Logits, step: int, sample: Sampler) -> int | None:
         """Sample an id after which there is a way to the end, and take it; None to end here, with no id.
 
-        logits: [n_vocab], from `restrict`; changed.
+        logits: [n_vocab], from `restrict`; changed. Raises what `check` does.
         """
-        effort = replace(STEP)
+        effort = replace(STEP, check=self._check)
         for attempt in range(N_DRAWS):
+            self._check()
             id_ = sample(logits, step + (attempt << 32))  # a draw of its own: the others keep their proportions
             if id_ in self._ends or self._take(id_, effort):
                 return id_

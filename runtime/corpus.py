@@ -10,19 +10,19 @@ import dataclasses
 import functools
 import itertools
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from runtime import Completion, Model, Score, complete, load, score_text
 from runtime.default_model import check_path
+from runtime.lock import Lock
 from runtime.options import check_count
 
 Result = TypeVar("Result")
 PARTITION_SIZE = 64  # texts that a worker takes at a time, and loses at most
 AHEAD = 2  # partitions for each thread of the cluster: one runs while the next waits beside it
-_opening = threading.Lock()
+_opening = Lock()
 
 
 class Client(Protocol):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 from runtime.gap import close_gap, close_gaps
+from runtime.lock import Lock
 from runtime.model import Model
 
 ENVIRONMENT = "GPT2_EDGE_MODEL"
 ModelOrPath = Model | str | os.PathLike[str] | None
 _loaded: dict[Path, Model] = {}
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def _forget() -> None:
-    """In a fork: the parent's sessions do not run there, and another thread may have held the lock."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    """In a fork: the parent's sessions do not run there."""
     _loaded.clear()
 
 

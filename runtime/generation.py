@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from runtime.batch import Batch, Events
+from runtime.lock import importing
 from runtime.model import Model
 from runtime.options import Options
 from runtime.row import Place, Row
@@ -62,6 +63,7 @@ def _make_batch(model: Model, rows: Sequence[Row], n_slots: int, draft: Model | 
     capacity = max(row.capacity for row in rows)
     if draft is None and not any(row.lookup for row in rows):
         return Batch(model, capacity, n_slots)
-    from runtime.speculation import Speculation  # only where it is used: importing the package stays quick
+    with importing:
+        from runtime.speculation import Speculation  # only where it is used: importing the package stays quick
 
     return Speculation(model, capacity, n_slots, draft)

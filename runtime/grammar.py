@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import string
-import threading
 import weakref
 from collections.abc import Callable
 from types import ModuleType
@@ -16,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from runtime.form import Form
+from runtime.lock import Lock, importing
 from runtime.model import Model
 from runtime.token_bytes import TokenBytes
 
@@ -77,7 +77,7 @@ class Vocabulary:
 
 
 _VOCABULARIES: weakref.WeakKeyDictionary[Model, Vocabulary] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK = Lock()
 
 
 def vocabulary(model: Model) -> Vocabulary:
@@ -90,7 +90,8 @@ def vocabulary(model: Model) -> Vocabulary:
 
 def _import_llguidance() -> ModuleType:
     try:
-        import llguidance
+        with importing:
+            import llguidance
     except ImportError as error:
         raise ImportError(
             f"choices, regex and json_schema need an extra: pip install 'gpt2-edge[constrain]' ({error})"

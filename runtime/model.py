@@ -73,6 +73,9 @@ class Model:
             raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
         self.is_fused: bool = format_ is not None
         self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block, dense or mixed
+        # folders of before the key was written are taken to need it where any block size does
+        unsaid = str(int(self.kernel == "block"))
+        self.needs_even_rows: bool = metadata.get("gpt2_edge_needs_even_rows", unsaid) != "0"
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
         check_interface(path, self._session, self.config, is_fused=self.is_fused)
@@ -101,13 +104,21 @@ class Model:
         session = self.session
         if rows > 1 and not self.is_fused:
             raise ValueError(f"{self.folder} is a plain ONNX export and decodes one row at a time, not {rows}")
-        size = self._budget.take(capacity, rows) if self._budget else 0
-        cache: Cache = (
-            InPlaceCache(session, self.config, capacity, rows) if self.is_fused else GrowingCache(session, self.config)
-        )
-        if self._budget:
+        if self._budget is None:
+            return self._make_cache(session, capacity, rows)
+        size = self._budget.take(capacity, rows)
+        try:
+            cache = self._make_cache(session, capacity, rows)
             self._budget.until_freed(cache, size)
+        except BaseException:
+            self._budget.give_back(size)
+            raise
         return cache
+
+    def _make_cache(self, session: Session, capacity: int, rows: int) -> Cache:
+        if not self.is_fused:
+            return GrowingCache(session, self.config)
+        return InPlaceCache(session, self.config, capacity, rows, needs_even_rows=self.needs_even_rows)
 
     @property
     def is_closed(self) -> bool:

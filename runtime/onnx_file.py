@@ -27,6 +27,7 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _MAX_DEPTH = 100  # protobuf's own
+_MAX_NUMBER = 2**31 - 1  # of a tag or a length, for every reader
 
 
 @dataclasses.dataclass
@@ -63,17 +64,20 @@ def _walk(data: mmap.mmap, span: Span, message: str, found: References, depth: i
         elif inner == "domain":
             found.domains.add(data[begin:end].decode("utf-8"))
     if b"location" in keys:
-        found.locations |= values
+        found.locations |= values or {""}  # a value that is not written is empty
 
 
 def _length_delimited(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int, int]]:
     """Number, begin and end of each field of a message that is bytes, text or a message; others are stepped over."""
     at, stop = span
     while at < stop:
-        tag, at = _varint(data, at)
+        begin = at
+        tag, at = _number(data, at)
         kind = tag & 7
+        if tag < 8:
+            raise ValueError(f"byte {begin} begins a field without a number")
         if kind == _BYTES:
-            length, at = _varint(data, at)
+            length, at = _number(data, at)
             yield tag >> 3, at, at + length
             at += length
         elif kind == _VARINT:
@@ -84,6 +88,17 @@ def _length_delimited(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int, i
             raise ValueError(f"byte {at - 1} begins no field")
         if at > stop:
             raise ValueError(f"a field ends at byte {at}, what holds it at {stop}")
+
+
+def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """A tag or a length, written as short as it can be, and where it ends.
+
+    Of longer ones protobuf's readers keep what they have bits for, each another part.
+    """
+    value, end = _varint(data, at)
+    if end - at != max(1, -(-value.bit_length() // 7)) or value > _MAX_NUMBER:
+        raise ValueError(f"byte {at} begins a number that is too large, or longer than it needs to be")
+    return value, end
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -49,10 +49,14 @@ class Options:
     top_p: float = _option(1.0, "sample from the likeliest tokens that reach this probability; 1 is off", most=1)
     min_p: float = _option(0.0, "drop tokens below this share of the likeliest one's probability", least=0, most=1)
     typical_p: float = _option(1.0, "sample from the most typical tokens that reach this probability; 1 is off", most=1)
-    repetition_penalty: float = _option(1.0, "divide the logits of ids seen so far, prompt included; 1 is off")
+    repetition_penalty: float = _option(
+        1.0, "divide the logits of the latest n_positions ids, prompt included; 1 is off"
+    )
     presence_penalty: float = _option(0.0, "subtract from the logit of an id generated before", least=-math.inf)
     frequency_penalty: float = _option(0.0, "subtract for each time an id was generated before", least=-math.inf)
-    no_repeat_ngram_size: int = _option(0, "never repeat so many ids in a row; 0 is off", least=0)
+    no_repeat_ngram_size: int = _option(
+        0, "never repeat so many ids in a row, of the latest n_positions; 0 is off", least=0
+    )
     logit_bias: Mapping[int, float] | None = _option(None, "added to the logits of these ids")
     suppress_ids: Sequence[int] = _option((), "ids never generated")
     stop: str | Sequence[str] = _option((), "end before this text, or the first of several")
@@ -62,7 +66,12 @@ class Options:
     json_schema: Mapping[str, Any] | str | None = _option(
         None, "the continuation is JSON of this schema, spaced as json.dumps does"
     )
-    lookup: int = _option(0, "tokens proposed at a time, from what followed the same text before; 0 is off", least=0)
+    lookup: int = _option(
+        0,
+        "tokens proposed at a time, from what followed the same text before: fewer passes, "
+        "the text is the same at fp32 only; 0 is off",
+        least=0,
+    )
     seed: int | None = _option(None, "of the sampling: same seed, same text; None draws one", least=0, most=MAX_SEED)
     overflow: Overflow = _option("error", "beyond the model's context: error, stop, truncate_left or slide")
     pinned_tokens: int = _option(0, "with overflow slide, this much of the prompt's beginning stays in view", least=0)

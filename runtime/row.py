@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from runtime.completion import Completion, FinishReason
 from runtime.healing import heal
-from runtime.interruption import Interruption
+from runtime.interruption import Interrupted, Interruption
+from runtime.lock import importing
 from runtime.logprobs import likeliest, log_softmax
 from runtime.model import Model
 from runtime.options import Options
 from runtime.penalties import make_penalties
 from runtime.sampling import draw_seed, make_sampler
 from runtime.text import TextWriter
-from runtime.window import fit_prompt
+from runtime.window import fit_prompt, history
 
 if TYPE_CHECKING:
     from runtime.constraint import Constraint
@@ -35,12 +36,17 @@ class Place:
     sample_index: int = 0
 
 
-def _constrain(model: Model, options: Options, n_max: int) -> Constraint | None:
+def _constrain(model: Model, options: Options, n_max: int, interruption: Interruption) -> Constraint | None:
+    """None without a form, and where the search for a way was interrupted: the row then ends before its first id."""
     if options.form is None:
         return None
-    from runtime.constraint import Constraint  # only where it is used: importing the package stays quick
+    with importing:
+        from runtime.constraint import Constraint  # only where it is used: importing the package stays quick
 
-    return Constraint(model, options, options.form, n_max)
+    try:
+        return Constraint(model, options, options.form, n_max, interruption.check)
+    except Interrupted:
+        return None
 
 
 class Row:
@@ -54,30 +60,36 @@ class Row:
         place: Place,
         n_top: int | None = None,
         prefix: Prefix | None = None,
+        interruption: Interruption | None = None,
     ) -> None:
         """`n_top`: record log-probabilities, with so many alternatives; None records none.
 
         `prefix`: what it has in common with the prompt is not computed again.
+        `interruption`: what may end it; None is what the options say, from now on.
         Raises ValueError where the prompt does not fit, for ids outside the vocabulary, and for a form that no text
         of so many tokens has.
         """
         config = model.config
         self.place, self._options, self._n_top, self.prefix = place, options, n_top, prefix
         self._eos_ids, self._stop_ids = config.eos_token_ids, frozenset(options.stop_ids)
-        self.healing = heal(model.tokenizer, prompt_ids) if options.token_healing else None
+        latest = prompt_ids[-config.n_positions :]
+        self.healing = heal(model.tokenizer, latest) if options.token_healing else None
         given = prompt_ids[:-1] if self.healing else prompt_ids
         self.window = fit_prompt(given, options, config.n_positions)  # what the cache holds or is to be filled with
-        self.ids = list(given) if options.overflow == "slide" else list(self.window)
+        self.ids = list(self.window)
+        if options.overflow == "slide":
+            self.ids = history(given, options.pinned_tokens, config.n_positions)
         self._n_prompt, self._n_dropped = len(self.ids), len(given) - len(self.window)
         self._n_given = len(prompt_ids)
         self._seed = options.seed if options.seed is not None or options.temperature == 0 else draw_seed()
         self._sample = make_sampler(options, self._seed or 0, place.sample_index)
-        self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size)
+        self._penalize = make_penalties(options, list(self._eos_ids), config.vocab_size, config.n_positions)
         n_healed = len(self.healing.text) if self.healing else 0
         self._writer = TextWriter(model.tokenizer, self.ids, options.stops, n_healed)
         room = config.n_positions - len(self.window)
         self._n_max = min(options.max_new_tokens, room) if options.overflow == "stop" else options.max_new_tokens
-        self._constraint = _constrain(model, options, self._n_max)
+        self.interruption = Interruption(options) if interruption is None else interruption
+        self._constraint = _constrain(model, options, self._n_max, self.interruption)
         self.capacity = min(len(self.window) + options.max_new_tokens, config.n_positions)
         self.lookup = options.lookup
         self._pieces: list[str] = []
@@ -86,7 +98,6 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.n_pinned = min(options.pinned_tokens, self._n_prompt)
         self.n_slides, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
-        self.interruption = Interruption(options)
         self.prompt_logits: Logits | None = None  # [n_vocab] after the window, for rows with the same one
 
     def holds_prompt_of(self, other: Row) -> bool:
@@ -105,6 +116,12 @@ class Row:
 
     def accept(self, logits: Logits) -> str:
         """Choose the next id from the logits [n_vocab]; returns the text that is certain now."""
+        try:
+            return self._accept(logits)
+        except Interrupted:
+            return self.end(self.interruption.reason or "cancelled")
+
+    def _accept(self, logits: Logits) -> str:
         step = len(self.ids) - self._n_prompt
         allowed = self._penalize(logits, self.ids, self._n_prompt) if self._penalize else logits
         if self.healing and step == 0:

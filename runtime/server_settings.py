@@ -27,6 +27,7 @@ class Settings:
     queue: int = _setting(64, "continuations that may wait for a row; beyond it clients are told to come back")
     connections: int = _setting(128, "clients connected at a time")
     max_body_bytes: int = _setting(2**20, "size of a request")
+    max_reply_bytes: int = _setting(2**25, "size that a reply may have, by its tokens, logprobs and echo")
     max_tokens: int = _setting(4096, "new tokens of one continuation")
     timeout: float = _setting(300.0, "seconds of one request, waiting included; what is written by then is sent")
     client_timeout: float = _setting(20.0, "seconds a client may take to send its request, or not to read the reply")
@@ -42,6 +43,8 @@ class Settings:
             raise ValueError(f"port is {self.port}; it must be at most 65535")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be printable ASCII, and not empty")
+        if self.api_key is not None and self.api_key != self.api_key.strip():
+            raise ValueError("the API key must not begin or end with a space: no header can carry it so")
         if not (self.is_local or self.api_key or self.allow_no_key):
             raise ValueError(
                 f"host {self.host} may be reached by others: set ${KEY_VARIABLE} to a key that clients must send, "
@@ -75,4 +78,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
 def read_settings(given: argparse.Namespace) -> Settings:
     """The settings given on the command line, and the key of the environment. Raises ValueError."""
     named = {name.removeprefix("setting_"): v for name, v in vars(given).items() if name.startswith("setting_")}
-    return Settings(**{"api_key": os.environ.get(KEY_VARIABLE) or None, **named})
+    key = os.environ.get(KEY_VARIABLE)
+    if key == "" and "api_key" not in named:
+        raise ValueError(f"${KEY_VARIABLE} is empty: set it to a key, or unset it to serve without one")
+    return Settings(**{"api_key": key, **named})

@@ -17,6 +17,7 @@ from runtime import grid
 from runtime.cache import KeysValues
 from runtime.default_model import ModelOrPath, resolve
 from runtime.integrity import CHECKSUMS
+from runtime.lock import importing
 from runtime.model import Model
 from runtime.text import check_fits, encode_prompt
 
@@ -50,7 +51,8 @@ class Prefix:
         The file appears when it is complete. Raises OSError where it cannot be written, ValueError where the prefix's
         model is closed.
         """
-        from runtime import prefix_file  # only where it is used: importing the package stays quick
+        with importing:
+            from runtime import prefix_file  # only where it is used: importing the package stays quick
 
         prefix_file.save(self, Path(path))
 

@@ -1,9 +1,13 @@
 """Fewer passes than tokens: ids are proposed, and several of them verified in one pass.
 
 A row chooses from the logits of such a pass one after another, as from those of passes over one id each, until it
-chooses another id than the one proposed. So what is proposed changes the number of passes and nothing else: greedy
-ids stay the same, and so do sampled ones, whose draws depend on seed and step alone. Logits of int8 and int4 differ
-in the last bits between a pass over one id and one over several, which may decide a near tie.
+chooses another id than the one proposed. Draws depend on seed and step alone. So at fp32 proposals change the number
+of passes and not the ids, greedy or sampled.
+
+At int8 and int4 they change some texts. Attention over several ids differs from single steps in the last bits of
+fp32, and rounding activations to int8 makes differences of about 0.04 in the log-probabilities of that. They decide
+between tokens that are close: gaps of up to 0.17 were seen. Of 60 greedy texts a draft changed 16 at int8 and 10 at
+int4; lookup changed 3 to 6 and 8.
 """
 
 from __future__ import annotations

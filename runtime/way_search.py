@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,14 +30,27 @@ class Effort:
 
     tries: int
     repeats: int
+    check: Callable[[], object] = lambda: None  # before each; it raises to end the search
+
+    def spend_try(self) -> bool:
+        """Whether there was one token more to try."""
+        self.check()
+        self.tries -= 1
+        return self.tries >= 0
+
+    def spend_repeat(self) -> bool:
+        """Whether there was one token more to repeat."""
+        self.check()
+        self.repeats -= 1
+        return self.repeats >= 0
 
     @contextlib.contextmanager
     def share(self, tries: int) -> Iterator[Effort]:
         """At most so many of the tries; what is left of them comes back."""
-        part = Effort(min(tries, self.tries), self.repeats)
+        part = Effort(min(tries, self.tries), self.repeats, self.check)
         self.tries -= part.tries
         yield part
-        self.tries, self.repeats = self.tries + part.tries, part.repeats
+        self.tries, self.repeats = self.tries + max(0, part.tries), max(0, part.repeats)
 
 
 class _State(NamedTuple):
@@ -88,7 +101,7 @@ class WaySearch:
                 found = self._search(start, DETOUR * n_left, share, width=width, thorough=thorough)
             if found is None:
                 continue
-            way, keys = _shorten(matcher, *found)
+            way, keys = _shorten(matcher, *found, effort.check)
             if len(way) <= n_left:  # a longer one is not remembered: the next searches would end with it
                 self._remember(way, keys)
                 return way
@@ -129,9 +142,8 @@ class WaySearch:
         """
         loop: list[int] = []
         for id_ in self._tries(state.mask, thorough):
-            if effort.tries <= 0:
+            if not effort.spend_try():
                 return
-            effort.tries -= 1
             after = _step(state, id_)
             if after is None:
                 continue
@@ -151,9 +163,8 @@ class WaySearch:
         """The state after ids have been repeated until the mask changes; None where that takes too long."""
         mask = state.mask
         for id_ in itertools.cycle(ids):
-            if len(state.way) >= n_most or effort.repeats <= 0:
+            if len(state.way) >= n_most or not effort.spend_repeat():
                 return None
-            effort.repeats -= 1
             after = _step(state, id_)
             if after is None:
                 return state
@@ -181,11 +192,14 @@ class WaySearch:
         return tries
 
 
-def _shorten(matcher: LLMatcher, way: Way, keys: tuple[int, ...]) -> tuple[Way, tuple[int, ...]]:
+def _shorten(
+    matcher: LLMatcher, way: Way, keys: tuple[int, ...], check: Callable[[], object]
+) -> tuple[Way, tuple[int, ...]]:
     """The way without what it does between two states in which the same tokens may come next, where it ends still."""
     walker, n = matcher.deep_copy(), 0
     while n < len(way):
         for again in _meetings(keys, n):
+            check()
             if _completes(walker, way[again:]):
                 way, keys = way[:n] + way[again:], keys[:n] + keys[again:]
                 break

@@ -48,3 +48,8 @@ def slide(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:
     """The pinned beginning and the latest ids, half of the remaining positions left free for more."""
     n_latest = (n_positions - n_pinned) // 2
     return [*ids[:n_pinned], *ids[len(ids) - n_latest :]]
+
+
+def history(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:
+    """Of a prompt of any length what matters later: the pinned beginning, and the latest n_positions ids."""
+    return [*ids[: min(n_pinned, max(0, len(ids) - n_positions))], *ids[-n_positions:]]

@@ -19,7 +19,7 @@ from transformers.generation import logits_process as processors
 from runtime import complete, generate
 from runtime.model import Model
 from runtime.options import Options
-from runtime.penalties import make_penalties
+from runtime.penalties import make_penalties, repeated_ngram_ids
 from runtime.text import encode
 from tests.oracle import demo
 
@@ -214,3 +214,37 @@ def test_penalties_beyond_float32_leave_numbers(options: dict[str, Any]) -> None
         got = ours(logits, [0, 1, 2, 3, 1], 0, **options)
     assert not np.isnan(got).any()
     assert got.max() > -np.inf
+
+
+@calm
+@given(ids=st.lists(st.integers(0, 2), max_size=14), size=st.integers(0, 16))
+def test_ids_that_repeat_a_sequence_are_those_of_the_definition(ids: list[int], size: int) -> None:
+    begin = ids[len(ids) - size + 1 :]
+    n_starts = len(ids) - size + 1
+    expected = {ids[at + size - 1] for at in range(n_starts) if size and ids[at : at + size - 1] == begin}
+    assert set(repeated_ngram_ids(np.array(ids, np.int64), size).tolist()) == expected
+
+
+@calm
+@given(logits=LOGITS, before=IDS, ids=st.lists(ID, min_size=8, max_size=8), n_prompt=st.integers(0, 28))
+def test_ids_beyond_the_window_count_no_more(logits: Logits, before: list[int], ids: list[int], n_prompt: int) -> None:
+    """What the model does not see any more changes nothing, and costs nothing."""
+    options = Options(repetition_penalty=1.3, no_repeat_ngram_size=2, presence_penalty=0.5, frequency_penalty=0.2)
+    penalize = make_penalties(options, EOS, N_VOCAB, n_window=len(ids))
+    assert penalize
+    n_prompt = min(n_prompt, len(before) + len(ids))
+    found = penalize(logits, [*before, *ids], n_prompt)
+    np.testing.assert_array_equal(found, penalize(logits, ids, max(0, n_prompt - len(before))))
+
+
+def test_a_call_costs_the_window_and_not_the_history() -> None:
+    import time
+
+    options = Options(repetition_penalty=1.3, no_repeat_ngram_size=512, presence_penalty=0.5)
+    penalize = make_penalties(options, EOS, N_VOCAB, n_window=1024)
+    assert penalize
+    logits, ids = np.zeros(N_VOCAB, np.float32), [5] * 1_000_000
+    start = time.thread_time()
+    for _ in range(20):
+        penalize(logits, ids, 1)
+    assert time.thread_time() - start < 1

@@ -11,7 +11,7 @@ from tests.serving import Running, running
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example"]
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "testserver"]
 )
 def test_a_name_that_points_here_is_not_enough(server: Running, host: str) -> None:
     """A web page can have its own name resolve to 127.0.0.1, and would then read what it asked."""
@@ -22,6 +22,35 @@ def test_a_name_that_points_here_is_not_enough(server: Running, host: str) -> No
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1234", "127.0.0.1", "[::1]:80", "192.168.0.7"])
 def test_an_address_is(server: Running, host: str) -> None:
     assert server.request("GET", "/v1/models", Host=host).status == 200
+
+
+PAGE_ELSEWHERE = [
+    {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+    {"Origin": "http://localhost:5173", "Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+]
+
+
+@pytest.mark.parametrize("headers", PAGE_ELSEWHERE, ids=str)
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/json"])
+def test_a_page_elsewhere_may_not_ask(server: Running, headers: dict[str, str], kind: str | None) -> None:
+    """A browser sends such requests without asking first, whatever the reply to them would allow."""
+    body, given = b'{"prompt": "a", "max_tokens": 2}', headers | ({"Content-Type": kind} if kind else {})
+    for path, method in (("/v1/completions", "POST"), ("/v1/models", "GET"), ("/metrics", "GET")):
+        reply = server.request(method, path, body if method == "POST" else None, **given)
+        assert (reply.status, reply.error["code"]) == (403, "cross_site")
+
+
+def test_the_page_may_ask_and_be_linked_to(server: Running) -> None:
+    own = {"Origin": f"http://127.0.0.1:{server.port}", "Content_Type": "application/json"}
+    body = b'{"prompt": "a", "max_tokens": 2}'
+    for headers in (own, {**own, "Sec_Fetch_Site": "same-origin"}, {"Content_Type": own["Content_Type"]}):
+        assert server.request("POST", "/v1/completions", body, **headers).status == 200
+    assert server.request("GET", "/", Sec_Fetch_Site="cross-site").status == 200
+    assert server.request("GET", "/v1/models", Sec_Fetch_Site="none").status == 200
 
 
 def test_with_a_key_only_those_who_have_it(demo_int8: Model) -> None:

@@ -95,6 +95,29 @@ def test_a_signal_lets_what_runs_finish(start: Start, number: signal.Signals, st
 
 
 @posix_only
+@pytest.mark.parametrize("n_signals", [1, 2])
+def test_signals_are_heard_where_standard_error_is_gone(demo_int8_folder: Path, n_signals: int) -> None:
+    """As of `gpt2-edge serve 2>&1 | tee log`, where Ctrl-C ends tee first."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "runtime", "serve", "--model", demo_int8_folder, "--port", "0", "--grace", "60"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stderr=writing, env=environment) as process:
+        os.close(writing)
+        told = b""
+        while b"Ctrl-C" not in told:
+            told += os.read(reading, 4096)
+        port = int(told.split(b" (")[0].rpartition(b":")[2])
+        reply = ask(port, **LONG, stream=True)
+        reply.readline()
+        os.close(reading)
+        for _ in range(n_signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert reply.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait(30) == -signal.SIGTERM
+
+
+@posix_only
 def test_after_the_grace_streams_end_with_an_error(start: Start) -> None:
     """Sixteen rows on one slot take much longer than the grace."""
     process, port = start("--grace", "0.2", "--rows", "1")
@@ -154,6 +177,8 @@ def test_a_signal_ends_it_whoever_is_connected(start: Start, client: str) -> Non
         (["--timeout", "0"], "timeout is 0"),
         (["--timeout", "nan"], "timeout is nan"),
         (["--api-key", ""], "not empty"),
+        (["--api-key", "abc "], "begin or end with a space"),
+        (["--api-key", " "], "begin or end with a space"),
         (["--api-key", "clé"], "ASCII"),
     ],
 )
@@ -163,6 +188,14 @@ def test_what_cannot_be_is_refused(demo_int8_folder: Path, arguments: list[str],
     assert process.returncode == 2, process.stderr
     assert told in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_an_empty_key_in_the_environment_is_an_error(demo_int8_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that was not mounted, say: nobody means to serve everybody so."""
+    command = [sys.executable, "-m", "runtime", "serve", "--model", demo_int8_folder, "--port", "0"]
+    process = run(*command, cwd=REPOSITORY, env={KEY_VARIABLE: ""})
+    assert process.returncode == 2, process.stderr
+    assert f"${KEY_VARIABLE} is empty" in process.stderr
 
 
 def test_a_port_that_is_taken_is_named(demo_int8_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

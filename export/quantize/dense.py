@@ -61,6 +61,7 @@ class DenseInt8:
     """
 
     kernel = "dense"
+    needs_even_rows = False
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         quantized, scales = quantize_columns(matrix.T)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from export.onnx_file import MICROSOFT, OnnxFile
 from export.quantize.gptq import Doubles, round_together
 from export.quantize.int4_blocks import round_alone
-from export.quantize.precision import Floats, Int8, Linear
+from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Floats, Int8, Linear
 
 Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
 
@@ -70,6 +70,11 @@ class Int4(Int8):
     """Products in blocks of 4-bit integers; `wte` stays int8, since the output layer loses most by rounding."""
 
     rounded: Rounded | None = None  # None rounds every block by itself
+
+    @property
+    def needs_even_rows(self) -> bool:
+        """See `Precision.needs_even_rows`."""
+        return self.block_size > MAX_ANY_ROWS_BLOCK_SIZES["int4"]
 
     def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """See `Precision.linear`."""

@@ -69,6 +69,11 @@ class Mixed:
         has_blocks = any(one.kernel == "block" for one in self.others.values())
         return "mixed" if self.usual.kernel == "dense" and has_blocks else self.usual.kernel
 
+    @property
+    def needs_even_rows(self) -> bool:
+        """Whether any of them does."""
+        return any(one.needs_even_rows for one in (self.usual, *self.others.values()))
+
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         self._of(name).store(file, name, matrix)
 

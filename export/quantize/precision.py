@@ -13,8 +13,10 @@ from export.quantize.blocks import quantize
 
 Floats = NDArray[np.float32]
 BLOCK_SIZES = (32, 64, 128, 256)
+# with larger blocks the kernels add a row's products in another order where it has no second row beside it
+MAX_ANY_ROWS_BLOCK_SIZES = {"int8": 64, "int4": 32}
 INT4_BLOCK_SIZES = (32, 64)
-# at int8, 64 divides every OpenAI width and rows do not depend on their neighbours; at int4, 32 loses least
+# at int8, 64 divides every OpenAI width, and a row needs no second one beside it; at int4 both hold of 32
 DEFAULT_BLOCK_SIZES = {"int8": 64, "int4": 32}
 
 
@@ -33,6 +35,10 @@ class Precision(Protocol):
     def kernel(self) -> str | None:
         """Which products the graph is made of, for the runtime to compare with the processor; None for fp32."""
 
+    @property
+    def needs_even_rows(self) -> bool:
+        """Whether a row has the same logits beside others only where the rows of a pass are even in number."""
+
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         """Store a [n_vocab, n_embd] matrix for `embed` and `logits`."""
 
@@ -50,6 +56,7 @@ class Float32:
     """Weights unchanged."""
 
     kernel = None
+    needs_even_rows = False
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         file.constant(name, matrix)
@@ -75,6 +82,10 @@ class Int8:
 
     block_size: int
     kernel: ClassVar[str] = "block"
+
+    @property
+    def needs_even_rows(self) -> bool:
+        return self.block_size > MAX_ANY_ROWS_BLOCK_SIZES["int8"]
 
     def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
         quantized, scales = quantize(matrix, self.block_size)

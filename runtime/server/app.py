@@ -15,7 +15,7 @@ from runtime.model import Model
 from runtime.server import chat, completions, page
 from runtime.server.completions import ERRORS
 from runtime.server.engine import Engine
-from runtime.server.errors import add_handlers
+from runtime.server.errors import add_handlers, server_error
 from runtime.server.guard import Guard
 from runtime.server_settings import Settings
 
@@ -42,7 +42,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """That the server answers, and decodes."""
 
     status: Literal["ok"] = "ok"
 
@@ -102,8 +102,10 @@ async def retrieve_model(model: str, request: Request) -> ModelCard:
 
 
 @router.get("/health", responses=ERRORS)
-async def health() -> Health:
-    """Whether the server answers."""
+async def health(request: Request) -> Health:
+    """Whether the server answers and decodes; 503 where its decoding thread has ended, or stands still."""
+    if not request.app.state.engine.is_alive:
+        raise server_error("the decoding thread has ended, or does not answer: start the server again", 503)
     return Health()
 
 

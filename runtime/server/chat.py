@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
+from runtime.form import READERS
 from runtime.server.completions import STREAMED
 from runtime.server.engine import Engine
 from runtime.server.errors import ApiError, preparing
@@ -14,11 +15,12 @@ from runtime.server.exchange import EventStream, decode, json_response, while_co
 from runtime.server.fields import ChatRequest
 from runtime.server.gain import Continuation, Gain, collect
 from runtime.server.job import Job
-from runtime.server.plan import encode_rendered, make_limited, make_rows
+from runtime.server.json_route import JsonRoute
+from runtime.server.plan import check_reply, encode_rendered, make_limited, make_rows
 from runtime.server.reply import ChatReply, Counted, as_events, chat_writer, to_json
 from runtime.server.served_row import ServedRow
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED)
@@ -36,7 +38,8 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
             stack.pop_all()  # the stream closes the job
             return EventStream(as_events(talk.gains(), write, talk.usage_at_end), job)
         gains = await while_connected(request, collect(talk.gains()))
-        return json_response(to_json(write(gains, talk.usage)))
+        reply = engine.write(job, lambda: to_json(write(gains, talk.usage)))
+        return json_response(await while_connected(request, reply))
 
 
 def _check(engine: Engine, body: ChatRequest) -> None:
@@ -60,11 +63,14 @@ class Talk(Counted):
         self._engine, self._job, self._body = engine, job, body
         self._rows: list[ServedRow] = []
         self._n_before = 0  # characters of the prompt
+        self._n_bytes = 0  # of the reply, see `check_reply`
 
     async def prepare(self) -> None:
         """Write the prompt. Raises ApiError."""
         with preparing():
-            await self._engine.prepare(self._make_rows)
+            has_form = any(getattr(self._body, name) is not None for name in READERS)
+            await self._engine.prepare(self._job, self._make_rows, has_form=has_form)
+            self._engine.reserve(self._job, self._n_bytes)
 
     def _make_rows(self) -> None:
         engine, body = self._engine, self._body
@@ -74,9 +80,10 @@ class Talk(Counted):
         n_new = body.max_completion_tokens or body.max_tokens or min(n_positions, engine.settings.max_tokens)
         options = make_limited(engine, self._job, {**given, "max_new_tokens": n_new})
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
-        prompt = encode_rendered(engine, engine.chat_template.render(messages), options)
+        prompt = encode_rendered(engine, self._job, engine.chat_template.render(messages), options)
         self._n_prompt, self._n_before = len(prompt.ids), len(prompt.text)
         n_top = (body.top_logprobs or 0) if body.logprobs else None
+        self._n_bytes = check_reply(engine, [prompt], body.n or 1, n_top, echo=False)
         self._rows = make_rows(engine, self._job, [prompt], body.n or 1, n_top)
 
     async def gains(self) -> AsyncIterator[Gain]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from runtime.form import READERS
 from runtime.server import task_plan
 from runtime.server.engine import Engine
 from runtime.server.errors import ApiError, ErrorReply, preparing
@@ -16,13 +17,14 @@ from runtime.server.exchange import STOPPED, EventStream, decode, json_response,
 from runtime.server.fields import CompletionRequest
 from runtime.server.gain import Continuation, Details, End, Gain, collect
 from runtime.server.job import Job
-from runtime.server.plan import Plan, as_prompts, encode_one, make_limited, make_rows, too_long
+from runtime.server.json_route import JsonRoute
+from runtime.server.plan import Plan, as_prompts, check_reply, encode_one, make_limited, make_rows, too_long
 from runtime.server.reply import CompletionReply, Counted, as_events, completion_writer, to_json
 from runtime.server.task_plan import TaskRequest
 from runtime.server.token_names import read_prompt
 from runtime.text import encode
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "what was wrong"}}
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -49,7 +51,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
             stack.pop_all()  # the stream closes the job
             return EventStream(as_events(answering.gains(), write, answering.usage_at_end), job)
         gains = await while_connected(request, answering.best())
-        return json_response(to_json(write(gains, answering.usage)))
+        body_json = engine.write(job, lambda: to_json(write(gains, answering.usage)))
+        return json_response(await while_connected(request, body_json))
 
 
 def _n_samples(body: CompletionRequest) -> int:
@@ -84,8 +87,13 @@ class Answering(Counted):
         """Read the prompts. Raises ApiError."""
         with preparing():
             self._task = task_plan.read_task(self._engine, self._job, self._body)
-            self._plan = await self._engine.prepare(self._make_plan)
+            self._plan = await self._engine.prepare(self._job, self._make_plan, has_form=self._has_form)
+            self._engine.reserve(self._job, self._plan.n_bytes)
             self._n_prompt = sum(len(prompt.ids) for prompt in self._plan.prompts)
+
+    @property
+    def _has_form(self) -> bool:
+        return any(getattr(self._body, name) is not None for name in READERS)
 
     def _make_plan(self) -> Plan:
         engine, body = self._engine, self._body
@@ -97,13 +105,15 @@ class Answering(Counted):
             n_new = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
             given = {"temperature": 1.0, **body.generation_options(), "max_new_tokens": n_new or 1}
             options = make_limited(engine, self._job, given)
-            prompts = [encode_one(engine, prompt, options) for prompt in as_prompts(body.prompt)]
-        if body.max_tokens == 0:
+            prompts = [encode_one(engine, self._job, prompt, options) for prompt in as_prompts(body.prompt)]
+        if body.max_tokens == 0 or (body.echo and body.logprobs is not None):
             self._check_scored([len(prompt.ids) for prompt in prompts])
-            return Plan(prompts, [])
+        n_bytes = check_reply(engine, prompts, _n_samples(body), body.logprobs, echo=bool(body.echo))
+        if body.max_tokens == 0:
+            return Plan(prompts, [], n_bytes)
         ranks = _n_samples(body) > (body.n or 1)
         n_top = body.logprobs if body.logprobs is not None else 0 if ranks or self._task else None
-        return Plan(prompts, make_rows(engine, self._job, prompts, _n_samples(body), n_top))
+        return Plan(prompts, make_rows(engine, self._job, prompts, _n_samples(body), n_top), n_bytes)
 
     def _check_scored(self, lengths: list[int]) -> None:
         n_positions = self._engine.model.config.n_positions

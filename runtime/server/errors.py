@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+T = TypeVar("T")
 CLOSED_REQUEST = 499  # the client has left; nobody reads the reply
 
 
@@ -59,6 +61,16 @@ class ApiError(Exception):
 def server_error(message: str, status: int = 500) -> ApiError:
     """An error that is not the client's."""
     return ApiError(message, status=status, kind="server_error")
+
+
+def contain(function: Callable[[], T]) -> T:
+    """The function's result. A Rust panic of the tokenizer's, which is no Exception, becomes a RuntimeError."""
+    try:
+        return function()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def in_words_of_api(error: Exception) -> str:
@@ -117,10 +129,17 @@ def _describe(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(f"{'.'.join(where)} is missing", param=name)
     if name == "prompt":
         kinds = "a text, several texts, token ids, or several lists of token ids"
-        return ApiError(f"prompt is {_short(error['input'])}; it must be {kinds}", param=name)
-    return ApiError(f"{name} is {_short(error['input'])}: {error['msg']}", param=name)
+        return ApiError(f"prompt is {short(error['input'])}; it must be {kinds}", param=name)
+    return ApiError(f"{name} is {short(error['input'])}: {error['msg']}", param=name)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:76]} ..."
+def short(value: object) -> str:
+    """The value as Python writes it, or the beginning of that; what is large is not written out first."""
+    text = _REPR.repr(value)
+    return text if len(text) < _SHOWN else f"{text[: _SHOWN - 4]} ..."
+
+
+_SHOWN = 80  # characters
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN
+_REPR.maxlist = _REPR.maxdict = 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -12,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from runtime.server.engine import Engine
-from runtime.server.errors import CLOSED_REQUEST, ApiError, server_error
+from runtime.server.errors import CLOSED_REQUEST, ApiError, contain, server_error
 from runtime.server.gain import Continuation, Gain
 from runtime.server.job import Job
 from runtime.server.served_row import ServedRow
@@ -66,11 +67,13 @@ async def decode(
                 engine.metrics.count(part.completion)
             if job.is_stopped and part.completion and part.completion.finish_reason == "cancelled":
                 raise STOPPED
-            yield row, of_row[row].read(part)
+            yield row, contain(partial(of_row[row].read, part))
     except (TypeError, ValueError) as error:  # a row's own: its options leave no token, say
         raise ApiError(str(error)) from None
-    except (MemoryError, RuntimeError) as error:  # onnxruntime's
-        raise server_error(str(error)) from error
+    except ApiError:
+        raise
+    except Exception as error:  # of memory, onnxruntime's or the tokenizer's
+        raise server_error(str(error) or type(error).__name__) from error
 
 
 def json_response(body: str) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from runtime.options import Options
 MAX_ALTERNATIVES = 20
 MAX_ENTRIES = 64  # of the lists of a task
 MAX_BIAS = 1024  # ids
+MAX_WORDS = 1024  # of stop_words
+MAX_MESSAGES = 1024  # of a conversation: the longest context of GPT-2 has as many tokens
 _MAX_INT = 2**31 - 1
 _ELSEWHERE = {"max_new_tokens", "cancel"}  # they are max_tokens, and the connection
 _OPENAI = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed"}
@@ -31,8 +34,8 @@ class Fields(BaseModel):
         """Describing an error takes time, while all requests wait: one is enough. For lists, `fail_fast` says so."""
         if not isinstance(given, dict):
             return given
-        unknown = {*[name for name in given if name not in cls.model_fields][1:]}
-        return {name: value for name, value in given.items() if name not in unknown}
+        unknown = itertools.islice((name for name in given if name not in cls.model_fields), 1)
+        return {name: given[name] for name in (*unknown, *cls.model_fields) if name in given}
 
     def given(self, names: typing.Container[str]) -> dict[str, Any]:
         """Of these fields, those that are set."""
@@ -117,7 +120,7 @@ class TaskFields(Fields):
     turns: Pairs | None = None
     options: Texts | None = Field(None, description="to choose from")
     scoring: Literal["full", "partial"] | None = None
-    stop_words: Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_words: Annotated[list[str], Field(max_length=MAX_WORDS, fail_fast=True)] | None = None
     abstain_below: float | None = Field(None, ge=0, le=1)
 
 
@@ -149,7 +152,7 @@ class Message(Fields):
 class ChatRequest(SharedFields):
     """OpenAI's fields of a chat completion, and ours."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1, le=_MAX_INT)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT, description="default: what the context holds")
     logprobs: bool | None = None

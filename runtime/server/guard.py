@@ -10,7 +10,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.server.errors import CLOSED_REQUEST, ApiError
+from runtime.server.errors import CLOSED_REQUEST, ApiError, short
 from runtime.server.metrics import Metrics
 from runtime.server_settings import Settings
 
@@ -40,6 +40,10 @@ class Guard:
 
         try:
             await self._pass_on(scope, receive, send_counted)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a Rust panic, which the framework would not answer in our words
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
         finally:
             _count(scope, status[0], time.monotonic() - start)
 
@@ -47,6 +51,7 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
+            self._check_origin(scope, headers)
             self._check_key(scope["path"], headers)
             body = await self._read(receive)
         except ApiError as error:
@@ -59,13 +64,29 @@ class Guard:
         """Without a key, only by address: a web page elsewhere could have its own name point here."""
         name = headers.get("host", "").strip().lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        if self._settings.api_key or name in ("localhost", self._settings.host.lower(), "testserver"):
+        if self._settings.api_key or name in ("localhost", self._settings.host.lower()):
             return
         try:
             ipaddress.ip_address(name)
         except ValueError:
             told = f"the host {name!r} is not one of this server's; use its address, or a key"
             raise ApiError(told, status=403, code="unknown_host", headers=_LAST) from None
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Without a key, only pages of this server may ask: any page that is visited can send requests here.
+
+        The page itself may be linked to from anywhere. A browser says where a request comes from by Sec-Fetch-Site,
+        which no page can change, or, where it is older, by Origin; other clients send neither.
+        """
+        if self._settings.api_key or (scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_PATHS):
+            return
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        is_own = origin is None or origin.lower().partition("://")[2] == headers.get("host", "").strip().lower()
+        if site is not None:
+            is_own = site in ("same-origin", "none")
+        if not is_own:
+            told = f"the request comes from a page elsewhere ({short(origin)}); only this server's own page may ask"
+            raise ApiError(told, status=403, code="cross_site", headers=_LAST)
 
     def _check_key(self, path: str, headers: Headers) -> None:
         key = self._settings.api_key

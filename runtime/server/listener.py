@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -77,7 +78,7 @@ class Server(uvicorn.Server):
         """See `uvicorn.Server`."""
         await super().startup(sockets)
         if self.greeting:
-            print(self.greeting, file=sys.stderr, flush=True)
+            _say(self.greeting)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets requests finish, the second ends them where they are, the third drops them."""
@@ -85,13 +86,21 @@ class Server(uvicorn.Server):
         if self._n_signals == 2:
             asyncio.get_running_loop().call_soon_threadsafe(self._engine.stop_all)
             return
+        self.force_exit = self._n_signals > 2
+        super().handle_exit(sig, frame)
         if self._n_signals == 1 and self._engine.n_open:
             about = f"requests under way have {self._grace:g} s to finish; a second signal ends them now"
-            print(f"gpt2-edge: {about}", file=sys.stderr, flush=True)
-        super().handle_exit(sig, frame)
+            # in the loop: the handler may interrupt a write to the same stream
+            asyncio.get_running_loop().call_soon_threadsafe(_say, f"gpt2-edge: {about}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
         stopping = asyncio.get_running_loop().call_later(self._grace, self._engine.stop_all)
         await super().shutdown(sockets)
         stopping.cancel()
+
+
+def _say(text: str) -> None:
+    """A line on standard error, where there is still one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel
 
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, contain, server_error
 from runtime.server.fields import StreamOptions
 from runtime.server.gain import Details, FinishReason, Gain
 from runtime.server.token_names import Token, TokenNames
+
+_log = logging.getLogger("gpt2_edge.server")
 
 
 class Usage(BaseModel):
@@ -217,12 +221,19 @@ async def as_events(
     """A stream of server-sent events; an error is the last one of it."""
     try:
         async for gain in gains:
-            yield _event(to_json(write([gain], None)))
+            yield _event(contain(partial(_write_json, write, gain)))
         if counted := usage():
             yield _event(to_json(write([], counted)))
     except ApiError as error:
         yield _event(error.json())
+    except Exception as error:  # the head of the reply is sent: only the stream can still say so
+        _log.exception("a stream failed")
+        yield _event(server_error(f"the server failed ({type(error).__name__}); its log says more").json())
     yield _event("[DONE]")
+
+
+def _write_json(write: Write, gain: Gain) -> str:
+    return to_json(write([gain], None))
 
 
 def _event(data: str) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from runtime.completion import Completion
+from runtime.completion import Completion, FinishReason
 from runtime.model import Model
 from runtime.options import Options
 from runtime.row import Logits, Place, Row
+from runtime.server.form_time import RequestInterruption
 
 
 @dataclasses.dataclass
@@ -47,24 +48,53 @@ class ServedRow(Row):
         place: Place,
         n_top: int | None,
         post: Callable[[ServedRow, Part], None],
+        interruption: RequestInterruption,
     ) -> None:
-        """`post` takes the row's parts, in the event loop."""
-        super().__init__(model, prompt_ids, options, place, n_top)
+        """`post` takes the row's parts, in the event loop; `interruption` is that of the request."""
+        with interruption.searching():
+            super().__init__(model, prompt_ids, options, place, n_top, interruption=interruption)
+        self.request, self._has_form = interruption, options.form is not None
         self.post, self._n_posted = post, 0
         self.error: Exception | None = None
 
     def accept(self, logits: Logits) -> str:
         """See `Row.accept`; an error ends the row, and is in its last part."""
         try:
-            piece = super().accept(logits)
+            piece = self._accept_in_time(logits)
             self.check_choice()
             return piece
-        except Exception as error:
-            self.error = error
-            return self.end("cancelled")
+        except BaseException as error:  # a Rust panic of the tokenizer's is no Exception
+            return self.fail(error)
+
+    def _accept_in_time(self, logits: Logits) -> str:
+        if not self._has_form:
+            return super().accept(logits)
+        with self.request.stepping():
+            return super().accept(logits)
+
+    def end(self, reason: FinishReason) -> str:
+        """See `Row.end`; an error of the tokenizer's is in the last part."""
+        try:
+            return super().end(reason)
+        except BaseException as error:
+            return self.fail(error)
 
     def part(self, text: str) -> Part:
-        """Text, and the ids since the last part."""
+        """Text, and the ids since the last part; of a row that failed, its error."""
+        try:
+            return self._part(text)
+        except BaseException as error:
+            self.fail(error)
+            return Part(error=self.error)
+
+    def fail(self, error: BaseException) -> str:
+        """End here, with no more calls that may fail. Returns no text."""
+        plain = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        # the frames of a traceback hold this row, its model and what memory they took
+        self.error, self.finish_reason = plain.with_traceback(None), "cancelled"
+        return ""
+
+    def _part(self, text: str) -> Part:
         begin, self._n_posted = self._n_posted, len(self.ids) - self._n_prompt
         ids, logprobs, top = self.ids[self._n_prompt + begin :], self._logprobs[begin:], self._top[begin:]
         if self.error or self.finish_reason is None:
