@@ -19,24 +19,12 @@ PAGE = 4096  # a weight that starts on a page can be mapped as it stands
 ValueInfo = tuple[str, int, list[str | int]]  # name, element type, shape
 
 
-class OnnxFile:
-    """Collects nodes; streams weights to disk one by one, so that no model is ever in memory whole.
+class OnnxGraph:
+    """Collects nodes and constants, all in memory."""
 
-    Use with `with`: leaving it closes the data file. `save` writes `model.onnx`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Create `model.onnx_data` in an existing folder."""
-        self._folder = folder
+    def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
-        self._data = (folder / "model.onnx_data").open("xb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._data.close()
 
     def node(self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
         """Append a node, named after its first output; returns that output."""
@@ -44,23 +32,12 @@ class OnnxFile:
         return outputs[0]
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Append an initializer, written out at once if it is large; returns its name."""
-        array = np.ascontiguousarray(array)
-        if array.nbytes < INLINE_BYTES:
-            self._constants[name] = numpy_helper.from_array(array, name)
-        else:
-            self._constants[name] = self._external(name, array)
+        """Append an initializer; returns its name."""
+        self._constants[name] = self._tensor(name, np.ascontiguousarray(array))
         return name
 
-    def _external(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
-        self._data.write(bytes(-self._data.tell() % PAGE))
-        place = {"location": "model.onnx_data", "offset": self._data.tell(), "length": array.nbytes}
-        self._data.write(array.data)
-        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        tensor = TensorProto(name=name, data_type=data_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
+    def _tensor(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
+        return numpy_helper.from_array(array, name)
 
     def same_bytes(self, name: str, source: str, shape: list[int]) -> None:
         """Append an initializer that reads the bytes of `source` in another shape; nothing is written twice."""
@@ -73,9 +50,8 @@ class OnnxFile:
         """Shape of an initializer."""
         return list(self._constants[name].dims)
 
-    def save(self, inputs: list[ValueInfo], outputs: list[ValueInfo], metadata: dict[str, str]) -> None:
-        """Write `model.onnx`: the graph with these inputs and outputs, and key-value metadata."""
-        self._data.flush()
+    def serialize(self, inputs: list[ValueInfo], outputs: list[ValueInfo], metadata: dict[str, str]) -> bytes:
+        """The bytes of an ONNX model: the graph with these inputs and outputs, and key-value metadata."""
         graph = helper.make_graph(
             self._nodes,
             "gpt2",
@@ -86,4 +62,42 @@ class OnnxFile:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gpt2-edge")
         helper.set_model_props(model, metadata)
-        (self._folder / "model.onnx").write_bytes(model.SerializeToString())
+        found: bytes = model.SerializeToString()
+        return found
+
+
+class OnnxFile(OnnxGraph):
+    """Streams weights to disk one by one, so that no model is ever in memory whole.
+
+    Use with `with`: leaving it closes the data file. `save` writes `model.onnx`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Create `model.onnx_data` in an existing folder."""
+        super().__init__()
+        self._folder = folder
+        self._data = (folder / "model.onnx_data").open("xb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._data.close()
+
+    def _tensor(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
+        """Written out at once if it is large."""
+        if array.nbytes < INLINE_BYTES:
+            return super()._tensor(name, array)
+        self._data.write(bytes(-self._data.tell() % PAGE))
+        place = {"location": "model.onnx_data", "offset": self._data.tell(), "length": array.nbytes}
+        self._data.write(array.data)
+        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, data_type=data_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+    def save(self, inputs: list[ValueInfo], outputs: list[ValueInfo], metadata: dict[str, str]) -> None:
+        """Write `model.onnx`: the graph with these inputs and outputs, and key-value metadata."""
+        self._data.flush()
+        (self._folder / "model.onnx").write_bytes(self.serialize(inputs, outputs, metadata))

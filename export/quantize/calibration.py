@@ -64,8 +64,9 @@ class _Calibrator:
             self._found.rounded = RoundedFiles(folder)
         for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
             inputs = layers.run(layer)
-            for name, found in inputs.items():
-                self._found.keep(name, self._choose(name, found))
+            # a product's columns first become what the next product's choice makes of them
+            for name in reversed(inputs):
+                self._found.keep(name, self._choose(name, inputs[name]))
             if self._is_int4:
                 self._round(inputs)
         self._found.keep(OUTPUT, self._choose_output(layers.output(OUTPUT)))
@@ -73,12 +74,12 @@ class _Calibrator:
 
     def _choose(self, name: str, inputs: Inputs) -> Choice:
         """Of a product in a layer."""
+        equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
         return choose_product(
             name,
-            self._tensors[f"{name}.weight"],
+            equalized[f"{name}.weight"],
             inputs,
             [self._kernel, *self._better(self._kernel)],
-            self._work,
             activation_function=self._config.activation_function,
             floor=activation_floor(self._config) if name.endswith("mlp.c_proj") else None,
         )
@@ -86,7 +87,7 @@ class _Calibrator:
     def _choose_output(self, inputs: Inputs) -> Choice:
         matrix = self._tensors["wte.weight" if self._config.tie_word_embeddings else "lm_head.weight"]
         kernel = output_kernel(self._kernel)
-        return choose_output(matrix, inputs, [kernel, *self._better(kernel)], self._work)
+        return choose_output(matrix, inputs, [kernel, *self._better(kernel)])
 
     def _round(self, inputs: dict[str, Inputs]) -> None:
         """Round the products of a layer to 4 bits, each for its equalized input."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -38,10 +37,10 @@ CANDIDATES = (
     Candidate("peak 0.5", 0.5, is_peak=True),
     Candidate("peak 0.75", 0.75, is_peak=True),
 )
-# What is done unless another candidate is clearly better: the errors of a sample are noisy. int4 wants no scales where
-# there are no outliers: its blocks have scales of their own, and its weights compensate for one another's errors.
-PREFERRED = {"int8": "scale 0.5", "int4": "shift"}
-CLEARLY = 0.8
+# What is done unless the error of another candidate is at most this part of it: the errors of a sample are noisy. int4
+# wants no scales where there are no outliers, since its blocks have scales of their own; and its weights will compensate
+# for one another's errors, which the trial does not know.
+PREFERRED = {"int8": ("scale 0.5", 0.8), "int4": ("shift", 0.6)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +57,14 @@ def choose_product(
     weight: Floats,
     inputs: Inputs,
     kernels: Sequence[str],
-    work: Path,
     *,
     activation_function: str = "gelu_new",
     floor: float | None = None,
 ) -> Choice:
     """Choose for a product of a layer, such as `h.0.attn.c_attn`.
 
-    weight: [n_in, n_out]. kernels: the one to choose for, then others whose error is wanted. work: a folder for
-    temporary graphs. floor: what the inputs never go below, see `Linear`.
+    weight: [n_in, n_out]. kernels: the one to choose for, then others whose error is wanted. floor: what the inputs
+    never go below, see `Linear`.
     """
     part = np.ascontiguousarray(weight[:, trial.some_columns(weight.shape[1])])
     expected = inputs.sample.astype(np.float64) @ part
@@ -75,20 +73,20 @@ def choose_product(
         scaled = np.ascontiguousarray(part * equalized.scale[:, None])
         linear = Linear(scaled, np.zeros(part.shape[1], np.float32), floor)
         unshifted = expected - equalized.shift.astype(np.float64) @ part
-        found = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear, work)
+        found = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
         return trial.relative_error(found, unshifted, inputs.weights)
 
     return _choose(dict(_candidates(name, activation_function, inputs, weight)), kernels, error)
 
 
-def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str], work: Path) -> Choice:
+def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Choice:
     """The same for the output layer, of a matrix [n_vocab, n_embd]."""
     part = np.ascontiguousarray(matrix[trial.some_columns(len(matrix))])
     expected = inputs.sample.astype(np.float64) @ part.T
 
     def error(kernel: str, equalized: Equalization) -> float:
         scaled = np.ascontiguousarray(part * equalized.scale)
-        found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled, work)
+        found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled)
         return trial.relative_error(found, expected, inputs.weights)
 
     return _choose(dict(_candidates(OUTPUT, "", inputs, matrix.T)), kernels, error)
@@ -98,8 +96,8 @@ def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: 
     kernel, *better = kernels
     errors = {name: error(kernel, found) for name, found in candidates.items()}
     best = min(errors, key=errors.__getitem__)
-    preferred = PREFERRED["int4" if kernel.startswith("int4") else "int8"]
-    if preferred in errors and errors[best] > CLEARLY * errors[preferred]:
+    preferred, part = PREFERRED["int4" if kernel.startswith("int4") else "int8"]
+    if preferred in errors and errors[best] > part * errors[preferred]:
         best = preferred
     return Choice(
         best, candidates[best], {kernel: errors[best]} | {step: error(step, candidates[best]) for step in better}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from export.onnx_file import MICROSOFT, OnnxFile
+from export.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.blocks import TINY
 from export.quantize.precision import Floats, Linear
 
@@ -63,12 +63,12 @@ class DenseInt8:
     kernel = "dense"
     needs_even_rows = False
 
-    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
         quantized, scales = quantize_columns(matrix.T)
         file.constant(f"{name}.q", quantized.T)  # [n_vocab, n_embd]: a lookup touches whole rows
         file.constant(f"{name}.scale", scales)
 
-    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
         node = file.node
         node("Gather", [f"{name}.q", "input_ids"], [f"{out}.rows"])  # [batch, sequence, n_embd]
         node("Cast", [f"{out}.rows"], [f"{out}.cast"], to=TensorProto.FLOAT)
@@ -77,7 +77,7 @@ class DenseInt8:
         node("Unsqueeze", [f"{out}.scale", last], [f"{out}.scales"])
         return node("Mul", [f"{out}.cast", f"{out}.scales"], [out])
 
-    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
         """By `QGemm`, which takes the matrix as the embedding reads it, and x with two dimensions."""
         node, (n_vocab, n_embd) = file.node, file.shape(f"{name}.q")
         rounded = self._round(file, x, out)
@@ -92,7 +92,7 @@ class DenseInt8:
         node("Reshape", [f"{out}.unit_rows", f"{out}.shape"], [f"{out}.units"])
         return node("Mul", [f"{out}.units", rounded.largest], [out])
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         quantized, scales = quantize_columns(linear.weight)
         out, rounded = f"{name}.out", self._round(file, x, f"{name}.out", linear.floor)
         weights = [file.constant(f"{name}.q", quantized), rounded.step, file.constant(f"{name}.scale", scales)]
@@ -100,7 +100,7 @@ class DenseInt8:
         product = file.node("Mul", [f"{out}.units", rounded.largest], [out])
         return product, file.constant(f"{name}.bias", linear.bias)
 
-    def _round(self, file: OnnxFile, x: str, out: str, floor: float | None = None) -> _Rounded:
+    def _round(self, file: OnnxGraph, x: str, out: str, floor: float | None = None) -> _Rounded:
         """Each row in units of its largest number, on the grid."""
         zero = SYMMETRIC_ZERO if floor is None else FLOORED_ZERO
         largest = self._largest(file, x, out, floor)
@@ -111,7 +111,7 @@ class DenseInt8:
         rounded = file.node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
         return _Rounded(rounded, step, middle, largest)
 
-    def _largest(self, file: OnnxFile, x: str, out: str, floor: float | None) -> str:
+    def _largest(self, file: OnnxGraph, x: str, out: str, floor: float | None) -> str:
         """What each row is divided by, [..., 1]: the grid goes up to it, and down at least to the floor."""
         last = file.constant(f"{out}.axis", np.array([-1], np.int64))
         if floor is None:

@@ -142,7 +142,7 @@ class LayerInputs:
         return {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64), **pasts}
 
 
-def open_graph(graph: Path) -> onnxruntime.InferenceSession:
+def open_graph(graph: Path | bytes) -> onnxruntime.InferenceSession:
     """A session on the CPU for a graph of the build's own."""
     options = onnxruntime.SessionOptions()
     # not that some constants have no user here

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_file import MICROSOFT, OnnxFile
+from export.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.gptq import Doubles, round_together
 from export.quantize.int4_blocks import round_alone
 from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Floats, Int8, Linear
@@ -76,7 +76,7 @@ class Int4(Int8):
         """See `Precision.needs_even_rows`."""
         return self.block_size > MAX_ANY_ROWS_BLOCK_SIZES["int4"]
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """See `Precision.linear`."""
         found = quantize_int4(linear.weight.T, self.block_size) if self.rounded is None else self.rounded[name]
         packed, scales, zeros = found

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from export.onnx_file import OnnxFile
+from export.onnx_file import OnnxGraph
 from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4, Rounded
 from export.quantize.precision import Float32, Floats, Int8, Linear, Precision
@@ -74,16 +74,16 @@ class Mixed:
         """Whether any of them does."""
         return any(one.needs_even_rows for one in (self.usual, *self.others.values()))
 
-    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
         self._of(name).store(file, name, matrix)
 
-    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
         return self._of(name).embed(file, name, out)
 
-    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
         return self._of(name).logits(file, x, name, out)
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         return self._of(name).linear(file, x, name, linear)
 
     def _of(self, name: str) -> Precision:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_file import MICROSOFT, OnnxFile
+from export.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.blocks import quantize
 
 Floats = NDArray[np.float32]
@@ -39,16 +39,16 @@ class Precision(Protocol):
     def needs_even_rows(self) -> bool:
         """Whether a row has the same logits beside others only where the rows of a pass are even in number."""
 
-    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
         """Store a [n_vocab, n_embd] matrix for `embed` and `logits`."""
 
-    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
         """input_ids [batch, sequence] -> rows of the stored matrix [batch, sequence, n_embd]."""
 
-    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
         """[batch, kept, n_embd] times the stored matrix transposed -> [batch, kept, n_vocab]."""
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         """Conv1D: [..., n_in] -> [..., n_out], and the bias where it is left to the next node; "" otherwise."""
 
 
@@ -58,16 +58,16 @@ class Float32:
     kernel = None
     needs_even_rows = False
 
-    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
         file.constant(name, matrix)
 
-    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
         return file.node("Gather", [name, "input_ids"], [out])
 
-    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
         return file.node("FusedMatMul", [x, name], [out], MICROSOFT, transB=1)
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         product = file.node("MatMul", [x, file.constant(f"{name}.weight", linear.weight)], [f"{name}.out"])
         return product, file.constant(f"{name}.bias", linear.bias)
 
@@ -87,27 +87,27 @@ class Int8:
     def needs_even_rows(self) -> bool:
         return self.block_size > MAX_ANY_ROWS_BLOCK_SIZES["int8"]
 
-    def store(self, file: OnnxFile, name: str, matrix: Floats) -> None:
+    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
         quantized, scales = quantize(matrix, self.block_size)
         file.constant(f"{name}.q", quantized)
         file.constant(f"{name}.scale", scales)
         # the same bytes once more as plain rows: a lookup maps the few it needs, a product repacks all of them
         file.same_bytes(f"{name}.rows", f"{name}.q", list(matrix.shape))
 
-    def embed(self, file: OnnxFile, name: str, out: str) -> str:
+    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
         inputs = [f"{name}.rows", "input_ids", f"{name}.scale"]
         where = {"block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1}
         return file.node("GatherBlockQuantized", inputs, [out], MICROSOFT, bits=8, **where)
 
-    def logits(self, file: OnnxFile, x: str, name: str, out: str) -> str:
+    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
         return self._product(file, [x, f"{name}.q", f"{name}.scale"], file.shape(f"{name}.rows"), out)
 
-    def linear(self, file: OnnxFile, x: str, name: str, linear: Linear) -> tuple[str, str]:
+    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
         quantized, scales = quantize(linear.weight.T, self.block_size)  # MatMulNBits wants [n_out, n_in]
         stored = [file.constant(f"{name}.q", quantized), file.constant(f"{name}.scale", scales)]
         inputs = [x, *stored, "", "", file.constant(f"{name}.bias", linear.bias)]
         return self._product(file, inputs, list(linear.weight.T.shape), f"{name}.out"), ""
 
-    def _product(self, file: OnnxFile, inputs: list[str], shape: list[int], out: str) -> str:
+    def _product(self, file: OnnxGraph, inputs: list[str], shape: list[int], out: str) -> str:
         sizes = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": self.block_size}
         return file.node("MatMulNBits", inputs, [out], MICROSOFT, accuracy_level=4, **sizes)

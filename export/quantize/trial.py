@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 from onnx import TensorProto
 
-from export.onnx_file import OnnxFile, ValueInfo
+from export.onnx_file import OnnxGraph, ValueInfo
 from export.quantize.inputs import Doubles, open_graph
 from export.quantize.precision import Floats, Linear, Precision
 
@@ -29,37 +25,26 @@ def relative_error(found: Floats, expected: Doubles, weights: Doubles) -> float:
     return float(errors @ weights / (variance or 1.0))
 
 
-def run_product(precision: Precision, x: Floats, linear: Linear, work: Path) -> Floats:
+def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
     """x [n, n_in] -> [n, n_out], without the bias."""
+    graph = OnnxGraph()
     no_bias = linear._replace(bias=np.zeros_like(linear.bias))
-
-    def write(file: OnnxFile) -> str:
-        return precision.linear(file, "x", "product", no_bias)[0]
-
-    return _run(write, x, linear.weight.shape[1], work)
+    out, _ = precision.linear(graph, "x", "product", no_bias)
+    return _run(graph, out, x, linear.weight.shape[1])
 
 
-def run_output(precision: Precision, x: Floats, matrix: Floats, work: Path) -> Floats:
-    """x [n, n_embd] -> [n, n_vocab]."""
-
-    def write(file: OnnxFile) -> str:
-        precision.store(file, "matrix", matrix)
-        return precision.logits(file, "x", "matrix", "out")
-
-    return _run(write, x, len(matrix), work)
+def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
+    """x [n, n_embd] times a matrix [n_vocab, n_embd] transposed -> [n, n_vocab]."""
+    graph = OnnxGraph()
+    precision.store(graph, "matrix", matrix)
+    out = precision.logits(graph, "x", "matrix", "out")
+    return _run(graph, out, x, len(matrix))
 
 
-def _run(write: Callable[[OnnxFile], str], x: Floats, n_out: int, work: Path) -> Floats:
-    """Write a graph of x [1, n, n_in] alone, and run it."""
-    folder = work / "trial"
-    folder.mkdir()
-    try:
-        with OnnxFile(folder) as file:
-            out = write(file)
-            read: ValueInfo = ("x", TensorProto.FLOAT, [1, "n", x.shape[-1]])
-            written: ValueInfo = (out, TensorProto.FLOAT, [1, "n", n_out])
-            file.save([read], [written], {})
-        result: Floats = open_graph(folder / "model.onnx").run([out], {"x": x[None]})[0][0]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _run(graph: OnnxGraph, out: str, x: Floats, n_out: int) -> Floats:
+    """Run a graph of x [1, n, n_in] alone."""
+    read: ValueInfo = ("x", TensorProto.FLOAT, [1, "n", x.shape[-1]])
+    written: ValueInfo = (out, TensorProto.FLOAT, [1, "n", n_out])
+    session = open_graph(graph.serialize([read], [written], {}))
+    result: Floats = session.run([out], {"x": x[None]})[0][0]
     return result

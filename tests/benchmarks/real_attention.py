@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -65,8 +64,7 @@ class Product(NamedTuple):
 
 def equalize(kernel: str, weight: Floats, inputs: Floats) -> tuple[Floats, Floats]:
     """What the build chooses for a product and a kernel, from inputs of N_POSITIONS a text."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
-        choice = choose_product("h.0.attn.c_attn", weight, statistics(inputs), [kernel], Path(work))
+    choice = choose_product("h.0.attn.c_attn", weight, statistics(inputs), [kernel])
     return choice.equalization.scale, choice.equalization.shift
 
 
@@ -210,8 +208,7 @@ def quantized_product(kernel: str, product: Product) -> Floats:
         size = int(kernel.removeprefix("int4 "))
         rounded = {"product": quantize_int4(product.weight.T, size, x.T @ x / len(x))}
     linear = Linear(product.weight, np.zeros(product.weight.shape[1], np.float32))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:  # Windows deletes no mapped file
-        return trial.run_product(make_kernel(kernel, rounded), product.inputs, linear, Path(work))
+    return trial.run_product(make_kernel(kernel, rounded), product.inputs, linear)
 
 
 def decibels(exact: NDArray[np.float64], product: Floats) -> float:
