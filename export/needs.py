@@ -12,17 +12,17 @@ from pathlib import Path
 
 from export.arguments import BuildOptions
 from export.config import Config
-from export.quantize import texts
+from export.quantize import inputs, texts
 from export.random_checkpoint import SHARD_BYTES
 from runtime.budget import cache_bytes
 
 # Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
-# verification and with it against the fused graph: int8 gpt2 0.28 and 0.47 GB, distilgpt2 0.26 and 0.39, gpt2-xl 2.55
-# with it; fp32 gpt2 0.64 and 0.83, dense 0.27; random:gpt2 0.56, gpt2-large 1.47. What is computed here is up to 20 %
-# more.
+# verification and with it against the fused graph: int8 gpt2 0.51 GB both, distilgpt2 0.47 both; fp32 gpt2 0.64 and
+# 0.83; int8 gpt2 without calibration 0.27; random:gpt2 0.56, gpt2-large 1.47. What is computed here is up to 20 % more.
 BASE_BYTES = 80e6  # Python and its libraries
 PASS_BYTES = 200e6  # logits and activations of a pass while verifying
-LOADED = 1.22  # bytes in memory for a byte of the model's files
+# bytes in memory for a byte of the model's files
+LOADED = {"fp32": 1.22, "int8": 1.294, "int4": 1.3}
 # optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.40 GB, distilgpt2 (0.33) 1.87
 TORCH_BYTES, TORCH_COPIES = 700e6, 3.4
 SPLIT_COPIES = 1.25  # of an export above PROTOBUF_BYTES: gpt2-large (3.10) 4.42 GB, gpt2-xl (6.23) 7.42
@@ -30,6 +30,7 @@ PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, th
 BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
 SCALE_BYTES, INT4_BYTES = 4, 0.5
 MOMENT_BYTES = 4 * 8  # fp64: they, those of the layer's other products, inverted and factored
+SAMPLES = 4  # of the inputs of the products of a layer
 ACTIVATION_BYTES = 3 * 4 + 8  # read, before and after the activation, and as fp64
 
 
@@ -86,7 +87,7 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
 
 def _memory(config: Config, options: BuildOptions) -> float:
     weights, largest = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
-    running = LOADED * model_bytes(config, options) + cache_bytes(config, config.n_positions, 1)
+    running = LOADED[options.precision] * model_bytes(config, options) + cache_bytes(config, config.n_positions, 1)
     stages = [largest * 1.25, running]  # quantizing, golden outputs
     if options.is_random:
         stages.append(min(weights, SHARD_BYTES + largest))
@@ -106,7 +107,7 @@ def _writing(config: Config, options: BuildOptions) -> float:
     """Memory that the model takes while it writes the calibration text, with the dense kernel."""
     length = texts.AMOUNTS[options.precision].length(config.n_positions)
     cache = cache_bytes(config, length, texts.texts_at_once(config, length))
-    return LOADED * _stored_bytes(config, 1, 0) + cache
+    return LOADED["int8"] * _stored_bytes(config, 1, 0) + cache
 
 
 def _measuring(config: Config, options: BuildOptions) -> float:
@@ -117,15 +118,17 @@ def _measuring(config: Config, options: BuildOptions) -> float:
     weights = 2 * _matrices(config) / config.n_layer * 4
     attention = config.n_head * length**2 * 4  # a number for each pair of tokens
     moments = MOMENT_BYTES * width**2 if options.precision == "int4" else 0
-    return hidden + weights + attention + length * ACTIVATION_BYTES * width + moments
+    sample = SAMPLES * inputs.SAMPLE_ROWS * width * 4
+    return hidden + weights + attention + length * ACTIVATION_BYTES * width + moments + sample
 
 
 def model_bytes(config: Config, options: BuildOptions) -> float:
     """Size of the model's weights as they are stored, with the usual kernel throughout."""
-    # one scale a column is nothing
-    scale = SCALE_BYTES / options.block_size if options.block_size else 0
     if options.precision == "fp32":
         return _parameters(config) * 4
+    if options.block_size is None:
+        return _stored_bytes(config, 1, 0) + _columns(config) * SCALE_BYTES
+    scale = SCALE_BYTES / options.block_size
     return _stored_bytes(config, INT4_BYTES if options.precision == "int4" else 1, scale)
 
 
@@ -135,6 +138,12 @@ def _stored_bytes(config: Config, of_weight: float, scale: float) -> float:
     embedding = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
     rest = (_parameters(config) - matrices - embedding) * 4
     return rest + embedding * (1 + scale) + matrices * (of_weight + scale)
+
+
+def _columns(config: Config) -> int:
+    """Of all products."""
+    width, inner = config.n_embd, config.inner_size
+    return config.n_layer * (3 * width + width + inner + width) + config.vocab_size
 
 
 def _parameters(config: Config) -> int:

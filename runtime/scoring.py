@@ -105,6 +105,8 @@ def encode_pair(model: Model, context: str, continuation: str) -> Pair:
     around a text is around the context, so the score is that of what `runtime.generate` writes after it. An empty
     one is bos_token_id. Raises ValueError where the continuation is empty, or has no id of its own.
     """
+    if not isinstance(context, str):
+        raise TypeError(f"context is {context!r}; a text is expected")
     if not encode(model, continuation):
         what = "is empty" if not continuation else f"{continuation!r} has no token of this model's vocabulary"
         raise ValueError(f"the continuation {what}; there is nothing to score")

@@ -72,9 +72,10 @@ def edit_weights(folder: Path, edit: Callable[[Weights], object]) -> None:
 def build_model(
     checkpoint: Path, precision: str = "fp32", block_size: int | None = None, into: Path | None = None
 ) -> Path:
-    """The model folder that the build command makes, `into` a folder or beside the checkpoint."""
+    """The model folder that the build command makes without calibration, `into` a folder or beside the checkpoint."""
     target = (into or checkpoint.parent) / f"{checkpoint.name}-{precision}{block_size or ''}"
     blocks = ["--block-size", str(block_size)] if block_size else []
+    blocks += ["--no-calibration"] if precision != "fp32" else []
     work = ["--no-reference", "--verify", "none", "--output", str(target), "--force"]
     build.main([str(checkpoint), "--precision", precision, *blocks, *work])
     return target

@@ -41,8 +41,13 @@ def shared_data(name: str) -> Path:
 @pytest.fixture(autouse=True)
 def _short_calibration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test's own builds read an eighth of the text; slow tests, and models that many tests use, read it all."""
-    if "slow" not in request.keywords:
+    if "slow" not in request.keywords and "full_calibration" not in request.fixturenames:
         monkeypatch.setattr(texts, "AMOUNTS", dict.fromkeys(texts.AMOUNTS, texts.Amount(1024, 512)))
+
+
+@pytest.fixture
+def full_calibration() -> None:
+    """The test's builds read as much text as a user's."""
 
 
 @pytest.fixture(scope="session")

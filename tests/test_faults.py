@@ -66,7 +66,7 @@ def test_a_publication_that_loses_a_folder_is_noticed(monkeypatch: pytest.Monkey
         publishing.shutil.rmtree(work, ignore_errors=True)
 
     monkeypatch.setattr(publishing, "_exchange", exchange)
-    monkeypatch.setattr(publishing, "_remove", forget)
+    monkeypatch.setattr(publishing, "_leave", forget)
     monkeypatch.setattr(faults, "ERRORS", faults.ERRORS[:1])
     _, wrong = faults.try_publications()
     assert wrong

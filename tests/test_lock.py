@@ -173,4 +173,5 @@ def test_there_is_no_other_lock_and_no_finalizer_takes_one() -> None:
         ("lock.py", "RLock"),
         ("budget.py", "finalize"),  # whose callback adds to a deque
         ("scheduler.py", "Condition"),
+        ("engine.py", "Lock"),  # of asyncio, in one thread
     }

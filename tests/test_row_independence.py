@@ -49,6 +49,8 @@ class Noise:
     def __init__(self, width: int) -> None:
         self._width, self._draw = width, np.random.default_rng(width)
 
+    embedding_factor = None
+
     def __getitem__(self, name: str) -> Floats:
         width, last = self._width, name.split(".")[-2]
         shapes = {"wte": (N_VOCAB, width), "wpe": (CAPACITY, width), "c_attn": (width, 3 * width)}

@@ -54,7 +54,7 @@ ERRORS = [Panic("index out of bounds"), MemoryError(), RuntimeError("injected"),
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["_record", "_show", "end", "completion"])
+@pytest.mark.parametrize("place", ["_record", "_keep", "end", "completion"])
 def test_an_error_of_a_row_ends_that_row(
     server: Running, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_thread_that_stands_still_is_noticed(server: Running, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["runtime.server.plan.encode_prompt", "runtime.server.plan.ServedRow"])
+@pytest.mark.parametrize("place", ["runtime.server.plan.encode_prompt_with_spans", "runtime.server.plan.ServedRow"])
 def test_an_error_while_a_request_is_prepared(
     server: Running, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
 ) -> None:

@@ -111,8 +111,8 @@ def test_large_requests_are_read_in_turns(server: Running) -> None:
 
                 await asyncio.sleep(0.01)
 
-    loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(hold())))
     tasks: list[Any] = []
+    loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(hold())))
     assert acquired.wait(10)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: server.post(**large))
@@ -150,7 +150,12 @@ def test_the_search_for_a_form_ends_when_its_client_leaves(server: Running) -> N
 def test_work_counts_until_it_has_ended(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though its client has left: a flood of them meets the queue's limit."""
     free = threading.Event()
-    monkeypatch.setattr("runtime.server.plan.encode_prompt", lambda *_, **__: free.wait(30) or [1])
+
+    def wait_for_it(*_: object, **__: object) -> tuple[list[int], list[tuple[int, int]]]:
+        free.wait(30)
+        return [1], [(0, 1)]
+
+    monkeypatch.setattr("runtime.server.plan.encode_prompt_with_spans", wait_for_it)
     leave(server, prompt=PROMPT)
     time.sleep(0.2)
     assert server.engine.n_open == 1
@@ -177,11 +182,11 @@ def test_the_steps_of_a_form_take_so_long(server: Running, monkeypatch: pytest.M
 
 
 def test_the_time_of_a_request_begins_at_its_arrival(demo_int8: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*_: object, **__: object) -> list[int]:
+    def slow(*_: object, **__: object) -> tuple[list[int], list[tuple[int, int]]]:
         time.sleep(0.6)
-        return [5, 6, 7]
+        return [5, 6, 7], [(0, 1), (1, 2), (2, 3)]
 
-    monkeypatch.setattr("runtime.server.plan.encode_prompt", slow)
+    monkeypatch.setattr("runtime.server.plan.encode_prompt_with_spans", slow)
     with running(demo_int8) as server:
         (choice,) = server.post(prompt=PROMPT, max_tokens=5, deadline=0.5).json["choices"]
         assert choice["gpt2_edge"]["finish_reason"] == "deadline"

@@ -38,8 +38,8 @@ CANDIDATES = (
     Candidate("peak 0.75", 0.75, is_peak=True),
 )
 # What is done unless the error of another candidate is at most this part of it: the errors of a sample are noisy. int4
-# wants no scales where there are no outliers, since its blocks have scales of their own; and its weights will compensate
-# for one another's errors, which the trial does not know.
+# wants no scales where there are no outliers, since its blocks have scales of their own. There the trial also does not
+# know that the weights will compensate for one another's errors.
 PREFERRED = {"int8": ("scale 0.5", 0.8), "int4": ("shift", 0.6)}
 
 
@@ -124,6 +124,6 @@ def _candidates(
 def _sizes(candidate: Candidate, inputs: Inputs, weight: Floats, shift: Floats) -> tuple[Floats, Floats]:
     """Of the channels of the shifted input, and of the weights that read them, [n_in] each."""
     if candidate.is_peak:
-        return np.abs(inputs.sample - shift).max(0), np.abs(weight).max(1)
+        return equalization.largest(inputs.sample - shift, 0), equalization.largest(weight, 1)
     sizes = inputs.spread if shift.any() else inputs.size
     return sizes, equalization.root_mean_square(weight, 1)

@@ -87,8 +87,15 @@ def _floored(sizes: Floats) -> NDArray[np.float64]:
 
 
 def root_mean_square(values: Floats, axis: int) -> Floats:
-    """Along one axis, computed in fp64."""
-    found: Floats = np.sqrt(np.square(values, dtype=np.float64).mean(axis)).astype(np.float32)
+    """Of a matrix along one axis, summed in fp64 without a copy of the matrix in it."""
+    sums = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", values, values, dtype=np.float64)
+    found: Floats = np.sqrt(sums / values.shape[axis]).astype(np.float32)
+    return found
+
+
+def largest(values: Floats, axis: int) -> Floats:
+    """The largest absolute value along one axis, without a copy."""
+    found: Floats = np.maximum(values.max(axis), -values.min(axis))
     return found
 
 

@@ -115,7 +115,7 @@ METHODS = {
     "allocations of a pass": [(InPlaceCache, "_pass")],
     "the batch": [(Batch, name) for name in ("join", "_step", "_slide", "_leave", "park", "resume", "clear")],
     "the scheduler": [(Scheduler, name) for name in ("_drop_ended", "_next", "_post", "_hand_over", "_fail")],
-    "rows": [(Row, name) for name in ("_record", "_show", "end", "completion")],
+    "rows": [(Row, name) for name in ("_record", "_keep", "end", "completion")],
     "the event loop's side": [(Engine, name) for name in ("admit", "reserve")],
 }
 PLACES = ("tokenizers", "llguidance", *METHODS)
