@@ -16,6 +16,8 @@ from export.needs import Needs, estimate
 from export.random_checkpoint import SIZES
 from tests.building import QUICK, REPOSITORY, error_line, run_build, run_here, write_tiny
 
+# estimates are of builds that read the whole text
+pytestmark = pytest.mark.usefixtures("full_calibration")
 GB = 1e9
 # GB of anonymous memory at the peak of builds on Linux
 MEASURED = {
