@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 KERNELS = {"dense": [], "block": ["--kernel", "block"], "int4": ["--precision", "int4"]}
 MOST_KL = 1.2
 """Times the demo's own mean KL."""
-# another function than the demo's: its own fp32 is its reference, and its first position draws much attention
-MOST_KL_LARGE_FIRST = 1.45
+# another function than the demo's, with its own fp32 as reference: 1.16 and 1.18 times, and not as steady
+MOST_KL_LARGE_FIRST = 1.35
 MOST_LOSS = {"dense": 0.3, "block": 0.3, "int4": 1.0}
 # what the peers that are most exact have on the demo: OpenVINO GenAI int8, llama.cpp Q8_0; int4 as it was before
 MOST_KL_OF_DEMO = {"dense": 0.0018, "block": 0.0011, "int4": 0.0128}

@@ -40,7 +40,7 @@ CANDIDATES = (
 # What is done unless the error of another candidate is at most this part of it: the errors of a sample are noisy. int4
 # wants no scales where there are no outliers, since its blocks have scales of their own. There the trial also does not
 # know that the weights will compensate for one another's errors.
-PREFERRED = {"int8": ("scale 0.5", 0.8), "int4": ("shift", 0.6)}
+PREFERRED = {"int8": ("scale 0.5", 0.9), "int4": ("shift", 0.6)}
 
 
 @dataclasses.dataclass(frozen=True)
