@@ -156,7 +156,7 @@ def test_a_thread_that_stands_still_is_noticed(server: Running, monkeypatch: pyt
     monkeypatch.setattr("runtime.server.job._LATE", 0.1)
     monkeypatch.setattr(InPlaceCache, "step", lambda cache, ids: (free.wait(30), step(cache, ids))[1])
     with ThreadPoolExecutor(1) as pool:
-        stuck = pool.submit(lambda: server.post(prompt=PROMPT, max_tokens=3, deadline=0.1))
+        stuck = pool.submit(lambda: server.post(prompt=PROMPT, max_tokens=3, deadline=2))
         wait_until(lambda: server.request("GET", "/health").status == 503)
         reply = stuck.result(30)
         free.set()
