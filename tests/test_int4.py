@@ -178,7 +178,7 @@ def test_the_demo_loses_little_and_checks_and_writes(
 def quantizer(library: Callable[..., tuple[Any, Any, Any]]) -> Callable[[Floats, int, object], Packed]:
     """One of onnxruntime's own quantizers of blocks in the place of ours; it has no use for moments."""
 
-    def quantized(matrix: Floats, block_size: int, moments: object) -> Packed:
+    def quantized(matrix: Floats, block_size: int, moments: object = None) -> Packed:
         n_out, n_blocks = len(matrix), matrix.shape[1] // block_size
         values, scales, zeros = library(np.ascontiguousarray(matrix).reshape(-1, block_size), 4, block_size)
         points = np.pad(zeros.reshape(n_out, n_blocks).astype(np.uint8), ((0, 0), (0, n_blocks % 2)))
