@@ -190,10 +190,11 @@ def make_and_verify(
     """
     upgraded: dict[str, str] = {}
     verifier = None
+    text = "none" if options.verify == "none" else text_name(checkpoint, options)
     while True:
         say(4, f"model: the fused graph, {options.precision_text}{upgrades_said(upgraded)}")
         conversion.make_model(checkpoint, options, work, found, upgraded)
-        say(5, f"verification: {'none' if options.verify == 'none' else text_name(checkpoint, options)}")
+        say(5, f"verification: {text}")
         if options.verify == "none":
             return Built(None, found, upgraded)
         verifier = verifier or open_verifier(checkpoint, options, reference, work)

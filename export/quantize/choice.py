@@ -22,7 +22,7 @@ Error = Callable[[str, Equalization], float]
 class Candidate:
     """One way to equalize the input of a product."""
 
-    name: str  # in quality.json
+    name: str  # in `Calibration.chosen`
     strength: float | None = None  # of the scale; None for no scale
     is_peak: bool = False  # sizes of channels and weights are largest values instead of root mean squares
     shifts: bool = True
@@ -108,14 +108,14 @@ def _candidates(
     name: str, activation_function: str, inputs: Inputs, weight: Floats
 ) -> Iterator[tuple[str, Equalization]]:
     """What may be done to the input of this product; weight: [n_in, n_out]."""
-    n_in = len(weight)
+    unchanged = equalization.identity(len(weight))
     can_shift = equalization.can_shift(name)
     can_scale = equalization.can_scale(name, activation_function)
     for candidate in CANDIDATES:
         if (candidate.strength and not can_scale) or (candidate.name == "shift" and not can_shift):
             continue
-        shift = inputs.mean if can_shift and candidate.shifts else np.zeros(n_in, np.float32)
-        scale = np.ones(n_in, np.float32)
+        shift = inputs.mean if can_shift and candidate.shifts else unchanged.shift
+        scale = unchanged.scale
         if candidate.strength:
             scale = equalization.scales(*_sizes(candidate, inputs, weight, shift), candidate.strength)
         yield candidate.name, Equalization(scale, shift)
