@@ -14,7 +14,7 @@ from export.checkpoint import RANDOM, model_name
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.random_checkpoint import SIZES
-from runtime.arguments import Parser
+from runtime.cli.arguments import Parser
 
 _DESCRIPTION = """\
 Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.

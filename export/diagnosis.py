@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.integrity import CHECKSUMS
-from runtime.json_file import read_json
+from runtime._json import read_json
+from runtime.model.integrity import CHECKSUMS
 
 CONFIG, GRAPH, ADAPTER = "config.json", "model.onnx", "adapter_config.json"
 WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")

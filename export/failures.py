@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from runtime.printing import plain
+from runtime.cli.output import plain
 
 
 def explain(error: BaseException) -> str:

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from export import tokenizer
 from export.checkpoint import Checkpoint
 from export.json_file import write_json
-from runtime.gap import LOCK, REPLACED, is_ours, is_workspace, workspace_of
-from runtime.json_file import read_json
+from runtime._json import read_json
+from runtime.model.recovery import LOCK, REPLACED, is_ours, is_workspace, workspace_of
 
 CHECKSUMS = "SHA256SUMS"
 CHAT_TEMPLATE = "chat_template.jinja"

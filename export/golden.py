@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from export import own_writing
-from runtime.detokenizer import Detokenizer
-from runtime.grid import prefill
-from runtime.logprobs import log_softmax
-from runtime.model import Model
-from runtime.text import encode_prompt
+from runtime._math import log_softmax
+from runtime.model.model import Model
+from runtime.model.prefill import prefill
+from runtime.tokenization.detokenizer import Detokenizer
+from runtime.tokenization.encode import encode_prompt
 
 N_IDS = 24
 N_PROMPT_IDS = 12  # of a prompt that the model writes itself

@@ -18,7 +18,7 @@ from requests.exceptions import ChunkedEncodingError
 
 from export import compatibility, diagnosis, pickle_file, weights
 from export import config as config_file
-from runtime.json_file import read_json
+from runtime._json import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download
 CONFIG = "config.json"

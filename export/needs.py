@@ -14,7 +14,7 @@ from export.arguments import BuildOptions
 from export.config import Config
 from export.quantize import inputs, texts
 from export.random_checkpoint import SHARD_BYTES
-from runtime.budget import cache_bytes
+from runtime.model.memory import cache_bytes
 
 # Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
 # verification and with it against the fused graph: int8 gpt2 0.51 GB both, distilgpt2 0.47 both; fp32 gpt2 0.64 and

@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.quantize import texts
-from runtime.generation import generate_pieces
-from runtime.model import Model
-from runtime.text import run_tokenizer
+from runtime.generation.loop import generate_pieces
+from runtime.model.model import Model
+from runtime.tokenization.encode import run_tokenizer
 
 NAME = "the model's own writing"  # in place of a file's name
 N_TOKENS = 2048  # of a text to measure on

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.weights import SINGLE
-from runtime.json_file import read_json
+from runtime._json import read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import own_writing
-from runtime.model import Model
-from runtime.scoring import log_probabilities
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.scoring.scoring import log_probabilities
+from runtime.tokenization.encode import encode
 
 PROTOCOL = "windows and stride of n_positions, nothing prepended, every token predicted once but the first"
 

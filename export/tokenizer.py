@@ -8,9 +8,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from runtime.json_file import read_json
-from runtime.text import encode_text
-from runtime.token_roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
+from runtime._json import read_json
+from runtime.tokenization.encode import encode_text
+from runtime.tokenization.roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
 
 NAME, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _STRIP = ("lstrip", "rstrip", "single_word", "normalized")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from runtime import telemetry  # noqa: F401  before onnxruntime is imported
+from runtime import _telemetry  # noqa: F401  before onnxruntime is imported
 
 if TYPE_CHECKING:
     from runtime.api import complete, generate, load, load_prefix, perform, prefix, stream, stream_many
-    from runtime.budget import estimate
-    from runtime.completion import Completion
+    from runtime.generation.completion import Completion
     from runtime.likelihood import evaluate, score, score_text
-    from runtime.model import Model
-    from runtime.scoring import Score
-    from runtime.shared_prefix import Prefix
+    from runtime.model.memory import estimate
+    from runtime.model.model import Model
+    from runtime.prefixes.prefix import Prefix
+    from runtime.scoring.scoring import Score
 
 __all__ = [
     "Completion",
@@ -36,11 +36,11 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 _MODULES = {
-    "Completion": "completion",
-    "Model": "model",
-    "Prefix": "shared_prefix",
-    "Score": "scoring",
-    "estimate": "budget",
+    "Completion": "generation.completion",
+    "Model": "model.model",
+    "Prefix": "prefixes.prefix",
+    "Score": "scoring.scoring",
+    "estimate": "model.memory",
     "evaluate": "likelihood",
     "score": "likelihood",
     "score_text": "likelihood",

@@ -7,20 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from runtime import generation, shared_prefix
-from runtime.completion import Completion
-from runtime.default_model import ModelOrPath, check_path, find, resolve
-from runtime.draft import open_draft
-from runtime.integrity import Verify
-from runtime.lock import importing
-from runtime.model import Model
+from runtime._lock import importing
+from runtime.generation import loop as generation
+from runtime.generation.completion import Completion
+from runtime.generation.draft import open_draft
+from runtime.model.integrity import Verify
+from runtime.model.model import Model
+from runtime.model.resolve import ModelOrPath, check_path, find, resolve
 from runtime.options import OptionsDict, UnseededDict, check_count, check_seed, make_options, make_seeded, takes_options
-from runtime.shared_prefix import Prefix
+from runtime.prefixes import prefix as shared_prefix
+from runtime.prefixes.prefix import Prefix
 
 MAX_SAMPLES = 2**16  # for each prompt: each has a row, made before any is decoded
 
 if TYPE_CHECKING:  # loaded where they are used: importing the package stays quick
-    from runtime.tasks import Answer, Task
+    from runtime.tasks.perform import Answer, Task
 
 
 def load(
@@ -74,7 +75,7 @@ def generate(
     task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
     prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
     draft: a smaller model of the same vocabulary that runs ahead, so that the text comes in fewer passes. At fp32 the
-        text is the same; at int8 and int4 some texts differ, see `runtime.speculation`.
+        text is the same; at int8 and int4 some texts differ, see `runtime.generation.speculative`.
     Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
     n_positions, unless `overflow` says otherwise, and, after the pieces so far, when options leave no token to choose;
     FileNotFoundError where no model is found.
@@ -154,7 +155,7 @@ def complete(
     Takes what `generate` does, and:
     n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
     num_beams: above 1, the `n` best of so many beams, best first, by transformers' beam search. Prompts are searched
-        one after the other; see `runtime.beam.search`.
+        one after the other; see `runtime.generation.beam_search.search`.
     length_penalty: beams compare by log-probability / length ** length_penalty; above 0 favours long ones.
     early_stopping: True ends once num_beams are finished; False, when the running ones are no better at their
         present length; "never", when they cannot become better.
@@ -175,7 +176,9 @@ def complete(
         if ahead or checked[0].lookup:
             raise ValueError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out")
         with importing:
-            from runtime import beam  # only where it is used: importing the package stays quick
+            from runtime.generation import (
+                beam_search as beam,
+            )  # only where it is used: importing the package stays quick
 
         shape = beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
         return beam.search(opened, texts, checked[0], shape, prefix)
@@ -223,7 +226,7 @@ def perform(
     one; for an empty text; and for a prompt that is too long, with the numbers.
     """
     with importing:
-        from runtime import tasks
+        from runtime.tasks import perform as tasks
 
     return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
 
@@ -234,8 +237,8 @@ def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False
     `generate(text + question, prefix=prefix(text))` is the very call without `prefix=`: same prompt, same ids, same
     log-probabilities, at every precision. Only the common part is not computed again. A prompt that does not begin
     with the text is a ValueError.
-    The common part counts up to the last multiple of `runtime.grid.PREFILL_STEP` tokens: a shorter text is kept in
-    vain. Where the text and what follows make other tokens at the seam, the common part ends before it.
+    The common part counts up to the last multiple of `runtime.model.prefill.PREFILL_STEP` tokens: a shorter text is
+    kept in vain. Where the text and what follows make other tokens at the seam, the common part ends before it.
     special_tokens: as it is given to `generate`.
     It takes 8 * n_layer * n_embd bytes a token: 73,728 for GPT-2 124M.
     Raises ValueError for an empty text and for one that passes the model's n_positions.
@@ -251,6 +254,6 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
     damaged or foreign. Make the prefix again then.
     """
     with importing:
-        from runtime import prefix_file
+        from runtime.prefixes import file as prefix_file
 
     return prefix_file.load(resolve(model), Path(path))

@@ -1,4 +1,7 @@
-"""The options that give a continuation its form, checked without the engine that keeps it: see `runtime.constraint`."""
+"""Structured output: the options that ask for it, checked without the engine that keeps it.
+
+The engine is `runtime.generation.constrained`.
+"""
 
 from __future__ import annotations
 

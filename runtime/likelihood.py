@@ -6,14 +6,15 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from runtime import scoring, shared_prefix
-from runtime.default_model import ModelOrPath, resolve
-from runtime.lock import importing
-from runtime.scoring import Score, ScoreOverflow
-from runtime.shared_prefix import Prefix
+from runtime._lock import importing
+from runtime.model.resolve import ModelOrPath, resolve
+from runtime.prefixes import prefix as shared_prefix
+from runtime.prefixes.prefix import Prefix
+from runtime.scoring import scoring
+from runtime.scoring.scoring import Score, ScoreOverflow
 
 if TYPE_CHECKING:  # loaded where it is used: importing the package stays quick
-    from runtime.perplexity import Progress
+    from runtime.scoring.perplexity import Progress
 
 Several = list[str] | tuple[str, ...]
 
@@ -107,6 +108,6 @@ def evaluate(
     Raises FileNotFoundError; ValueError for an unknown task and for a file that holds something else, naming the line.
     """
     with importing:
-        from runtime import evaluation
+        from runtime.scoring import evaluation
 
     return evaluation.evaluate(resolve(model), task, path, limit, progress)

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
 
+from runtime._suggestion import suggest
 from runtime.form import READERS, Form, find_form
-from runtime.suggestion import suggest
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**63 - 1  # of whole numbers that have no smaller limit

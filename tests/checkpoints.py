@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from export import build
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.building import byte_tokenizer
 
 TINY: dict[str, Any] = {"vocab_size": 300, "n_positions": 96, "n_embd": 64, "n_layer": 3, "n_head": 4}

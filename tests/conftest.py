@@ -13,8 +13,8 @@ import pytest
 
 from export import build
 from export.quantize import texts
-from runtime.cache import InPlaceCache
-from runtime.model import Model
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
 from tests.building import QUICK
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time"

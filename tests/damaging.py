@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from export import build
-from runtime import integrity, stamp
+from runtime.model import integrity, stamp
 from tests.building import QUICK, write_tiny
 
 

@@ -23,7 +23,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 if __name__ == "__main__":
     sys.addaudithook(watch)
     import runtime
-    from runtime import check, info
+    from runtime.diagnostics import check, info
 
     folder, prompt = sys.argv[1:]
     text = runtime.generate(prompt, model=folder, max_new_tokens=8)

@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from runtime.options import OVERFLOWS
 from tests.damaging import build_small
 

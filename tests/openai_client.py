@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.serving import Running
 from tests.serving import server as server
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime import complete
-from runtime.model import Model
+from runtime.model.model import Model
 
 PROMPTS = ["Once upon a time there was a little mouse who", "¿Qué tal? The ", "a"]
 N_NEW = 110

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 import runtime
 from runtime import Prefix, load
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
 from tests.building import byte_tokenizer
 from tests.prefixing import build_both
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from runtime import load
-from runtime.completion import Completion
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
+from runtime.generation.completion import Completion
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
 from tests.checkpoints import build_model, write_checkpoint
 from tests.conftest import DEMO
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import runtime
-from runtime.check import check_folder
-from runtime.text import encode
+from runtime.diagnostics.check import check_folder
+from runtime.tokenization.encode import encode
 
 PROMPTS = ["Once upon a time there was a little mouse who", "¿Qué tal?", "The old king had three sons. " * 20]
 TEXTS = ["", " ", "naïve café", "東京 \U0001f600", "e\u0301\u200d", "a\x00b", "don't\r\n\tstop  ", "<|endoftext|>"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.checkpoints import build_model, open_checkpoint, write_checkpoint
 
 END = 256  # the tiny model's end of text

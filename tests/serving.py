@@ -15,9 +15,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server is an extra: pip install 'gpt2-edge[server]'")
 
-from runtime.model import Model
-from runtime.server.engine import Engine
-from runtime.server.listener import Server, listen, make_server
+from runtime.model.model import Model
+from runtime.server.engine.engine import Engine
+from runtime.server.transport.listener import Server, listen, make_server
 from runtime.server_settings import Settings
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime import default_model, generate, load, score_text, stream
-from runtime.model import Model
+from runtime import generate, load, score_text, stream
+from runtime.model import resolve as default_model
+from runtime.model.model import Model
 
 VARIABLE = "GPT2_EDGE_MODEL"
 

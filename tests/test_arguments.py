@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime import cli
-from runtime.arguments import NOT_ON_THE_COMMAND_LINE
+from runtime.cli import parser as cli
+from runtime.cli.arguments import NOT_ON_THE_COMMAND_LINE
 from runtime.options import Options, make_options
 
 
@@ -42,7 +42,7 @@ def test_every_option_reaches_the_generation(demo_fp32_folder: Path, monkeypatch
         seen.append(make_options(options))
         return seen[-1]
 
-    monkeypatch.setattr("runtime.commands.make_options", keep)
+    monkeypatch.setattr("runtime.cli.commands.make_options", keep)
     assert cli.main(["generate", "Once", *arguments, "--model", str(demo_fp32_folder)]) == 0
     expected = given | {"special_tokens": True, "token_healing": True, "logit_bias": {5: 1.5, 6: -2.0}}
     expected |= {"stop": ("zz",), "stop_ids": (7,), "suppress_ids": (8, 9), "cancel": None}

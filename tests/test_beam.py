@@ -13,8 +13,8 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 import runtime
 from runtime import Completion
-from runtime.model import Model
-from runtime.text import encode_prompt
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode_prompt
 from tests.checkpoints import open_checkpoint
 from tests.conftest import DEMO
 from tests.searching import END, Pair

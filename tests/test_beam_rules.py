@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.cache import Cache
-from runtime.growing_cache import GrowingCache
-from runtime.logprobs import log_softmax
-from runtime.model import Model
-from runtime.text import encode_prompt
+from runtime._math import log_softmax
+from runtime.model.dynamic_kv_cache import GrowingCache
+from runtime.model.kv_cache import Cache
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode_prompt
 from tests.checkpoints import build_model
 from tests.searching import END, Pair
 from tests.searching import tiny as tiny
@@ -152,7 +152,7 @@ def test_too_few_continuations_are_an_error(tiny: Pair) -> None:
 
 
 def test_importing_the_package_leaves_the_search_out() -> None:
-    program = "import runtime, sys; sys.exit('runtime.beam' in sys.modules)"
+    program = "import runtime, sys; sys.exit('runtime.generation.beam_search' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import runtime
 from runtime import estimate, generate, load
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.trials import memory
 
 

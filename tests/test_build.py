@@ -13,7 +13,7 @@ import pytest
 from export import build, folder, graph, hub, quality, reference
 from export.checkpoint import open_checkpoint
 from export.quantize.precision import Float32
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.building import (
     FILES,
     QUICK,

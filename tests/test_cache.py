@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from runtime import generate
-from runtime.cache import InPlaceCache
-from runtime.growing_cache import GrowingCache
-from runtime.model import Model
-from runtime.text import encode
+from runtime.model.dynamic_kv_cache import GrowingCache
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 
 TEXT = "Once upon a time there was an old king who had three sons, and the youngest of them was called"
 

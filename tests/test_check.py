@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from runtime.check import check_folder
-from runtime.info import describe
-from runtime.integrity import differing, read_checksums
+from runtime.diagnostics.check import check_folder
+from runtime.diagnostics.info import describe
+from runtime.model.integrity import differing, read_checksums
 from tests.building import FILES
 
 LISTED = sorted(FILES - {"SHA256SUMS"})
@@ -171,8 +171,8 @@ def test_info_of_a_plain_export(demo_reference_folder: Path) -> None:
 
 
 def test_info_gives_the_advice(demo_block_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.info.suitable_kernel", lambda: "dense")
-    monkeypatch.setattr("runtime.model.suitable_kernel", lambda: None)
+    monkeypatch.setattr("runtime.diagnostics.info.suitable_kernel", lambda: "dense")
+    monkeypatch.setattr("runtime.model.model.suitable_kernel", lambda: None)
     facts = describe(demo_block_folder)
     assert facts["suited_to"] == "dense"
     assert "--kernel dense" in facts["advice"]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime import cli, generate
-from runtime.model import Model
+from runtime import generate
+from runtime.cli import parser as cli
+from runtime.model.model import Model
 from tests.command_line import environment, posix_only
 from tests.conftest import REPOSITORY
 
@@ -248,6 +249,6 @@ def test_a_failure_of_any_kind_is_one_line(
     def fail(_folder: object) -> None:
         raise error
 
-    monkeypatch.setattr("runtime.info.describe", fail)
+    monkeypatch.setattr("runtime.diagnostics.info.describe", fail)
     assert cli.main(["info", "folder"]) == 1
     assert capsys.readouterr().err == f"gpt2-edge: error: {told}\n"

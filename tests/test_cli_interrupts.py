@@ -43,7 +43,9 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["runtime.cli", "numpy", "onnxruntime", "tokenizers", "runtime.info"])
+@pytest.mark.parametrize(
+    "name", ["runtime.cli.parser", "numpy", "onnxruntime", "tokenizers", "runtime.diagnostics.info"]
+)
 def test_an_interrupt_in_imports_is_130(demo_fp32_folder: Path, name: str) -> None:
     done = run(demo_fp32_folder, "-c", AT_IMPORT, name, "info")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

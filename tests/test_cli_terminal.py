@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import runtime
-from runtime import cli
-from runtime.integrity import read_checksums
-from runtime.interactive import SAMPLING
-from runtime.model import Model
-from runtime.printing import PlainStream, plain, to_json
+from runtime.cli import parser as cli
+from runtime.cli.interactive import SAMPLING
+from runtime.cli.output import PlainStream, plain, to_json
+from runtime.model.integrity import read_checksums
+from runtime.model.model import Model
 from tests.conftest import REPOSITORY
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"

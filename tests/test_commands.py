@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime import cli
-from runtime.model import Model
+from runtime.cli import parser as cli
+from runtime.model.model import Model
 from tests.conftest import REPOSITORY
 
 PROMPT = "Once upon a time there was a little mouse who"
@@ -185,7 +185,7 @@ def test_perform_abstains(command: Command) -> None:
 
 
 def test_perform_shows_the_task(command: Command) -> None:
-    from runtime.tasks import TASKS
+    from runtime.tasks.perform import TASKS
 
     assert command("perform", "summarize", "--show") == (0, f"{TASKS['summarize']}\n", "")
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import batch, complete, generate, score_text, stream, stream_many
-from runtime.cache import Cache
-from runtime.completion import Completion
-from runtime.model import Model
-from runtime.text import encode
+from runtime import complete, generate, score_text, stream, stream_many
+from runtime.generation import batch
+from runtime.generation.completion import Completion
+from runtime.model.kv_cache import Cache
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests import oracle
 from tests.checkpoints import build_model, write_checkpoint
 

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime import complete, generate
-from runtime.constraint import Constraint
-from runtime.model import Model
+from runtime.generation.constrained.constraint import Constraint
+from runtime.generation.sampling import softmax, uniform
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.sampling import softmax, uniform
 
 if os.environ.get("CI") != "true":  # there the extra is installed
     pytest.importorskip("llguidance", reason="needs the extra `constrain`")
@@ -23,7 +23,7 @@ if os.environ.get("CI") != "true":  # there the extra is installed
 @pytest.fixture(scope="module")
 def tokens(demo_fp32: Model) -> list[bytes]:
     """The bytes of every token, as the tokenizer's own decoder gives them where they are text."""
-    from runtime.grammar import vocabulary
+    from runtime.generation.constrained.grammar import vocabulary
 
     return vocabulary(demo_fp32).tokens
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runtime import cli, complete, generate, stream
-from runtime.model import Model
+from runtime import complete, generate, stream
+from runtime.cli import parser as cli
+from runtime.model.model import Model
 
 if os.environ.get("CI") != "true":  # there the extra is installed
     pytest.importorskip("llguidance", reason="needs the extra `constrain`")
@@ -146,7 +147,7 @@ def test_every_way_of_decoding_gives_the_same(demo_fp32: Model) -> None:
 
 def test_a_row_depends_on_no_other(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on what the searches of other rows have found, nor on how long those took."""
-    from runtime import grammar
+    from runtime.generation.constrained import grammar
 
     options: dict[str, Any] = {"regex": "(?:[a-z]{3}[0-9]{2}){12}x", "temperature": 1.0, "max_new_tokens": 62}
     together = [generate("Once", model=demo_fp32, seed=seed, **options) for seed in range(4)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime import complete, generate, stream
-from runtime.model import Model
+from runtime.model.model import Model
 from runtime.options import Options
 
 if os.environ.get("CI") != "true":  # there the extra is installed
@@ -90,7 +90,7 @@ def test_a_form_that_cannot_be_is_a_value_error(demo_fp32: Model, form: dict[str
 
 
 def test_without_the_extra_the_error_names_it(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime import grammar
+    from runtime.generation.constrained import grammar
 
     monkeypatch.setattr(grammar, "_VOCABULARIES", {})
     monkeypatch.setitem(sys.modules, "llguidance", None)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from runtime import complete, generate, stream
-from runtime.cache import InPlaceCache
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
 from tests.conftest import DEMO
 
 PROMPT = "Once upon a time there was a little mouse who"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cores import usable_threads
+from runtime.hardware.threads import usable_threads
 
 QUOTA, PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime import complete, corpus, load, score_text
+from runtime import complete, load, score_text
+from runtime.integrations import dask as corpus
 from tests.conftest import DEMO
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of another project

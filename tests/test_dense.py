@@ -20,8 +20,8 @@ from export import build
 from export.onnx_file import OnnxFile
 from export.quantize.dense import DenseInt8, quantize_columns
 from export.quantize.precision import Linear
-from runtime.check import check_folder
-from runtime.model import Model
+from runtime.diagnostics.check import check_folder
+from runtime.model.model import Model
 from tests.building import QUICK, run_here
 from tests.checkpoints import (
     Floats,

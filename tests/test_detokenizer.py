@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Tokenizer
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from runtime.detokenizer import Detokenizer, PieceDecoder
-from runtime.text import TextWriter
+from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
+from runtime.tokenization.encode import TextWriter
 from tests.vocabularies import KINDS, byte_fallback, byte_level, metaspace
 
 calm = settings(deadline=None, max_examples=60)

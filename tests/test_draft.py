@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from runtime import cli, complete, generate, stream, stream_many
-from runtime.cache import InPlaceCache
-from runtime.draft import Draft
-from runtime.model import Model
+from runtime import complete, generate, stream, stream_many
+from runtime.cli import parser as cli
+from runtime.generation.draft import Draft
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
 from tests.building import byte_tokenizer
 from tests.checkpoints import TINY, build_model, some_ids, write_checkpoint
 from tests.conftest import DEMO

@@ -13,7 +13,7 @@ import pytest
 from export import build
 from export.folder import CHECKSUMS, write_checksums
 from export.json_file import write_json
-from runtime.json_file import read_json
+from runtime._json import read_json
 from tests.building import QUICK
 from tests.conftest import DEMO
 from tests.emulation import processors

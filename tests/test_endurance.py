@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.trials import endurance
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process holds")

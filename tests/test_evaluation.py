@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.model import Model
-from runtime.wikitext import detokenize, join_lines, split_pages
+from runtime.model.model import Model
+from runtime.scoring.wikitext import detokenize, join_lines, split_pages
 from tests import oracle
 from tests.conftest import shared_data
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from runtime.budget import Budget
+from runtime.model.memory import Budget
 
 pytest.importorskip("fastapi", reason="the server is an extra: pip install 'gpt2-edge[server]'")
 pytest.importorskip("llguidance")
 from export import folder as publishing
-from runtime.server.scheduler import Scheduler
+from runtime.server.engine.scheduler import Scheduler
 from tests.trials import faults
 
 

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 import runtime
 from export import build, card
 from export.quality import Quality
-from runtime import cli
-from runtime.json_file import read_json
+from runtime._json import read_json
+from runtime.cli import parser as cli
 from tests.building import END, FILES, QUICK, TEXT, TINY, write_tiny
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from export import folder
-from runtime import gap, load
+from runtime import load
+from runtime.model import recovery as gap
 from tests.building import contents, make_link
 from tests.damaging import build_small
 

@@ -12,10 +12,11 @@ import torch
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from runtime import complete, generate, load, row, stream
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
-from runtime.text import encode, encode_prompt
+from runtime import complete, generate, load, stream
+from runtime.generation import row
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
+from runtime.tokenization.encode import encode, encode_prompt
 from tests.conftest import DEMO
 
 PROMPTS = {

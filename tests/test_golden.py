@@ -12,8 +12,8 @@ import torch
 
 import runtime
 from export import golden
-from runtime.check import check_folder
-from runtime.model import Model
+from runtime.diagnostics.check import check_folder
+from runtime.model.model import Model
 from tests.checkpoints import build_model, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO
 

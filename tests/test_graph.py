@@ -12,7 +12,7 @@ import pytest
 from transformers import GPT2LMHeadModel
 
 from export.graph import FORMAT
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.checkpoints import (
     TINY,
     Floats,

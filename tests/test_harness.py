@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
-from runtime.perplexity import measure_rolling
-from runtime.wikitext import detokenize, split_pages
+from runtime.model.model import Model
+from runtime.scoring.perplexity import measure_rolling
+from runtime.scoring.wikitext import detokenize, split_pages
 from tests import oracle
 from tests.building import REPOSITORY
 from tests.conftest import DEMO, SHARED_DATA, shared_data
@@ -156,7 +156,7 @@ def instances(kind: str, *arguments: Any) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def edge(demo_fp32_folder: Path) -> Any:
-    from runtime.harness import GPT2Edge
+    from runtime.integrations.lm_eval import GPT2Edge
 
     return GPT2Edge(str(demo_fp32_folder), batch_size="2")
 
@@ -220,7 +220,7 @@ def test_there_is_no_chat(edge: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("given", ["several", "-1", 0, 1.5])
 def test_a_batch_size_is_a_number(demo_fp32_folder: Path, given: Any) -> None:
-    from runtime.harness import GPT2Edge
+    from runtime.integrations.lm_eval import GPT2Edge
 
     with pytest.raises((TypeError, ValueError), match="batch_size is"):
         GPT2Edge(demo_fp32_folder, batch_size=given)
@@ -234,8 +234,8 @@ def test_caches_are_named_by_the_folder(edge: Any) -> None:
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "runtime.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "runtime.integrations.lm_eval", raising=False)
     for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"pip install 'gpt2-edge\[eval\]'"):
-        __import__("runtime.harness")
+        __import__("runtime.integrations.lm_eval")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from runtime import complete, stream
-from runtime.healing import heal
-from runtime.model import Model
-from runtime.text import encode
+from runtime.generation.token_healing import heal
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests import oracle
 
 CUT = ["Once upon a ti", "The little mou", "He said noth", "She looked at the beaut"]

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import runtime
-from runtime import cli
-from runtime.task_library import TASKS
+from runtime.cli import parser as cli
+from runtime.tasks.library import TASKS
 from tests.hostile import N_POSITIONS, ODD, OPTIONS, TEXTS, VALUES, attempt, n_passes, tiny, tiny_folder
 
 calm = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

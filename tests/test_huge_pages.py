@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import huge_pages
-from runtime.huge_pages import LEAST, Range
+from runtime.hardware import huge_pages
+from runtime.hardware.huge_pages import LEAST, Range
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda r: (r[0], r[0] + r[1])), max_size=6)

@@ -22,8 +22,8 @@ from export import build
 from export.quality import measure_quality
 from export.quantize import int4
 from export.quantize.int4 import Packed, quantize_int4
-from runtime.check import check_folder
-from runtime.model import Model
+from runtime.diagnostics.check import check_folder
+from runtime.model.model import Model
 from tests.building import QUICK
 from tests.checkpoints import (
     Floats,

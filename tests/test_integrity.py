@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import integrity, load, stamp
+from runtime import load
+from runtime.model import integrity, stamp
 from tests.damaging import age, flip, list_again
 from tests.damaging import cache as cache
 from tests.damaging import folder as folder

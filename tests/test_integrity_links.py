@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import generate, integrity, load
-from runtime.check import check_folder
+from runtime import generate, load
+from runtime.diagnostics.check import check_folder
+from runtime.model import integrity
 from tests.building import make_link
 from tests.damaging import cache as cache
 from tests.damaging import flip

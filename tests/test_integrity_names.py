@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import integrity, load
+from runtime import load
+from runtime.model import integrity
 from tests.damaging import cache as cache
 from tests.damaging import folder as folder
 from tests.damaging import link

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normalizers
 
 import runtime
-from runtime import tasks
-from runtime import text as text_module
-from runtime.model import Model
-from runtime.text import check_fits, encode
-from runtime.wikitext import detokenize
+from runtime.model.model import Model
+from runtime.scoring.wikitext import detokenize
+from runtime.tasks import perform as tasks
+from runtime.tokenization import encode as text_module
+from runtime.tokenization.encode import check_fits, encode
 from tests.conftest import DEMO
 from tests.hostile import TEXTS
 from tests.trials import lengths

@@ -14,8 +14,8 @@ import pytest
 
 import runtime
 from runtime import estimate, load
-from runtime.lock import Lock
-from runtime.model import Model
+from runtime._lock import Lock
+from runtime.model.model import Model
 from tests.conftest import REPOSITORY
 from tests.trials.process import finish, fork
 
@@ -81,7 +81,9 @@ def test_forms_work_in_a_fork_while_another_thread_makes_the_vocabulary(
     demo_int8_folder: Path, hold: Callable[[Lock], None]
 ) -> None:
     pytest.importorskip("llguidance")
-    from runtime import corpus, default_model, grammar
+    from runtime.generation.constrained import grammar
+    from runtime.integrations import dask as corpus
+    from runtime.model import resolve as default_model
 
     for lock in (grammar._LOCK, default_model._lock, corpus._opening):
         hold(lock)
@@ -96,7 +98,7 @@ def test_forms_work_in_a_fork_while_another_thread_makes_the_vocabulary(
 @needs_fork
 def test_a_fork_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's lock of a module would stay held in the child, and so would every later import of it."""
-    from runtime.lock import importing
+    from runtime._lock import importing
 
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.5)\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import cli, complete, generate, perform, stream, stream_many
-from runtime.cache import InPlaceCache
-from runtime.completion import Completion
-from runtime.lookup import Lookup
-from runtime.model import Model
+from runtime import complete, generate, perform, stream, stream_many
+from runtime.cli import parser as cli
+from runtime.generation.completion import Completion
+from runtime.generation.lookup import Lookup
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
 from tests.test_generation import text_of
 
 PROMPT = "Once upon a time there was a little mouse who"

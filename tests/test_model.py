@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtime import generate, load
-from runtime.model import Model
+from runtime.model.model import Model
 
 Damage = Callable[[Path], object]
 

@@ -15,7 +15,7 @@ import pytest
 
 import runtime
 from runtime import generate, load
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.building import REPOSITORY, run
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtime import load
-from runtime.onnx_file import read_references
+from runtime.model.onnx_scan import read_references
 from tests.damaging import build_small, copy_aged, link, list_again
 
 

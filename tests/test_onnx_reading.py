@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import onnx_file
-from runtime.onnx_file import read_references
+from runtime.model import onnx_scan as onnx_file
+from runtime.model.onnx_scan import read_references
 from tests.trials import onnx_reading as trial
 
 

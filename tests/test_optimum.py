@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from export import reference
 from runtime import generate, score_text, stream
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.checkpoints import (
     CLOSE,
     build_model,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime import complete, generate, perform, stream, stream_many
-from runtime.model import Model
+from runtime.model.model import Model
 from runtime.options import Options
 
 WHOLE = ["max_new_tokens", "min_new_tokens", "top_k", "no_repeat_ngram_size", "lookup", "seed", "pinned_tokens"]

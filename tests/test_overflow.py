@@ -11,10 +11,10 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from runtime import Completion, complete, generate
-from runtime.model import Model
+from runtime.generation.context_window import fit_prompt, slide
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.text import encode
-from runtime.window import fit_prompt, slide
+from runtime.tokenization.encode import encode
 from tests.checkpoints import build_model, write_checkpoint
 
 N = 24  # positions of the tiny model, whose ids are bytes

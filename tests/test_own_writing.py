@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import runtime
 from export import golden, own_writing
-from runtime.check import check_folder
-from runtime.scoring import score_ids
+from runtime.diagnostics.check import check_folder
+from runtime.scoring.scoring import score_ids
 from tests.building import error_line, run_here
 from tests.checkpoints import open_checkpoint, torch_greedy, write_checkpoint
 from tests.vocabularies import KINDS, chess_moves, proteins

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.model import Model
-from runtime.task_library import TASKS
+from runtime.model.model import Model
+from runtime.tasks.library import TASKS
 from tests.browsing import browser as browser
 from tests.browsing import browser_only, expect, generate, open_page, slide
 from tests.browsing import server as server
@@ -29,7 +29,7 @@ PAGE = REPOSITORY / "runtime" / "server"
 
 
 def test_sliders_and_tasks_are_the_apis() -> None:
-    from runtime.server.fields import CompletionRequest
+    from runtime.server.openai.fields import CompletionRequest
 
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     sliders = re.findall(r'^  \["(\w+)", ', script, re.MULTILINE)

@@ -17,10 +17,10 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process as processors
 
 from runtime import complete, generate
-from runtime.model import Model
+from runtime.generation.penalties import make_penalties, repeated_ngram_ids
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.penalties import make_penalties, repeated_ngram_ids
-from runtime.text import encode
+from runtime.tokenization.encode import encode
 from tests.oracle import demo
 
 N_VOCAB = 12
@@ -158,7 +158,7 @@ def test_scores_before_the_draw_are_those_of_transformers(demo_fp32: Model, monk
         seen.append(probabilities.copy())
         return int(probabilities.argmax())
 
-    monkeypatch.setattr("runtime.sampling.draw", likeliest)
+    monkeypatch.setattr("runtime.generation.sampling.draw", likeliest)
     [got] = complete(PROMPT, model=demo_fp32, max_new_tokens=8, seed=0, **options)
     ids = encode(demo_fp32, PROMPT)
     process: Any = chain(options | {"do_sample": True}, len(ids))

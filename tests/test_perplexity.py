@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
 
 import runtime
-from runtime.model import Model
-from runtime.perplexity import measure_rolling, measure_strided, rolling_windows
-from runtime.wikitext import detokenize, join_lines, split_pages
+from runtime.model.model import Model
+from runtime.scoring.perplexity import measure_rolling, measure_strided, rolling_windows
+from runtime.scoring.wikitext import detokenize, join_lines, split_pages
 from tests import oracle
 from tests.checkpoints import TINY, build_model, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO, shared_data

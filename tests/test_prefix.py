@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import runtime
 from runtime import complete, generate, score, stream, stream_many
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
-from runtime.shared_prefix import known
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
+from runtime.prefixes.prefix import known
+from runtime.tokenization.encode import encode
 from tests.conftest import count_passes
 from tests.prefixing import STORY, facts, letters
 from tests.prefixing import folders as folders

@@ -18,9 +18,10 @@ import pytest
 from safetensors import safe_open
 
 import runtime
-from runtime import Prefix, cli, complete, generate, load, load_prefix
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
+from runtime import Prefix, complete, generate, load, load_prefix
+from runtime.cli import parser as cli
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
 from tests.building import make_link
 from tests.prefix_files import TEXT, save_elsewhere
 from tests.prefix_files import folders as folders

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import runtime
-from runtime import Prefix, grid, load, load_prefix, prefix_file
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
+from runtime import Prefix, load, load_prefix
+from runtime.model import prefill as grid
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
+from runtime.prefixes import file as prefix_file
 from tests.prefix_files import TEXT, save_elsewhere
 from tests.prefix_files import folders as folders
 from tests.prefix_files import path as path

@@ -13,11 +13,11 @@ import pytest
 
 import runtime
 from runtime import Prefix, complete, generate, load, score, stream, stream_many
-from runtime.cache import InPlaceCache
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
-from runtime.tasks import TASKS
-from runtime.text import encode
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
+from runtime.tasks.perform import TASKS
+from runtime.tokenization.encode import encode
 from tests.prefixing import STORY, facts, letters
 from tests.prefixing import folders as folders
 from tests.prefixing import tiny as tiny

@@ -8,10 +8,10 @@ import pytest
 
 import runtime
 from runtime import generate
-from runtime.grid import PREFILL_STEP
-from runtime.model import Model
-from runtime.tasks import TASKS, Task
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP
+from runtime.tasks.perform import TASKS, Task
+from runtime.tokenization.encode import encode
 from tests.conftest import count_passes
 from tests.prefixing import STORY, facts
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from runtime import load, processor
-from runtime.processor import advice, alternative, processor_features, suitable_kernel
+from runtime import load
+from runtime.hardware import cpu_features as processor
+from runtime.hardware.cpu_features import advice, alternative, processor_features, suitable_kernel
 
 HASWELL = """\
 processor\t: 0
@@ -41,9 +42,9 @@ POWER = "processor\t: 0\ncpu\t\t: POWER9, altivec supported\n"
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, machine: str, text: str, system: str = "linux") -> None:
-    monkeypatch.setattr("runtime.processor.sys.platform", system)
-    monkeypatch.setattr("runtime.processor.platform.machine", lambda: machine)
-    monkeypatch.setattr("runtime.processor.Path.read_text", lambda *_given, **_named: text)
+    monkeypatch.setattr("runtime.hardware.cpu_features.sys.platform", system)
+    monkeypatch.setattr("runtime.hardware.cpu_features.platform.machine", lambda: machine)
+    monkeypatch.setattr("runtime.hardware.cpu_features.Path.read_text", lambda *_given, **_named: text)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,9 @@ def test_windows_tells_by_its_own_numbers(
             return number in present
 
     pretend(monkeypatch, machine, "", "win32")
-    monkeypatch.setattr("runtime.processor.ctypes.windll", type("Dlls", (), {"kernel32": Kernel32}), raising=False)
+    monkeypatch.setattr(
+        "runtime.hardware.cpu_features.ctypes.windll", type("Dlls", (), {"kernel32": Kernel32}), raising=False
+    )
     assert suitable_kernel() == expected
 
 
@@ -123,7 +126,7 @@ def test_cpuinfo_that_cannot_be_read_is_unknown(monkeypatch: pytest.MonkeyPatch)
         raise PermissionError("/proc is not mounted")
 
     pretend(monkeypatch, "x86_64", "")
-    monkeypatch.setattr("runtime.processor.Path.read_text", refuse)
+    monkeypatch.setattr("runtime.hardware.cpu_features.Path.read_text", refuse)
     assert suitable_kernel() is None
 
 
@@ -139,7 +142,7 @@ def test_advice_is_for_blocks_where_they_are_slow(kernel: str | None, suitable: 
 def test_loading_an_unsuited_build_warns(
     demo_block_folder: Path, monkeypatch: pytest.MonkeyPatch, suitable: str | None, warned: bool
 ) -> None:
-    monkeypatch.setattr("runtime.model.suitable_kernel", lambda: suitable)
+    monkeypatch.setattr("runtime.model.model.suitable_kernel", lambda: suitable)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load(demo_block_folder).close()
@@ -147,7 +150,7 @@ def test_loading_an_unsuited_build_warns(
 
 
 def test_fp32_suits_every_processor(demo_fp32_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.model.suitable_kernel", lambda: "dense")
+    monkeypatch.setattr("runtime.model.model.suitable_kernel", lambda: "dense")
     load(demo_fp32_folder).close()  # warnings are errors
 
 

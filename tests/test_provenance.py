@@ -10,7 +10,7 @@ import pytest
 
 from export import build, provenance
 from export.provenance import Known
-from runtime.check import check_folder
+from runtime.diagnostics.check import check_folder
 from tests.building import QUICK, write_tiny
 from tests.conftest import shared_data
 

@@ -21,7 +21,7 @@ from export import build
 from export.quality import Bounds, Quality, measure_quality
 from export.quantize import precision
 from export.quantize.blocks import quantize
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.checkpoints import Weights, build_model, edit_weights, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO
 

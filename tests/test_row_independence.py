@@ -16,10 +16,10 @@ from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4
 from export.quantize.precision import BLOCK_SIZES, INT4_BLOCK_SIZES, Float32, Floats, Int8, Precision
 from runtime import complete
-from runtime.cache import InPlaceCache
-from runtime.config import Config as RuntimeConfig
-from runtime.model import Model
-from runtime.session import Session
+from runtime.model.config import Config as RuntimeConfig
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
+from runtime.model.session import Session
 from tests.building import QUICK, write_tiny
 
 MOST = 64  # rows together

@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as warpers
 
-from runtime import generate, sampling
-from runtime.model import Model
+from runtime import generate
+from runtime.generation import sampling
+from runtime.generation.sampling import (
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical_p,
+    make_sampler,
+    softmax,
+    uniform,
+)
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.sampling import draw, keep_min_p, keep_top_k, keep_top_p, keep_typical_p, make_sampler, softmax, uniform
 
 calm = settings(deadline=None)  # time is not what these test
 Scores = NDArray[np.float64]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import runtime
-from runtime.model import Model
-from runtime.scoring import Pair, encode_pair, fit_pair, score_ids, score_pairs
+from runtime.model.model import Model
+from runtime.scoring.scoring import Pair, encode_pair, fit_pair, score_ids, score_pairs
 from tests import oracle
 from tests.checkpoints import some_ids
 from tests.conftest import DEMO, shared_data

@@ -11,8 +11,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from runtime import Score, complete, score_text
-from runtime.model import Model
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests.conftest import DEMO
 
 N_POSITIONS = 512

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from runtime import complete, generate, stream
-from runtime.completion import Completion
-from runtime.model import Model
+from runtime.generation.completion import Completion
+from runtime.model.model import Model
 
 PROMPT = "Once upon a time there was a little mouse who"
 

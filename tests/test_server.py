@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.model import Model
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests.openai_client import PROMPT, PROMPTS, ours
 from tests.openai_client import client as client
 from tests.openai_client import model_id as model_id

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.serving import Running, running, wait_until
 
 pytest.importorskip("psutil", reason="comes with the extra corpus")
@@ -74,7 +74,8 @@ def test_a_form_is_of_a_size(server: Running) -> None:
 def test_a_form_takes_so_many_tries_a_step(demo_int8: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rows wait for a step; what is found in time is taken, and the form kept."""
     pytest.importorskip("llguidance")
-    from runtime import constraint, way_search
+    from runtime.generation.constrained import completion_search as way_search
+    from runtime.generation.constrained import constraint
 
     tried: list[int] = []
     step = way_search._step
@@ -97,7 +98,7 @@ def test_rows_under_way_go_on_between_the_passes_of_a_long_prompt(
     demo_int8: Model, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And both get what they get alone."""
-    monkeypatch.setattr("runtime.server.scheduler.JOIN_SECONDS", 0.001)  # less than a pass
+    monkeypatch.setattr("runtime.server.engine.scheduler.JOIN_SECONDS", 0.001)  # less than a pass
     long, short = {"prompt": [[7] * 480], "max_tokens": 4}, {"prompt": [[11, 12, 13]], "max_tokens": 300}
     asked: list[dict[str, Any]] = [{**fields, "temperature": 0, "logit_bias": {"0": -100}} for fields in (short, long)]
     with running(demo_int8) as server, ThreadPoolExecutor(2) as pool:

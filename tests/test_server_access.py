@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.connecting import nothing_is_left as nothing_is_left
 from tests.connecting import server as server
 from tests.serving import Running, running

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.connecting import LONG, PROMPT, connect, head, read_all, whole
 from tests.connecting import nothing_is_left as nothing_is_left
 from tests.connecting import server as server

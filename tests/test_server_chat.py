@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 import runtime
-from runtime.model import Model
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests.openai_client import client as client
 from tests.serving import Running, running
 
@@ -39,7 +39,7 @@ def chatty(folder: Path, source: Path, template: Any) -> Path:
 
 def template_of(model: Model) -> Any:
     """The chat template, which is there; imported here, since the server is an extra."""
-    from runtime.server.chat_template import find_chat_template
+    from runtime.server.openai.chat_template import find_chat_template
 
     template = find_chat_template(model)
     assert template

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.connecting import LONG, PATIENCE, PROMPT, connect, head, read_all, whole
 from tests.connecting import nothing_is_left as nothing_is_left
 from tests.connecting import server as server

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.serving import Running, running
 
 PROMPT = "Once upon a time"
@@ -204,7 +204,7 @@ def test_a_failing_row_leaves_the_others(server: Running) -> None:
 
 
 def test_a_failing_pass_ends_its_requests_and_no_others(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.batch import Batch
+    from runtime.generation.batch import Batch
 
     def fail(batch: Batch) -> Any:
         monkeypatch.undo()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from runtime import estimate, load
-from runtime.batch import Batch
-from runtime.cache import InPlaceCache
-from runtime.model import Model
-from runtime.row import Row
-from runtime.server.scheduler import Scheduler
+from runtime.generation.batch import Batch
+from runtime.generation.row import Row
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
+from runtime.server.engine.scheduler import Scheduler
 from tests.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time"
@@ -152,8 +152,8 @@ def test_a_thread_that_ended_is_noticed(server: Running, monkeypatch: pytest.Mon
 def test_a_thread_that_stands_still_is_noticed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     free = threading.Event()
     step = InPlaceCache.step
-    monkeypatch.setattr("runtime.server.scheduler.STUCK_SECONDS", 0.2)
-    monkeypatch.setattr("runtime.server.job._LATE", 0.1)
+    monkeypatch.setattr("runtime.server.engine.scheduler.STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("runtime.server.engine.job._LATE", 0.1)
     monkeypatch.setattr(InPlaceCache, "step", lambda cache, ids: (free.wait(30), step(cache, ids))[1])
     with ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(lambda: server.post(prompt=PROMPT, max_tokens=3, deadline=2))
@@ -165,7 +165,9 @@ def test_a_thread_that_stands_still_is_noticed(server: Running, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["runtime.server.plan.encode_prompt_with_spans", "runtime.server.plan.ServedRow"])
+@pytest.mark.parametrize(
+    "place", ["runtime.server.openai.plan.encode_prompt_with_spans", "runtime.server.openai.plan.ServedRow"]
+)
 def test_an_error_while_a_request_is_prepared(
     server: Running, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
 ) -> None:
@@ -177,7 +179,7 @@ def test_an_error_while_a_request_is_prepared(
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.server.gain import Continuation
+    from runtime.server.openai.gain import Continuation
 
     monkeypatch.setattr(Continuation, "read", fail_once(Continuation.read, Panic("a name")))
     reply = server.post(prompt=PROMPT, max_tokens=5, stream=True)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.batch import Batch
-from runtime.model import Model
-from runtime.server import errors, form_time, json_route
+from runtime.generation.batch import Batch
+from runtime.model.model import Model
+from runtime.server import errors
+from runtime.server.engine import form_time
+from runtime.server.transport import json_route
 from tests.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time"
@@ -155,7 +157,7 @@ def test_work_counts_until_it_has_ended(server: Running, monkeypatch: pytest.Mon
         free.wait(30)
         return [1], [(0, 1)]
 
-    monkeypatch.setattr("runtime.server.plan.encode_prompt_with_spans", wait_for_it)
+    monkeypatch.setattr("runtime.server.openai.plan.encode_prompt_with_spans", wait_for_it)
     leave(server, prompt=PROMPT)
     time.sleep(0.2)
     assert server.engine.n_open == 1
@@ -186,7 +188,7 @@ def test_the_time_of_a_request_begins_at_its_arrival(demo_int8: Model, monkeypat
         time.sleep(0.6)
         return [5, 6, 7], [(0, 1), (1, 2), (2, 3)]
 
-    monkeypatch.setattr("runtime.server.plan.encode_prompt_with_spans", slow)
+    monkeypatch.setattr("runtime.server.openai.plan.encode_prompt_with_spans", slow)
     with running(demo_int8) as server:
         (choice,) = server.post(prompt=PROMPT, max_tokens=5, deadline=0.5).json["choices"]
         assert choice["gpt2_edge"]["finish_reason"] == "deadline"
@@ -234,7 +236,7 @@ def test_a_request_of_many_rows_leaves_slots_to_others(server: Running) -> None:
 
 def test_requests_of_one_row_take_turns(demo_int8: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets the ids that it gets alone."""
-    monkeypatch.setattr("runtime.server.scheduler.SLICE_SECONDS", 0.02)
+    monkeypatch.setattr("runtime.server.engine.scheduler.SLICE_SECONDS", 0.02)
     parked: list[int] = []
     park = Batch.park
     monkeypatch.setattr(Batch, "park", lambda batch, row: (parked.append(1), park(batch, row))[1])
@@ -252,7 +254,7 @@ def test_no_room_to_park_is_no_error(demo_int8: Model, monkeypatch: pytest.Monke
     def full(*_: object) -> Any:
         raise MemoryError("full")
 
-    monkeypatch.setattr("runtime.server.scheduler.SLICE_SECONDS", 0.01)
+    monkeypatch.setattr("runtime.server.engine.scheduler.SLICE_SECONDS", 0.01)
     monkeypatch.setattr(Batch, "park", full)
     with running(demo_int8, rows=1) as server, ThreadPoolExecutor(3) as pool:
         replies = [pool.submit(server.post, prompt=PROMPT, max_tokens=60) for _ in range(3)]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.model import Model
-from runtime.scoring import score_ids
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.scoring.scoring import score_ids
+from runtime.tokenization.encode import encode
 from tests.openai_client import PROMPT, PROMPTS
 from tests.openai_client import client as client
 from tests.openai_client import model_id as model_id

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from runtime.model import Model
-from runtime.server.fields import CompletionRequest, TaskFields
-from runtime.task_library import TASKS
+from runtime.model.model import Model
+from runtime.server.openai.fields import CompletionRequest, TaskFields
+from runtime.tasks.library import TASKS
 from tests.serving import Running, running
 
 OPERATIONS = (

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime import cli
-from runtime.model import Model
+from runtime.cli import parser as cli
+from runtime.model.model import Model
 from runtime.server_settings import KEY_VARIABLE, Settings
 from tests.building import run
 from tests.conftest import REPOSITORY
@@ -38,7 +38,7 @@ def start(demo_int8_folder: Path) -> Iterator[Start]:
     started = []
 
     def start_command(*arguments: str, before: str = "", **env: str) -> tuple[subprocess.Popen[str], int]:
-        script = f"import sys\n{before}\nfrom runtime.cli import main\nsys.exit(main())"
+        script = f"import sys\n{before}\nfrom runtime.cli.parser import main\nsys.exit(main())"
         command = [sys.executable, "-c", script, "serve", "--model", str(demo_int8_folder), "--port", "0", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **env}
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
@@ -244,12 +244,12 @@ def watch(event, arguments):
         sys.stderr.write(f"{event} {arguments}\\n")
     if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
         sys.stderr.write(f"{event} {arguments}\\n")
-import runtime.server.listener
-serve = runtime.server.listener.serve
+import runtime.server.transport.listener
+serve = runtime.server.transport.listener.serve
 def watched(*arguments, **options):
     sys.addaudithook(watch)
     serve(*arguments, **options)
-runtime.server.listener.serve = watched
+runtime.server.transport.listener.serve = watched
 """
 
 
@@ -263,7 +263,7 @@ def test_it_connects_nowhere_and_writes_no_file(start: Start) -> None:
 
 
 def test_importing_the_runtime_loads_no_server(tmp_path: Path) -> None:
-    code = "import sys, runtime, runtime.cli; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    code = "import sys, runtime, runtime.cli.parser; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
     foreign = ["fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "jinja2", "asyncio"]
     done = subprocess.run(
         [sys.executable, "-c", code, *foreign],

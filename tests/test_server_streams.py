@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.openai_client import PROMPT, PROMPTS, ours
 from tests.openai_client import client as client
 from tests.openai_client import model_id as model_id

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import complete, speculation, stream, stream_many
-from runtime.completion import Completion
-from runtime.model import Model
-from runtime.speculation import Pace
-from runtime.text import encode
+from runtime import complete, stream, stream_many
+from runtime.generation import speculative as speculation
+from runtime.generation.completion import Completion
+from runtime.generation.speculative import Pace
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests.checkpoints import TINY, build_model, write_checkpoint
 
 PROMPT = "Once upon a time there was a little mouse who"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime import tasks
-from runtime.model import Model
-from runtime.row import Row
+from runtime.generation.row import Row
+from runtime.model.model import Model
+from runtime.tasks import perform as tasks
 from tests.conftest import DEMO
 
 STORY = (DEMO / "evaluation.txt").read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.last_word import find_word
-from runtime.sentences import first_line, first_sentence, first_sentences, three_sentences
-from runtime.task_library import QUESTIONS, TRANSLATIONS
-from runtime.tasks import TASKS, By, Task
+from runtime.scoring.last_word import find_word
+from runtime.tasks.answers import first_line, first_sentence, first_sentences, three_sentences
+from runtime.tasks.library import QUESTIONS, TRANSLATIONS
+from runtime.tasks.perform import TASKS, By, Task
 
 
 @pytest.mark.parametrize(

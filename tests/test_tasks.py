@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.choice import split_blank
-from runtime.last_word import find_word
-from runtime.model import Model
-from runtime.sentences import three_sentences
-from runtime.stop_words import STOP_WORDS
-from runtime.tasks import TASKS, Task
+from runtime.model.model import Model
+from runtime.scoring.last_word import find_word
+from runtime.scoring.multiple_choice import split_blank
+from runtime.scoring.stop_words import STOP_WORDS
+from runtime.tasks.answers import three_sentences
+from runtime.tasks.perform import TASKS, Task
 from tests import oracle
 
 KING = "The king was old. He had three sons."
@@ -192,7 +192,7 @@ def test_a_classifier_in_three_lines(demo_fp32: Model) -> None:
 
 
 def test_importing_the_package_loads_no_task() -> None:
-    names = "('runtime.tasks', 'runtime.evaluation')"
+    names = "('runtime.tasks', 'runtime.scoring.evaluation')"
     code = f"import sys, runtime; runtime.load; print([m for m in sys.modules if m in {names}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

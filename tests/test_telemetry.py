@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import telemetry
+from runtime import _telemetry as telemetry
 from tests.building import EVERY_CALL, REPOSITORY, run
 from tests.damaging import build_small
 

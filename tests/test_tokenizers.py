@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 
 from export import tokenizer as tokenizer_file
 from runtime import generate
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.checkpoints import build_model, change_config, greedy, write_checkpoint
 from tests.conftest import DEMO, shared_data
 

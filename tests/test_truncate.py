@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from runtime import complete
-from runtime.model import Model
-from runtime.text import encode
+from runtime.model.model import Model
+from runtime.tokenization.encode import encode
 from tests.checkpoints import build_model, write_checkpoint
 
 PROMPT = "Once upon a time there was a little mouse who"

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from export import graph
 from export.config import ACTIVATIONS, Config
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.building import byte_tokenizer
 from tests.checkpoints import (
     CLOSE,

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, processors
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, pipeline
 
 import runtime
-from runtime.model import Model
-from runtime.shared_prefix import make
-from runtime.text import encode, encode_prompt, encode_whole
+from runtime.model.model import Model
+from runtime.prefixes.prefix import make
+from runtime.tokenization.encode import encode, encode_prompt, encode_whole
 from tests.checkpoints import build_model, torch_logits, write_checkpoint
 from tests.vocabularies import KINDS
 

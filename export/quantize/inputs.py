@@ -15,7 +15,7 @@ from export.config import Config
 from export.graph import Weights, build_layer
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
-from runtime.cores import usable_threads
+from runtime.hardware.threads import usable_threads
 
 Doubles = NDArray[np.float64]
 SAMPLE_ROWS = 384  # of inputs kept as they are, to try kernels on

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from runtime.budget import CachedModel, cache_bytes
-from runtime.generation import BATCH_SIZE, generate_pieces
-from runtime.model import Model
+from runtime.generation.loop import BATCH_SIZE, generate_pieces
+from runtime.generation.row import Place, Row
+from runtime.model.memory import CachedModel, cache_bytes
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.row import Place, Row
 
 Ids = NDArray[np.int64]
 LEAST_TOKENS = 2000  # of a text of the user's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from runtime.processor import processor_features
+from runtime.hardware.cpu_features import processor_features
 
 BASELINE = Path(__file__).with_name("baseline.json")
 LEAST = 0.75  # of the baseline: noise is under a quarter, and a third lost is seen

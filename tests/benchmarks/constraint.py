@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime import load
-from runtime.grammar import vocabulary
-from runtime.model import Model
+from runtime.generation.constrained.grammar import vocabulary
+from runtime.generation.row import Place, Row
+from runtime.model.model import Model
 from runtime.options import Options
-from runtime.row import Place, Row
-from runtime.text import encode
+from runtime.tokenization.encode import encode
 from tests.benchmarks.server import build_model
 
 N_NEW = 128

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from runtime.logprobs import log_softmax
+from runtime._math import log_softmax
 from tests.benchmarks.contenders import CONTENDERS, DEMO_SIZE, HERE, PLACE, STRESSED, ask, is_older, prepare
 from tests.benchmarks.statistic import table
 from tests.conftest import DEMO

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import runtime
 from export import build
-from runtime.text import encode
+from runtime.tokenization.encode import encode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "build" / "bench" / "random-gpt2-dense"

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from export import build, random_checkpoint
 from runtime import complete, load
-from runtime.cache import InPlaceCache
-from runtime.model import Model
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.model import Model
 from tests.conftest import DEMO, REPOSITORY
 
 PLACE = REPOSITORY / "build" / "speculation"

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__ as instructions  # asks the processor itself
 
-from runtime import check
-from runtime.grid import prefill
-from runtime.model import Model
-from runtime.processor import suitable_kernel
+from runtime.diagnostics import check
+from runtime.hardware.cpu_features import suitable_kernel
+from runtime.model.model import Model
+from runtime.model.prefill import prefill
 
 THREADS = 1
 N_STEPS = 9

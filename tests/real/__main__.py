@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 from export.checkpoint import model_name
-from runtime.config import read_config
-from runtime.json_file import read_json
+from runtime._json import read_json
+from runtime.model.config import read_config
 from tests.benchmarks.bench import count, machine
 from tests.conftest import REPOSITORY, SHARED_DATA
 from tests.real import measure, models

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 import runtime
-from runtime.check import forced_logprobs
-from runtime.evaluation import evaluate
-from runtime.json_file import read_json
-from runtime.model import Model
+from runtime._json import read_json
+from runtime.diagnostics.check import forced_logprobs
+from runtime.model.model import Model
+from runtime.scoring.evaluation import evaluate
 from tests.benchmarks.contenders import CONTENDERS, OURS, ask
 from tests.conftest import REPOSITORY
 from tests.real.published import size_of

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.trials.memory import build_models
 from tests.trials.process import n_open_files, n_threads, resident_memory
 from tests.trials.table import Row, record

@@ -24,14 +24,14 @@ from unittest import mock
 
 from export import folder as publishing
 from runtime import estimate
-from runtime.batch import Batch
-from runtime.budget import Budget
-from runtime.cache import InPlaceCache
-from runtime.model import Model
-from runtime.row import Row
-from runtime.server.engine import Engine
-from runtime.server.scheduler import Scheduler
-from runtime.session import Session
+from runtime.generation.batch import Batch
+from runtime.generation.row import Row
+from runtime.model.kv_cache import InPlaceCache
+from runtime.model.memory import Budget
+from runtime.model.model import Model
+from runtime.model.session import Session
+from runtime.server.engine.engine import Engine
+from runtime.server.engine.scheduler import Scheduler
 from tests.serving import Reply, Running, running, wait_until
 from tests.trials.memory import build_models
 from tests.trials.table import Row as TableRow
@@ -124,7 +124,7 @@ PLACES = ("tokenizers", "llguidance", *METHODS)
 @contextlib.contextmanager
 def injected(model: Model, fault: Fault) -> Iterator[None]:
     """Every place asks the fault."""
-    from runtime import grammar
+    from runtime.generation.constrained import grammar
 
     words = grammar.vocabulary(model)
     library = words._llguidance

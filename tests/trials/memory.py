@@ -1,7 +1,7 @@
 """What `runtime.estimate` says against what the processes then take: `python -m tests.trials.memory`.
 
 Every model is loaded, and a batch of it filled to its context, in a process of its own, whose peak of resident memory
-is compared; `--json` keeps what each stage took, from which the constants of runtime/budget.py are set.
+is compared; `--json` keeps what each stage took, from which the constants of runtime/model/memory.py are set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import runtime
-from runtime.model import Model
+from runtime.model.model import Model
 from tests.trials.process import peak_memory, resident_memory
 from tests.trials.table import PLACE, Row, record
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import runtime
-import runtime.server.listener as listener
-from runtime.cli import main
+import runtime.server.transport.listener as listener
+from runtime.cli.parser import main
 
 AUDIT = "audit:"
 OURS = tuple(str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix, Path(runtime.__file__).parent))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import runtime
-from runtime.grid import cut, prefill
+from runtime.model.prefill import cut, prefill
 
 
 def convert(source: Path, folder: Path, precision: str, kernel: str | None = None) -> None:

@@ -1,0 +1,1 @@
+"""The command gpt2-edge."""

@@ -1,0 +1,41 @@
+"""What a model folder holds, and whether this processor suits it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from runtime.hardware.cpu_features import advice, alternative, processor_features, suitable_kernel
+from runtime.model.model import Model
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Facts by name, fit for JSON. Raises what `runtime.load` raises."""
+    with Model(folder) as model:
+        config, kernel, is_fused = model.config, model.kernel, model.is_fused
+    report = folder / "quality.json"
+    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    weights = sum(path.stat().st_size for path in folder.glob("*.onnx*"))
+    suitable = suitable_kernel()
+    return {
+        "folder": str(folder),
+        "precision": quality.get("precision", "unknown: not built by export/build.py"),
+        "kernel": kernel or ("none: fp32" if is_fused else "none: a plain ONNX export"),
+        "layers": config.n_layer,
+        "heads": config.n_head,
+        "width": config.n_embd,
+        "context": config.n_positions,
+        "vocabulary": config.vocab_size,
+        "megabytes": round(weights / 1e6, 1),
+        "loss_percent": quality.get("loss_percent"),
+        "processor": platform.processor() or platform.machine(),
+        "suited_to": suitable or "unknown",
+        "advice": advice(kernel, suitable)
+        or alternative(kernel, processor_features())
+        or "this build suits this processor",
+        "onnxruntime": onnxruntime.__version__,
+    }

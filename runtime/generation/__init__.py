@@ -1,0 +1,1 @@
+"""Decoding: rows step together in batches, each as if it were alone."""

@@ -1,0 +1,134 @@
+"""Rows that decode together: each joins with a prefill of its own, and leaves when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from runtime.generation.context_window import slide
+from runtime.generation.row import Row
+from runtime.model.kv_cache import Cache
+from runtime.model.model import Model
+from runtime.model.prefill import prefill
+from runtime.prefixes.prefix import known
+
+Events = Iterator[tuple[Row, str]]  # whose text, and what is certain of it now; it may be empty
+
+
+class Batch:
+    """Slots of one cache, and the rows in them. Every row decodes as if alone, whatever its neighbours."""
+
+    def __init__(self, model: Model, capacity: int, n_slots: int) -> None:
+        """Room for `n_slots` rows of up to `capacity` tokens each."""
+        self._model = model
+        self._cache, self._n_slots = model.new_cache(capacity, n_slots), n_slots
+        self._n_positions = model.config.n_positions
+        self._rows: list[Row] = []  # by slot
+
+    def __len__(self) -> int:
+        """Rows under way."""
+        return len(self._rows)
+
+    @property
+    def n_free(self) -> int:
+        """Slots that a row can join."""
+        return self._n_slots - len(self._rows)
+
+    def join(self, row: Row, meanwhile: Callable[[], object] = lambda: None) -> str:
+        """Prefill a row into a free slot and choose its first id; returns the text that is certain.
+
+        The prompt of a row under way that has the same one is copied. `meanwhile` is called before each pass, and may
+        advance the rows under way.
+        """
+        start, slot = time.perf_counter(), len(self._rows)
+
+        def interrupted() -> object:
+            meanwhile()
+            return row.interruption()
+
+        same = next((at for at, other in enumerate(self._rows) if other.holds_prompt_of(row)), None)
+        if same is None:
+            logits = prefill(self._cache, row.window, slot, interrupted, known(row.prefix, row.window))
+            row.prompt_logits = logits.copy() if logits.size else None
+        else:
+            self._cache.copy_row(same, slot, len(row.window))
+            row.prompt_logits = self._rows[same].prompt_logits
+        if slot != len(self._rows):  # others have left
+            self._cache.copy_row(slot, len(self._rows))
+        self._rows.append(row)
+        row.prefill_seconds = time.perf_counter() - start
+        return "" if row.prompt_logits is None else row.accept(row.prompt_logits)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Those under way."""
+        return tuple(self._rows)
+
+    def park(self, row: Row) -> Cache:
+        """Take a row out to let it go on later; returns what `resume` needs. Raises MemoryError where that has no room.
+
+        Nothing is computed again, so the row's text does not depend on it.
+        """
+        slot = self._rows.index(row)
+        length = self._cache.lengths[slot]
+        kept = self._model.new_cache(length)
+        kept.write_row(0, self._cache.read_row(slot, length))
+        self._free(slot)
+        return kept
+
+    def resume(self, row: Row, kept: Cache) -> None:
+        """Put a parked row into a free slot."""
+        self._cache.write_row(len(self._rows), kept.read_row(0, kept.lengths[0]))
+        self._rows.append(row)
+
+    def clear(self) -> None:
+        """Take all rows out where they are. The cache stays: nothing is allocated."""
+        for row in self._rows:
+            row.prompt_logits = None
+        self._rows.clear()
+        for slot in range(self._n_slots):
+            self._cache.clear_row(slot)
+
+    def advance(self) -> Events:
+        """One id more for every row under way; rows that are finished, cancelled or late leave."""
+        self._slide()
+        for row in self._rows:
+            if row.finish_reason is None and (reason := row.interruption()):
+                yield row, row.end(reason)
+        self._leave()
+        if self._rows:
+            yield from self._step()
+            self._leave()
+
+    def _slide(self) -> None:
+        """Move the window of every row that has filled the context, all but its last id, which the next pass takes."""
+        for slot, row in enumerate(self._rows):
+            if self._cache.lengths[slot] == self._n_positions:
+                start = time.perf_counter()
+                ids = slide(row.ids, row.n_pinned, self._n_positions)[:-1]
+                prefill(self._cache, ids, slot, row.interruption, known(row.prefix, ids))
+                row.n_slides += 1
+                row.decode_seconds += time.perf_counter() - start
+
+    def _step(self) -> Events:
+        """One pass for all."""
+        start = time.perf_counter()
+        logits = self._cache.step([row.ids[-1] for row in self._rows])
+        seconds = time.perf_counter() - start
+        for slot, row in enumerate(self._rows):
+            row.decode_seconds += seconds
+            yield row, row.accept(logits[slot])
+
+    def _leave(self) -> None:
+        """Take finished rows out; the last row moves into the slot that falls free."""
+        for slot in reversed(range(len(self._rows))):
+            if self._rows[slot].finish_reason is not None:
+                self._rows[slot].prompt_logits = None
+                self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        last = len(self._rows) - 1
+        if slot != last:
+            self._cache.copy_row(last, slot)
+            self._rows[slot] = self._rows[last]
+        self._rows.pop()

@@ -1,0 +1,252 @@
+"""Beam search: the likeliest of whole continuations, where greedy decoding takes the likeliest next token.
+
+The search is that of transformers 4.57 (`GenerationMixin._beam_search`), one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from runtime._math import likeliest, log_softmax
+from runtime.generation.completion import Completion, FinishReason
+from runtime.generation.context_window import fit_prompt, tokenize
+from runtime.generation.penalties import make_penalties
+from runtime.generation.stopping import Interruption
+from runtime.model.kv_cache import Logits
+from runtime.model.model import Model
+from runtime.model.prefill import prefill
+from runtime.options import Options
+from runtime.prefixes.prefix import Prefix, known
+from runtime.tokenization.detokenizer import Detokenizer
+from runtime.tokenization.encode import TextWriter
+
+EarlyStopping = bool | Literal["never"]
+_MAX_LENGTH_PENALTY = 50  # a length to a much larger power is no float
+
+
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """The shape of a search. Raises TypeError or ValueError, naming option, value and what is allowed."""
+
+    num_beams: int  # continuations kept after every step
+    n: int = 1  # how many of them to return
+    length_penalty: float = 1.0  # a finished beam scores its log-probability / length ** length_penalty
+    early_stopping: EarlyStopping = False  # see `_Search._is_done`
+    n_top: int = 0  # alternatives to record for each token
+
+    def __post_init__(self) -> None:
+        if self.n > self.num_beams:
+            raise ValueError(f"n is {self.n}, more than num_beams {self.num_beams}; raise num_beams or lower n")
+        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, numbers.Real):
+            raise TypeError(f"length_penalty is {self.length_penalty!r}; a number is expected")
+        if not -_MAX_LENGTH_PENALTY <= self.length_penalty <= _MAX_LENGTH_PENALTY:
+            raise ValueError(f"length_penalty is {self.length_penalty}; it must be within {_MAX_LENGTH_PENALTY} of 0")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ValueError(f"early_stopping is {self.early_stopping!r}; True, False or 'never'")
+
+    def check(self, model: Model, options: Options) -> None:
+        """Raise ValueError, naming both, for what does not go with beams."""
+        refused = {
+            f"temperature {options.temperature}": options.temperature != 0,
+            f"seed {options.seed}": options.seed is not None,
+            "overflow 'slide'": options.overflow == "slide",
+            "token_healing": options.token_healing,
+            options.form.option if options.form else "form": options.form is not None,
+        }
+        for name, is_given in refused.items():
+            if is_given:
+                raise ValueError(f"{name} does not go with num_beams {self.num_beams}; leave one of them out")
+        if not model.is_fused:
+            raise ValueError(
+                f"{model.folder} is a plain ONNX export and decodes one row at a time, so num_beams must be 1, "
+                f"not {self.num_beams}; python export/build.py makes model folders that take beams"
+            )
+
+
+def search(
+    model: Model, prompts: Sequence[str], options: Options, shape: Beams, prefix: Prefix | None = None
+) -> list[Completion]:
+    """The `n` best continuations of each prompt, best first, prompt by prompt; each prompt is searched on its own.
+
+    Penalties change the log-probabilities, not the logits. The end of text, and a stop id, count towards score and
+    length; a beam that completes a stop string ends there, with all ids of the string. At a deadline or a
+    cancellation the beams under way compete with the finished ones, and what has not begun is empty.
+    Raises ValueError for what does not go with beams, a prompt that does not fit, and penalties that leave fewer
+    than `n` continuations.
+    """
+    shape.check(model, options)
+    if prefix is not None:
+        for prompt in prompts:
+            prefix.check(prompt)
+    interruption = Interruption(options)
+    given = [tokenize(model, prompt, options) for prompt in prompts]
+    windows = [fit_prompt(ids, options, model.config.n_positions) for ids in given]
+    completions = []
+    for index, (ids, window) in enumerate(zip(given, windows, strict=True)):
+        one = _Search(model, window, options, shape, interruption)
+        one.run(prefix)
+        completions += one.completions(index, n_truncated=len(ids) - len(window))
+    return completions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beam:
+    """A continuation, finished or under way."""
+
+    ids: list[int]  # with the prompt's, without an end of text or stop id
+    row: int = 0  # of the cache, which holds all of them but the last
+    total: float = 0.0  # log-probability after penalties, an end of text or stop id included
+    score: float = 0.0  # total / length ** length_penalty
+    logprobs: list[float] = dataclasses.field(default_factory=list)  # before penalties, one for each id generated
+    top_logprobs: list[dict[int, float]] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class _Search:
+    """The beams of one prompt: `run` finds them, `completions` shows the best."""
+
+    def __init__(
+        self, model: Model, prompt: list[int], options: Options, shape: Beams, interruption: Interruption
+    ) -> None:
+        self._model, self._prompt, self._options, self._shape = model, prompt, options, shape
+        self._interruption = interruption
+        self._n_max = min(options.max_new_tokens, model.config.n_positions - len(prompt))
+        self._eos_ids, self._stop_ids = model.config.eos_token_ids, frozenset(options.stop_ids)
+        self._penalize = make_penalties(options, list(self._eos_ids), model.config.vocab_size, model.config.n_positions)
+        # stop strings are found in the text that is shown, and in the text with special tokens written out
+        self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
+        self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)
+        self._running, self._finished = [_Beam(prompt)], list[_Beam]()  # best first, num_beams of each at most
+        self._n_new = 0
+        self._prefill_seconds, self._decode_seconds = 0.0, 0.0
+
+    def run(self, prefix: Prefix | None) -> None:
+        """Search to the end, or to an interruption: then there are beams still running."""
+        start = time.perf_counter()
+        kept = known(prefix, self._prompt)
+        logits = prefill(self._cache, self._prompt, interrupted=self._interruption, known=kept)[None]
+        self._prefill_seconds = time.perf_counter() - start
+        while self._interruption.reason is None:
+            held = self._running
+            self._advance(log_softmax(logits))
+            if not self._running or self._interruption():
+                return
+            logits = self._step(held)
+
+    def _step(self, held: Sequence[_Beam]) -> Logits:
+        """Logits [n_running, n_vocab] after the running beams; `held`: those that the cache's rows hold so far."""
+        start = time.perf_counter()
+        # rows with the same ids hold the same keys and values, and beams mostly part a few ids before their end
+        ids = np.array([beam.ids for beam in held])
+        n_same = int((ids == ids[0]).all(0).cumprod().sum()) if len(self._running) <= len(held) else 0
+        self._cache.reorder([beam.row for beam in self._running], begin=n_same)
+        logits = self._cache.step([beam.ids[-1] for beam in self._running])
+        self._decode_seconds += time.perf_counter() - start
+        return logits
+
+    def _advance(self, logprobs: Logits) -> None:
+        """Replace the running beams by their best continuations, none at the end; logprobs: [n_running, n_vocab]."""
+        n, parents, candidates = self._shape.num_beams, self._running, self._candidates(logprobs)
+        self._n_new, self._running = self._n_new + 1, []
+        for rank, (total, row, id_) in enumerate(candidates):
+            if rank >= n and len(self._running) == n:
+                break
+            beam = self._extend(parents[row], row, id_, total, logprobs[row])
+            if beam.finish_reason is None:
+                self._running.append(beam)
+            elif rank < n:  # those that finish further down only made room for the running
+                self._finished.append(beam)
+        del self._running[n:]
+        self._finished = sorted(self._finished, key=lambda beam: -beam.score)[:n]
+        if self._is_done():
+            self._running = []
+
+    def _candidates(self, logprobs: Logits) -> list[tuple[float, int, int]]:
+        """(total, row, id), best first: enough that num_beams remain when every end of text is among them."""
+        totals = logprobs
+        if self._penalize is not None:
+            pairs = zip(logprobs, self._running, strict=True)
+            totals = np.stack([self._penalize(row, beam.ids, len(self._prompt)) for row, beam in pairs])
+        so_far = np.array([[beam.total] for beam in self._running], np.float32)
+        with np.errstate(over="ignore"):  # penalties may reach to the end of fp32, and several beyond it
+            flat = (totals + so_far).ravel()
+        n = min(max(2, 1 + len(self._eos_ids | self._stop_ids)) * self._shape.num_beams, len(flat))
+        best = np.sort(np.argpartition(-flat, n - 1)[:n])
+        ordered = best[np.argsort(-flat[best], kind="stable")]
+        return [(float(flat[at]), *divmod(int(at), logprobs.shape[1])) for at in ordered if flat[at] > -np.inf]
+
+    def _extend(self, parent: _Beam, row: int, id_: int, total: float, logprobs: Logits) -> _Beam:
+        """The beam with one id more, finished where it ends there; logprobs: [n_vocab], which the id is from."""
+        score = float(total / self._n_new**self._shape.length_penalty)
+        if id_ in self._eos_ids or id_ in self._stop_ids:
+            reason: FinishReason = "eos" if id_ in self._eos_ids else "stop"
+            return dataclasses.replace(parent, total=total, score=score, finish_reason=reason)
+        ids, n_top = [*parent.ids, id_], self._shape.n_top
+        return _Beam(
+            ids=ids,
+            row=row,
+            total=total,
+            score=score,
+            logprobs=[*parent.logprobs, float(logprobs[id_])],
+            top_logprobs=[*parent.top_logprobs, likeliest(logprobs, n_top)] if n_top else [],
+            finish_reason=self._find_end(ids),
+        )
+
+    def _find_end(self, ids: list[int]) -> FinishReason | None:
+        """Why a beam of these ids ends, the last of which is text."""
+        if self._options.stops:
+            texts = [detokenizer.decode(ids[len(self._prompt) :]) for detokenizer in self._detokenizers]
+            if any(stop in text for text in texts for stop in self._options.stops):
+                return "stop"
+        if self._n_new < self._n_max:
+            return None
+        return "length" if self._n_max == self._options.max_new_tokens else "context"
+
+    def _is_done(self) -> bool:
+        """Whether no running beam can become, or by early_stopping may become, one of the best."""
+        shape = self._shape
+        if not self._running or len(self._finished) < shape.num_beams or shape.early_stopping is True:
+            return not self._running or len(self._finished) == shape.num_beams
+        # what may become of the best: at its present length, which is a guess, or at the length that serves it most
+        longest = shape.early_stopping == "never" and shape.length_penalty > 0
+        hope = self._running[0].total / (self._n_max if longest else self._n_new) ** shape.length_penalty
+        return bool(hope <= self._finished[-1].score)
+
+    def completions(self, prompt_index: int, n_truncated: int) -> list[Completion]:
+        """The `n` best, best first."""
+        reason, n = self._interruption.reason, self._shape.n
+        cut = [dataclasses.replace(beam, finish_reason=reason) for beam in self._running]
+        best = sorted(self._finished + cut, key=lambda beam: -beam.score)[:n]
+        if cut:
+            best += [best[-1]] * (n - len(best))  # before the first step there is one beam, the empty one
+        if len(best) < n:
+            what = "suppress_ids, logit_bias or no_repeat_ngram_size"
+            raise ValueError(f"{what} leave {len(best)} continuations of prompt {prompt_index}; n is {n}")
+        return [self._completion(beam, prompt_index, rank, n_truncated) for rank, beam in enumerate(best)]
+
+    def _completion(self, beam: _Beam, prompt_index: int, rank: int, n_truncated: int) -> Completion:
+        ids = beam.ids[len(self._prompt) :]
+        writer = TextWriter(self._model.tokenizer, self._prompt, self._options.stops)
+        pieces = [*map(writer.push, ids), writer.flush()]
+        return Completion(
+            prompt_index=prompt_index,
+            sample_index=rank,
+            text="".join(pieces),
+            ids=ids,
+            finish_reason=beam.finish_reason or "length",
+            logprobs=beam.logprobs,
+            top_logprobs=beam.top_logprobs,
+            seed=None,
+            n_prompt_tokens=len(self._prompt) + n_truncated,
+            n_truncated=n_truncated,
+            n_slides=0,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            beam_score=beam.score,
+        )

@@ -1,0 +1,1 @@
+"""Structured output: only what a grammar allows is written."""

@@ -1,0 +1,55 @@
+"""Prompts and the model's n_positions: what fits, and what happens to what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.model.model import Model
+from runtime.options import Options
+from runtime.tokenization.encode import check_fits, encode_prompt
+
+
+def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
+    """Ids of a prompt; one that cannot fit is refused before. Raises what `check_fits` and `encode_prompt` do."""
+    if options.overflow in ("error", "stop"):
+        try:
+            check_fits(model, prompt, model.config.n_positions)
+        except ValueError as error:
+            raise ValueError(f"{error}, or overflow='truncate_left' leaves out its beginning") from None
+    return encode_prompt(model, prompt, special_tokens=options.special_tokens)
+
+
+def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[int]:
+    """The part of the prompt to prefill, by `options.overflow`.
+
+    Raises ValueError, with the numbers and what would fit, where the option does not allow what would be needed.
+    """
+    n, n_new = len(ids), options.max_new_tokens
+    if options.pinned_tokens > n_positions // 2:
+        raise ValueError(f"pinned_tokens {options.pinned_tokens} is above half of the model's {n_positions} positions")
+    if n + n_new <= n_positions or (options.overflow == "stop" and n < n_positions):
+        return list(ids)
+    if options.overflow == "truncate_left" and n_new < n_positions:
+        return list(ids[n + n_new - n_positions :])
+    if options.overflow == "slide":
+        return list(ids) if n < n_positions else slide(ids, options.pinned_tokens, n_positions)
+    room = n_positions - n
+    cure = f"max_new_tokens can be at most {room}" if room > 0 else f"the prompt must be under {n_positions} tokens"
+    if options.overflow == "truncate_left":
+        cure = f"max_new_tokens must be under {n_positions} for any prompt"
+    asked = f"a prompt of {n} tokens and max_new_tokens {n_new}"
+    told = f"{asked} pass the model's {n_positions} positions; {cure}"
+    if options.overflow == "error":
+        told += ", or overflow='truncate_left' leaves out the prompt's beginning, and overflow='slide' writes on"
+    raise ValueError(told)
+
+
+def slide(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:
+    """The pinned beginning and the latest ids, half of the remaining positions left free for more."""
+    n_latest = (n_positions - n_pinned) // 2
+    return [*ids[:n_pinned], *ids[len(ids) - n_latest :]]
+
+
+def history(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:
+    """Of a prompt of any length what matters later: the pinned beginning, and the latest n_positions ids."""
+    return [*ids[: min(n_pinned, max(0, len(ids) - n_positions))], *ids[-n_positions:]]

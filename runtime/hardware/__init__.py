@@ -1,0 +1,1 @@
+"""What the processor offers: threads, instructions, large pages."""

@@ -1,0 +1,141 @@
+"""Score or complete more texts than one machine should: partitions on a Dask cluster, results in order.
+
+Every worker needs gpt2-edge and the model folder, at the same path. A worker loads the model once and keeps it. Dask
+runs again what a lost worker was doing, and after several losses of one partition raises its `KilledWorker`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+from runtime import Completion, Model, Score, complete, load, score_text
+from runtime._lock import Lock
+from runtime.model.resolve import check_path
+from runtime.options import check_count
+
+Result = TypeVar("Result")
+PARTITION_SIZE = 64  # texts that a worker takes at a time, and loses at most
+AHEAD = 2  # partitions for each thread of the cluster: one runs while the next waits beside it
+_opening = Lock()
+
+
+class Client(Protocol):
+    """What is used of `dask.distributed.Client`."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, pure: bool) -> Any:
+        """A future of work on a worker."""
+
+    def nthreads(self) -> Mapping[str, int]:
+        """Of each worker, by address."""
+
+    def cancel(self, futures: list[Any]) -> object:
+        """Do not begin these."""
+
+
+def score_texts(
+    texts: Iterable[str],
+    *,
+    client: Client,
+    model: str | os.PathLike[str],
+    stride: int | None = None,
+    threads: int = 1,
+    partition_size: int = PARTITION_SIZE,
+) -> Iterator[Score]:
+    """What `runtime.score_text` finds of each text, in order, as it comes.
+
+    texts: read as they are needed, so a generator over any number of files does.
+    client: a `dask.distributed.Client` of a cluster whose workers are processes of one thread each.
+    model: the path of the model folder, on every machine.
+    threads: for the products within a pass, in each worker.
+    Raises what `runtime.score_text` raises, with a note that says which texts it was about.
+    """
+    work = functools.partial(_score, _path(model), check_count("threads", threads), stride)
+    for _, scores in _in_order(client, work, texts, partition_size):
+        yield from scores
+
+
+def complete_texts(
+    prompts: Iterable[str],
+    *,
+    client: Client,
+    model: str | os.PathLike[str],
+    threads: int = 1,
+    partition_size: int = PARTITION_SIZE,
+    **options: Any,
+) -> Iterator[Completion]:
+    """What `runtime.complete` finds for each prompt, in order, as it comes: `n` completions for each.
+
+    Takes what `score_texts` does and the options of `runtime.complete`; `seed` is one for all prompts.
+    Raises what `runtime.complete` raises, with a note that says which prompts it was about.
+    """
+    if not isinstance(options.get("seed"), int | None):
+        raise TypeError(f"seed is {options['seed']!r}; here it is one number for all prompts")
+    work = functools.partial(_complete, _path(model), check_count("threads", threads), options)
+    for begin, completions in _in_order(client, work, prompts, partition_size):
+        for one in completions:
+            yield dataclasses.replace(one, prompt_index=begin + one.prompt_index)
+
+
+def _in_order(
+    client: Client, work: Callable[[list[str]], list[Result]], texts: Iterable[str], size: int
+) -> Iterator[tuple[int, list[Result]]]:
+    """Index of the first text and the results of each partition, a few of which are under way at a time."""
+    waiting: deque[tuple[int, Any]] = deque()
+    try:
+        for begin, partition in _partitions(texts, check_count("partition_size", size)):
+            waiting.append((begin, client.submit(work, partition, pure=False)))
+            while len(waiting) > AHEAD * max(1, sum(client.nthreads().values())):
+                yield _result(*waiting.popleft(), size)
+        while waiting:
+            yield _result(*waiting.popleft(), size)
+    finally:
+        client.cancel([future for _, future in waiting])
+
+
+def _partitions(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    if isinstance(texts, str):
+        raise TypeError("one text was given; give a list or a generator of texts")
+    left = iter(texts)
+    for begin in itertools.count(step=size):
+        partition = list(itertools.islice(left, size))
+        if not partition:
+            return
+        yield begin, partition
+
+
+def _result(begin: int, future: Any, size: int) -> tuple[int, Any]:
+    try:
+        return begin, future.result()
+    except Exception as error:
+        error.add_note(f"among texts {begin} to {begin + size - 1}, counted from 0")
+        raise
+
+
+def _path(model: object) -> str:
+    return str(check_path(model).resolve())
+
+
+def _score(model: str, threads: int, stride: int | None, texts: list[str]) -> list[Score]:
+    scores: list[Score] = score_text(texts, model=_open(model, threads), stride=stride)
+    return scores
+
+
+def _complete(model: str, threads: int, options: dict[str, Any], prompts: list[str]) -> list[Completion]:
+    return complete(prompts, model=_open(model, threads), **options)
+
+
+def _open(model: str, threads: int) -> Model:
+    """The worker's own Model; a worker of several threads has one for all."""
+    with _opening:
+        return _load_once(model, threads)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(model: str, threads: int) -> Model:
+    return load(model, threads=threads)

@@ -1,0 +1,71 @@
+"""Does a graph take and return what a GPT-2 of these sizes with past-key-values does?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.model.config import Config
+from runtime.model.kv_cache import tensor_names
+from runtime.model.session import Session
+
+_IDS, _FLOATS = "tensor(int64)", "tensor(float)"
+Dimensions = Sequence[int | None]  # None: free, the graph must take any number
+Values = dict[str, tuple[str, Dimensions]]  # type and shape, by name
+
+
+def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool) -> None:
+    """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies."""
+    inputs, outputs = ({v.name: v for v in values} for values in (session.get_inputs(), session.get_outputs()))
+    _check_layers(path, list(inputs), config)
+    names, past = tensor_names(config), (None, config.n_head, None, config.head_dim)
+    expected: Values = {name.format("past_key_values"): (_FLOATS, past) for name in names}
+    expected |= {"input_ids": (_IDS, (None, None)), "attention_mask": (_IDS, (None, None))}
+    optional: Values = {"position_ids": (_IDS, (None, None))}
+    if is_fused:
+        expected, optional = expected | optional, {}
+        given = {v.name: v for v in session.get_overridable_initializers()}
+        _check_values(path, "default", given, {"num_logits_to_keep": (_IDS, (1,))}, {})
+    _check_values(path, "input", inputs, expected, optional)
+    results: Values = {name.format("present"): (_FLOATS, past) for name in names}
+    results |= {"logits": (_FLOATS, (None, None, config.vocab_size))}
+    _check_values(path, "output", outputs, results, {})
+
+
+def _check_layers(path: Path, inputs: Sequence[str], config: Config) -> None:
+    """First, and by counting: config.json may say any number."""
+    n_past = sum(name.startswith("past_key_values.") for name in inputs)
+    if not n_past:
+        raise ValueError(
+            f"{path} has no input 'past_key_values.0.key': it is not a GPT-2 with past-key-values "
+            "(optimum exports one with --task text-generation-with-past)"
+        )
+    if n_past != 2 * config.n_layer:
+        raise ValueError(f"{path} has n_layer {n_past / 2:g}, but config.json says {config.n_layer}")
+    if config.n_embd % config.n_head:
+        raise ValueError(
+            f"{path.parent / 'config.json'}: n_embd {config.n_embd} is no multiple of n_head {config.n_head}"
+        )
+
+
+def _check_values(path: Path, kind: str, found: Mapping[str, Any], expected: Values, optional: Values) -> None:
+    """`found`: onnxruntime's NodeArg by name. No other than the optional may be there besides the expected."""
+    if missing := expected.keys() - found.keys():
+        raise ValueError(f"{path} has no {kind} {min(missing)!r}, which a GPT-2 with past-key-values has")
+    if unknown := found.keys() - expected.keys() - optional.keys():
+        raise ValueError(f"{path} has {kind} {min(unknown)!r}, which a GPT-2 with past-key-values has not")
+    for name, value in found.items():
+        type_, shape = (expected | optional)[name]
+        if value.type != type_ or not _fits(value.shape, shape):
+            raise ValueError(
+                f"{path}: {kind} {name!r} is a {value.type} of shape {value.shape}, but config.json says "
+                f"{type_} of {['any' if n is None else n for n in shape]}"
+            )
+
+
+def _fits(found: Sequence[int | str | None], expected: Dimensions) -> bool:
+    """A dimension that the graph names, or leaves open, fits any number; one that must be free has no number."""
+    return len(found) == len(expected) and all(
+        not isinstance(n, int) or n == wanted for n, wanted in zip(found, expected, strict=True)
+    )

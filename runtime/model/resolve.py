@@ -1,0 +1,68 @@
+"""Which model a call means, and keeping it: loaded once a process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from runtime._lock import Lock
+from runtime.model.model import Model
+from runtime.model.recovery import close_gap, close_gaps
+
+ENVIRONMENT = "GPT2_EDGE_MODEL"
+ModelOrPath = Model | str | os.PathLike[str] | None
+_loaded: dict[Path, Model] = {}
+_lock = Lock()
+
+
+def _forget() -> None:
+    """In a fork: the parent's sessions do not run there."""
+    _loaded.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_forget)
+
+
+def resolve(model: ModelOrPath) -> Model:
+    """A Model as it is; a path or None (see `find`) loaded at its first use and kept."""
+    if isinstance(model, Model):
+        if model.is_closed:
+            raise ValueError(f"{model} was closed; load it again")
+        return model
+    folder = (find() if model is None else check_path(model)).resolve()
+    with _lock:
+        kept = _loaded.get(folder)
+        if kept is None or kept.is_closed:
+            kept = _loaded[folder] = Model(folder)
+        return kept
+
+
+def check_path(path: object) -> Path:
+    """The path; raises TypeError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"model is {path!r}; a Model, a path or None is expected")
+    return Path(path)
+
+
+def find() -> Path:
+    """The folder in $GPT2_EDGE_MODEL, else the only built model under ./models.
+
+    Raises FileNotFoundError when there is none, ValueError when there are several.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        close_gap(Path(named))
+        if not Path(named).is_dir():
+            raise FileNotFoundError(f"no model folder at {named}, which {ENVIRONMENT} names")
+        return Path(named)
+    close_gaps(Path("models"))
+    built = sorted(path.parent for path in Path("models").glob("*/model.onnx"))
+    if len(built) == 1:
+        return built[0]
+    how = f"name one: model='FOLDER', --model FOLDER, or set {ENVIRONMENT}"
+    if built:
+        raise ValueError(f"several models are built: {', '.join(map(str, built))}; {how}")
+    raise FileNotFoundError(
+        f"no model is built under {Path('models').resolve()}; build one (python export/build.py) or {how}"
+    )

@@ -1,0 +1,73 @@
+"""onnxruntime's session: opened with our options, and explained after a fork."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from runtime.hardware import huge_pages
+from runtime.hardware.threads import usable_threads
+
+# this fusion would put a slower kernel in the place of Add and LayerNormalization
+_SLOWER = {"SkipLayerNormFusion"}
+
+
+class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """A session of this process. In a fork of it every run raises RuntimeError: its threads are not there."""
+
+    def __init__(self, path: Path, threads: int | None, prepack: bool) -> None:
+        """Raises ValueError, naming the file, for what onnxruntime cannot open."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
+        options.intra_op_num_threads = usable_threads() if threads is None else threads
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name
+        options.enable_cpu_mem_arena = False  # it would keep what only the load needed
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        before = huge_pages.anonymous_ranges()
+        try:
+            super().__init__(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER)
+            self.metadata: dict[str, str] = self.get_modelmeta().custom_metadata_map
+            for value in (*self.get_inputs(), *self.get_outputs(), *self.get_overridable_initializers()):
+                _ = value.name, value.type, value.shape  # bytes that are no UTF-8 raise as they are first read
+        except Exception as error:  # onnxruntime's own exceptions share no base class but this
+            raise ValueError(f"{path} or {path.name}_data is missing, or damaged, or too large: {error}") from None
+        huge_pages.collapse_what_is_new(before)
+        self._process = os.getpid()
+        _open.add(self)
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the session."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"this process is a fork of {self._process}, which loaded the model, and onnxruntime's threads do not "
+                "survive a fork: load the model after it, or start processes by spawn"
+            )
+
+    def run_with_ortvaluevector(self, *arguments: Any) -> None:
+        """See onnxruntime."""
+        self.check_process()
+        super().run_with_ortvaluevector(*arguments)
+
+    def run_with_ort_values(self, *arguments: Any) -> Any:
+        """See onnxruntime."""
+        self.check_process()
+        return super().run_with_ort_values(*arguments)
+
+
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _keep_in_fork() -> None:
+    """Never free the parent's sessions in a fork: that would wait for ever for threads that are not there."""
+    for session in _open:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_keep_in_fork)

@@ -1,0 +1,1 @@
+"""What many prompts begin with, computed once, kept in memory or in a file."""

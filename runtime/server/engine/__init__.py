@@ -1,0 +1,1 @@
+"""The decoding thread: rows of many requests step together."""

@@ -1,0 +1,1 @@
+"""OpenAI's protocol: requests to rows, rows to replies."""

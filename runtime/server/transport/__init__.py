@@ -1,0 +1,1 @@
+"""HTTP: sockets, limits, routes, the page."""

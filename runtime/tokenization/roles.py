@@ -1,0 +1,45 @@
+"""The special tokens of a tokenizer by their role, as transformers knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runtime._json import read_json
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SEVERAL = "additional_special_tokens"
+GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
+END = "<|endoftext|>"
+# what `GPT2Tokenizer` takes where tokenizer_config.json names none
+GPT2_DEFAULTS = {"bos_token": END, "eos_token": END, "unk_token": END}
+
+
+def read_roles(folder: Path) -> dict[str, str | list[str]]:
+    """`special_tokens_map` of the tokenizer that transformers opens from a model folder: texts by role.
+
+    Raises ValueError for a tokenizer_config.json that is damaged.
+    """
+    path = folder / "tokenizer_config.json"
+    return roles_of(read_json(path) if path.is_file() else {}, path)
+
+
+def roles_of(settings: dict[str, Any], path: Path) -> dict[str, str | list[str]]:
+    """The roles in the object of a tokenizer_config.json; `path`: the file, for errors."""
+    is_gpt2 = settings.get("tokenizer_class") in (None, *GPT2_CLASSES)
+    named = (GPT2_DEFAULTS if is_gpt2 else {}) | {role: settings[role] for role in ROLES if role in settings}
+    roles: dict[str, str | list[str]] = {role: content(value, path) for role, value in named.items() if value}
+    several = settings.get(SEVERAL) or []
+    if not isinstance(several, list):
+        raise ValueError(f"{path}: {SEVERAL} is {several!r}; a list is expected")
+    if several:
+        roles[SEVERAL] = [content(value, path) for value in several]
+    return roles
+
+
+def content(value: object, path: Path) -> str:
+    """The text of a token, which a file gives as such or with the token's settings."""
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: {value!r} is no special token; a text is expected, or an object with its content")
+    return text
