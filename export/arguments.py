@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export import quality
-from export.checkpoint import RANDOM, model_name
+from export.checkpoint.checkpoint import RANDOM, model_name
+from export.checkpoint.random_weights import SIZES
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
-from export.random_checkpoint import SIZES
+from export.verify import quality
 from runtime.cli.arguments import Parser
 
 _DESCRIPTION = """\

@@ -41,30 +41,21 @@ MISSING = "error: {name} is not installed; pip install -e '.[export-light]' in t
 try:
     from safetensors import SafetensorError
 
-    from export import (
-        card,
-        conversion,
-        folder,
-        golden,
-        ladder,
-        needs,
-        own_writing,
-        pickle_file,
-        provenance,
-        quality,
-        reference,
-        tokenizer,
-    )
+    from export import conversion, needs
     from export.arguments import BuildOptions, parse
-    from export.checkpoint import RANDOM, Checkpoint, open_checkpoint
-    from export.config import Config
-    from export.diagnosis import check_folder
+    from export.checkpoint import pickle_file, provenance, tokenizer
+    from export.checkpoint.checkpoint import RANDOM, Checkpoint, open_checkpoint
+    from export.checkpoint.config import Config
+    from export.checkpoint.diagnosis import check_folder
+    from export.checkpoint.random_weights import SIZES
     from export.failures import explain
-    from export.genai_config import NAME as GENAI_CONFIG
-    from export.genai_config import genai_config
+    from export.folder import card, folder
+    from export.folder.genai_config import NAME as GENAI_CONFIG
+    from export.folder.genai_config import genai_config
+    from export.graph import reference
     from export.json_file import write_json
     from export.quantize.calibration import Calibration
-    from export.random_checkpoint import SIZES
+    from export.verify import golden, ladder, own_writing, quality
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or str(error.name).startswith(("export", "runtime")):
         raise

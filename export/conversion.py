@@ -8,17 +8,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export import folder, graph, own_writing, tokenizer
 from export.arguments import BuildOptions
-from export.checkpoint import Checkpoint
-from export.config import Config
-from export.graph import Weights
-from export.quality import read_text
+from export.checkpoint import tokenizer
+from export.checkpoint.checkpoint import Checkpoint
+from export.checkpoint.config import Config
+from export.folder import folder
+from export.graph import graph
+from export.graph.graph import Weights
 from export.quantize import calibration, texts
 from export.quantize.calibration import Calibration
 from export.quantize.equalization import OUTPUT, EqualizedTensors, from_weights
 from export.quantize.kernels import DENSE, FP32, Mixed, make_kernel, output_kernel
 from export.quantize.precision import Precision
+from export.verify import own_writing
+from export.verify.quality import read_text
 
 Kernels = Mapping[str, str]
 """Product -> kernel, for products that have another kernel than usual; the output layer is `OUTPUT`."""

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from export.arguments import BuildOptions
-from export.config import Config
+from export.checkpoint.config import Config
+from export.checkpoint.random_weights import SHARD_BYTES
 from export.quantize import inputs, texts
-from export.random_checkpoint import SHARD_BYTES
 from runtime.model.memory import cache_bytes
 
 # Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without

@@ -14,8 +14,9 @@ from unittest import mock
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from export import build, random_checkpoint
-from export.config import Config
+from export import build
+from export.checkpoint import random_weights as random_checkpoint
+from export.checkpoint.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT, EVERY_CALL = REPOSITORY / "export" / "build.py", REPOSITORY / "tests" / "every_call.py"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export.config import Config
+from export.checkpoint.config import Config
 from tests.benchmarks import contenders, worker
 from tests.benchmarks.contenders import CONTENDERS, Contender
 from tests.benchmarks.peers.checkpoint import Checkpoint

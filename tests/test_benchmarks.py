@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.config import Config
-from export.random_checkpoint import SIZES
+from export.checkpoint.config import Config
+from export.checkpoint.random_weights import SIZES
 from tests.benchmarks import baseline, bench
 from tests.benchmarks.bandwidth import read_bandwidth
 from tests.benchmarks.contenders import OURS, Contender

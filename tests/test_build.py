@@ -10,9 +10,13 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export import build, folder, graph, hub, quality, reference
-from export.checkpoint import open_checkpoint
+from export import build
+from export.checkpoint import hub
+from export.checkpoint.checkpoint import open_checkpoint
+from export.folder import folder
+from export.graph import graph, reference
 from export.quantize.precision import Float32
+from export.verify import quality
 from runtime.model.model import Model
 from tests.building import (
     FILES,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from export import arguments, build
-from export.quality import BOUNDS, Bounds
-from export.random_checkpoint import SIZES
+from export.checkpoint.random_weights import SIZES
+from export.verify.quality import BOUNDS, Bounds
 from tests.building import make_link, run_build, run_here
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from export import build, folder, needs, random_checkpoint
+from export import build, needs
+from export.checkpoint import random_weights as random_checkpoint
+from export.folder import folder
 from tests.building import (
     QUICK,
     REPOSITORY,

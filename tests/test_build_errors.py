@@ -17,7 +17,8 @@ import pytest
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from export import compatibility, graph, reference
+from export import compatibility
+from export.graph import graph, reference
 from tests.building import QUICK, contents, error_line, run_here, write_tiny
 
 Change = Callable[[Path], object]

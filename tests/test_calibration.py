@@ -14,7 +14,7 @@ import torch
 
 from export import build
 from export.arguments import parse
-from export.checkpoint import open_checkpoint
+from export.checkpoint.checkpoint import open_checkpoint
 from export.quantize import texts
 from export.quantize.calibration import calibrate
 from export.quantize.choice import CANDIDATES

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from export import build
-from export.checkpoint import model_name, open_checkpoint
+from export.checkpoint.checkpoint import model_name, open_checkpoint
 from tests.building import QUICK, byte_tokenizer, contents, error_line, run_here, write_tiny
 
 Change = Callable[[Path], object]

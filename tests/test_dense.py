@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import runtime
 from export import build
-from export.onnx_file import OnnxFile
+from export.graph.onnx_file import OnnxFile
 from export.quantize.dense import DenseInt8, quantize_columns
 from export.quantize.precision import Linear
 from runtime.diagnostics.check import check_folder

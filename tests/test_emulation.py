@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from export import build
-from export.folder import CHECKSUMS, write_checksums
+from export.folder.folder import CHECKSUMS, write_checksums
 from export.json_file import write_json
 from runtime._json import read_json
 from tests.building import QUICK

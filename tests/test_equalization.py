@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export import graph
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.folder import write_tokenizer_and_config
+from export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from export.folder.folder import write_tokenizer_and_config
+from export.graph import graph
 from export.quantize.equalization import (
     OUTPUT,
     Equalization,

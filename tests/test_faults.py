@@ -12,7 +12,7 @@ from runtime.model.memory import Budget
 
 pytest.importorskip("fastapi", reason="the server is an extra: pip install 'gpt2-edge[server]'")
 pytest.importorskip("llguidance")
-from export import folder as publishing
+from export.folder import folder as publishing
 from runtime.server.engine.scheduler import Scheduler
 from tests.trials import faults
 

@@ -14,8 +14,9 @@ import pytest
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2ForTokenClassification, PreTrainedTokenizerFast
 
 import runtime
-from export import build, checkpoint, hub
-from export.diagnosis import check_folder
+from export import build
+from export.checkpoint import checkpoint, hub
+from export.checkpoint.diagnosis import check_folder
 from tests.building import END, QUICK, TINY, byte_tokenizer, contents, error_line, run, run_here, write_tiny
 
 

@@ -20,8 +20,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 import runtime
-from export import build, card
-from export.quality import Quality
+from export import build
+from export.folder import card
+from export.verify.quality import Quality
 from runtime._json import read_json
 from runtime.cli import parser as cli
 from tests.building import END, FILES, QUICK, TEXT, TINY, write_tiny

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export import folder
+from export.folder import folder
 from runtime import load
 from runtime.model import recovery as gap
 from tests.building import contents, make_link

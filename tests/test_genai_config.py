@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
-from export.config import Config
-from export.genai_config import genai_config
+from export.checkpoint.config import Config
+from export.folder.genai_config import genai_config
 
 XL = Config(n_embd=1600, n_layer=48, n_head=25)
 

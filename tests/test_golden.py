@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import runtime
-from export import golden
+from export.verify import golden
 from runtime.diagnostics.check import check_folder
 from runtime.model.model import Model
 from tests.checkpoints import build_model, open_checkpoint, write_checkpoint

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from transformers import GPT2LMHeadModel
 
-from export.graph import FORMAT
+from export.graph.graph import FORMAT
 from runtime.model.model import Model
 from tests.checkpoints import (
     TINY,

@@ -19,9 +19,9 @@ from onnxruntime.quantization.neural_compressor import weight_only
 
 import runtime
 from export import build
-from export.quality import measure_quality
 from export.quantize import int4
 from export.quantize.int4 import Packed, quantize_int4
+from export.verify.quality import measure_quality
 from runtime.diagnostics.check import check_folder
 from runtime.model.model import Model
 from tests.building import QUICK

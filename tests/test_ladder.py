@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.ladder import climb, climb_together
 from export.quantize.calibration import Calibration
 from export.quantize.kernels import BETTER, better_kernels
+from export.verify.ladder import climb, climb_together
 
 KERNELS = ["dense", *BETTER]
 

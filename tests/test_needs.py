@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from export import arguments, build, needs
+from export.checkpoint.random_weights import SIZES
 from export.needs import Needs, estimate
-from export.random_checkpoint import SIZES
 from tests.building import QUICK, REPOSITORY, error_line, run_build, run_here, write_tiny
 
 # estimates are of builds that read the whole text

@@ -17,7 +17,7 @@ from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTModelForCausalLM
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from export import reference
+from export.graph import reference
 from runtime import generate, score_text, stream
 from runtime.model.model import Model
 from tests.checkpoints import (

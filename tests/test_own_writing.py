@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import runtime
-from export import golden, own_writing
+from export.verify import golden, own_writing
 from runtime.diagnostics.check import check_folder
 from runtime.scoring.scoring import score_ids
 from tests.building import error_line, run_here

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from export import hub, pickle_file
+from export.checkpoint import hub, pickle_file
 from tests.building import QUICK, contents, error_line, run_here
 from tests.checkpoints import open_checkpoint, write_checkpoint
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from export import build, provenance
-from export.provenance import Known
+from export import build
+from export.checkpoint import provenance
+from export.checkpoint.provenance import Known
 from runtime.diagnostics.check import check_folder
 from tests.building import QUICK, write_tiny
 from tests.conftest import shared_data

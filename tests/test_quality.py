@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from transformers import GPT2LMHeadModel
 
 from export import build
-from export.quality import Bounds, Quality, measure_quality
 from export.quantize import precision
 from export.quantize.blocks import quantize
+from export.verify.quality import Bounds, Quality, measure_quality
 from runtime.model.model import Model
 from tests.checkpoints import Weights, build_model, edit_weights, open_checkpoint, write_checkpoint
 from tests.conftest import DEMO

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 import runtime
-from export import build, random_checkpoint
-from export.checkpoint import open_checkpoint
-from export.config import Config
+from export import build
+from export.checkpoint import random_weights as random_checkpoint
+from export.checkpoint.checkpoint import open_checkpoint
+from export.checkpoint.config import Config
 from tests.building import END, QUICK, byte_tokenizer, contents
 
 SMALL = Config(vocab_size=9000, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=8999, eos_token_id=8999)

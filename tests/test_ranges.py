@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from export.golden import TOLERANCE
+from export.verify.golden import TOLERANCE
 from tests import range_report
 from tests.building import REPOSITORY, run
 from tests.requirements import asked

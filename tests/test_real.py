@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from export.random_checkpoint import SIZES
+from export.checkpoint.random_weights import SIZES
 from tests.benchmarks.bench import machine
 from tests.building import write_tiny
 from tests.conftest import DEMO, REPOSITORY

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from export import build as build_command
-from export.config import Config
-from export.graph import build
+from export.checkpoint.config import Config
+from export.graph.graph import build
 from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4
 from export.quantize.precision import BLOCK_SIZES, INT4_BLOCK_SIZES, Float32, Floats, Int8, Precision

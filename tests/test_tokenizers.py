@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from export import tokenizer as tokenizer_file
+from export.checkpoint import tokenizer as tokenizer_file
 from runtime import generate
 from runtime.model.model import Model
 from tests.checkpoints import build_model, change_config, greedy, write_checkpoint

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from export import graph
-from export.config import ACTIVATIONS, Config
+from export.checkpoint.config import ACTIVATIONS, Config
+from export.graph import graph
 from runtime.model.model import Model
 from tests.building import byte_tokenizer
 from tests.checkpoints import (

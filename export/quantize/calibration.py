@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export.config import Config
-from export.graph import Weights, activation_floor
+from export.checkpoint.config import Config
+from export.graph.graph import Weights, activation_floor
 from export.quantize.choice import Choice, Errors, choose_output, choose_product
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from export.onnx_file import MICROSOFT, OnnxGraph
+from export.graph.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.blocks import TINY
 from export.quantize.precision import Floats, Linear
 

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from export.config import Config
-from export.graph import Weights
+from export.checkpoint.config import Config
+from export.graph.graph import Weights
 from export.quantize.precision import Floats
 
 OUTPUT = "output"

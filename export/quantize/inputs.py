@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.config import Config
-from export.graph import Weights, build_layer
+from export.checkpoint.config import Config
+from export.graph.graph import Weights, build_layer
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
 from runtime.hardware.threads import usable_threads

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_file import MICROSOFT, OnnxGraph
+from export.graph.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.gptq import Doubles, round_together
 from export.quantize.int4_blocks import round_alone
 from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Floats, Int8, Linear

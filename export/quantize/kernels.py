@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from export.onnx_file import OnnxGraph
+from export.graph.onnx_file import OnnxGraph
 from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4, Rounded
 from export.quantize.precision import Float32, Floats, Int8, Linear, Precision

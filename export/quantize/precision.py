@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_file import MICROSOFT, OnnxGraph
+from export.graph.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.blocks import quantize
 
 Floats = NDArray[np.float32]

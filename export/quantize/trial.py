@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from export.onnx_file import OnnxGraph, ValueInfo
+from export.graph.onnx_file import OnnxGraph, ValueInfo
 from export.quantize.inputs import Doubles, open_graph
 from export.quantize.precision import Floats, Linear, Precision
 

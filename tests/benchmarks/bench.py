@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.random_checkpoint import SIZES
+from export.checkpoint.random_weights import SIZES
 from tests.benchmarks import quality
 from tests.benchmarks.bandwidth import read_bandwidth
 from tests.benchmarks.contenders import (

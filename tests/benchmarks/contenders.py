@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export import random_checkpoint
+from export.checkpoint import random_weights as random_checkpoint
 from tests import outliers
 from tests.conftest import DEMO, REPOSITORY
 

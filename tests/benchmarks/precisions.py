@@ -17,8 +17,8 @@ from pathlib import Path
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from export import build
-from export.quality import measure_quality
 from export.quantize.precision import BLOCK_SIZES, INT4_BLOCK_SIZES
+from export.verify.quality import measure_quality
 from tests.benchmarks.peers.edge import Peer
 from tests.benchmarks.quick import N_NEW, N_PROMPT, measure
 from tests.conftest import DEMO, REPOSITORY

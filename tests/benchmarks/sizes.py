@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from export.random_checkpoint import SIZES
+from export.checkpoint.random_weights import SIZES
 from tests.benchmarks.contenders import CONTENDERS, OURS, ask
 
 PLACE = Path(__file__).resolve().parents[2] / "build" / "sizes"

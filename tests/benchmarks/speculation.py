@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from export import build, random_checkpoint
+from export import build
+from export.checkpoint import random_weights as random_checkpoint
 from runtime import complete, load
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model

@@ -18,7 +18,7 @@ import signal
 import sys
 from pathlib import Path
 
-from export.checkpoint import model_name
+from export.checkpoint.checkpoint import model_name
 from runtime._json import read_json
 from runtime.model.config import read_config
 from tests.benchmarks.bench import count, machine

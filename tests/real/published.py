@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from export.random_checkpoint import SIZES
+from export.checkpoint.random_weights import SIZES
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from export import folder as publishing
+from export.folder import folder as publishing
 from runtime import estimate
 from runtime.generation.batch import Batch
 from runtime.generation.row import Row

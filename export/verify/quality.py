@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from export import own_writing
+from export.verify import own_writing
 from runtime.model.model import Model
 from runtime.scoring.scoring import log_probabilities
 from runtime.tokenization.encode import encode

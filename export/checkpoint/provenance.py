@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from export.weights import SINGLE
+from export.checkpoint.weights import SINGLE
 from runtime._json import read_json
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.config import Config
+from export.checkpoint.config import Config
 
 NAME = "genai_config.json"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from export.config import Config
+from export.checkpoint.config import Config
 from export.json_file import write_json
 
 SIZES = {
@@ -23,7 +23,7 @@ SIZES = {
     "gpt2-large": Config(n_layer=36, n_embd=1280, n_head=20),
     "gpt2-xl": Config(n_layer=48, n_embd=1600, n_head=25),
 }
-DEMO_TOKENIZER = Path(__file__).resolve().parents[1] / "models" / "demo" / "tokenizer.json"
+DEMO_TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "demo" / "tokenizer.json"
 SHARD_BYTES = 1_000_000_000
 END = "<|endoftext|>"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from export import own_writing
+from export.verify import own_writing
 from runtime._math import log_softmax
 from runtime.model.model import Model
 from runtime.model.prefill import prefill

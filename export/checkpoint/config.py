@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from export.diagnosis import check_head
+from export.checkpoint.diagnosis import check_head
 
 ACTIVATIONS = (
     "gelu_new",

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from export import config as config_file
-from export import hub, pickle_file, random_checkpoint
-from export import tokenizer as tokenizer_file
-from export.config import Config
-from export.diagnosis import check_folder, check_tokenizer
-from export.weights import weight_files
+from export.checkpoint import config as config_file
+from export.checkpoint import hub, pickle_file
+from export.checkpoint import random_weights as random_checkpoint
+from export.checkpoint import tokenizer as tokenizer_file
+from export.checkpoint.config import Config
+from export.checkpoint.diagnosis import check_folder, check_tokenizer
+from export.checkpoint.weights import weight_files
 
 RANDOM = "random:"
 INPUT, OUTPUT = "wte.weight", "lm_head.weight"  # the embeddings, and the output layer where it is not they

@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from export import tokenizer
-from export.checkpoint import Checkpoint
+from export.checkpoint import tokenizer
+from export.checkpoint.checkpoint import Checkpoint
 from export.json_file import write_json
 from runtime._json import read_json
 from runtime.model.recovery import LOCK, REPLACED, is_ours, is_workspace, workspace_of

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.weights import INDEX, PICKLE, SINGLE, pickle_files
+from export.checkpoint.weights import INDEX, PICKLE, SINGLE, pickle_files
 
 MISSING = "--allow-pickle needs torch, which is not installed: pip install -e '.[export]'"
 NOT_NEEDED = "{name} has safetensors; leave --allow-pickle out, which is for a checkpoint that has only a {pickle}"

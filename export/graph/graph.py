@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import TensorProto
 
-from export.config import Config
-from export.onnx_file import MICROSOFT, OnnxFile, ValueInfo
+from export.checkpoint.config import Config
+from export.graph.onnx_file import MICROSOFT, OnnxFile, ValueInfo
 from export.quantize.precision import Float32, Floats, Linear, Precision
 
 FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from export.arguments import BuildOptions
-from export.checkpoint import Checkpoint, model_name
-from export.quality import Quality
+from export.checkpoint.checkpoint import Checkpoint, model_name
+from export.verify.quality import Quality
 
 _PLACES = (
     "--output",

@@ -16,8 +16,9 @@ from huggingface_hub.errors import (
 from requests import RequestException  # huggingface_hub raises these
 from requests.exceptions import ChunkedEncodingError
 
-from export import compatibility, diagnosis, pickle_file, weights
-from export import config as config_file
+from export import compatibility
+from export.checkpoint import config as config_file
+from export.checkpoint import diagnosis, pickle_file, weights
 from runtime._json import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download

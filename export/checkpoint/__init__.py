@@ -1,0 +1,1 @@
+"""A checkpoint as it lies in the world: found, fetched, read, described."""

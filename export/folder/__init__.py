@@ -1,0 +1,1 @@
+"""The model folder: its files, its card, how it is published."""

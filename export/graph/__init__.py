@@ -1,0 +1,1 @@
+"""The ONNX graph: written by hand, and optimum's as reference."""

@@ -1,0 +1,1 @@
+"""What a build measures: quality against fp32, golden outputs."""
