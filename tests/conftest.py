@@ -15,7 +15,7 @@ from export import build
 from export.quantize import texts
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
-from tests.building import QUICK
+from tests.support.building import QUICK
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

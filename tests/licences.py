@@ -12,8 +12,8 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.building import REPOSITORY
-from tests.requirements import RUNTIME, asked
+from tests.support.building import REPOSITORY
+from tests.support.requirements import RUNTIME, asked
 
 FILE = REPOSITORY / "docs" / "licences.md"
 HEAD = """\

@@ -18,8 +18,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from export.checkpoint import random_weights as random_checkpoint
-from tests import outliers
 from tests.conftest import DEMO, REPOSITORY
+from tests.support import outliers
 
 PLACE = REPOSITORY / "build" / "bench"
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from pathlib import Path
 import runtime
 from export import build, needs
 from export.folder import folder
-from tests.building import QUICK, contents, write_tiny
+from tests.support.building import QUICK, contents, write_tiny
 from tests.trials.process import finish, fork
 from tests.trials.table import Row, record
 

@@ -32,7 +32,7 @@ from runtime.model.model import Model
 from runtime.model.session import Session
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.scheduler import Scheduler
-from tests.serving import Reply, Running, running, wait_until
+from tests.support.serving import Reply, Running, running, wait_until
 from tests.trials.memory import build_models
 from tests.trials.table import Row as TableRow
 from tests.trials.table import record

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of prompts and options: `python -m tests.trials.fuzz --seconds 60`.
 
-The properties of tests/test_hostile.py, their examples chosen by libFuzzer for the branches of `runtime` they reach.
+The properties of tests/generation/test_hostile.py. libFuzzer chooses examples for the branches of `runtime` they reach.
 Each runs in a process of its own, which a crash, a hang or too much memory may end. What reached something new is kept
 under build/trials, and the next run begins with it. atheris has wheels for Linux on x86-64.
 """
@@ -78,9 +78,9 @@ def work(name: str, *options: str) -> None:
 
     module, _, attribute = name.rpartition(":")
     with atheris.instrument_imports(include=["runtime"]):
-        from tests import hostile
+        from tests.support import hostile
 
-        property_: Any = getattr(importlib.import_module(module or "tests.test_hostile"), attribute)
+        property_: Any = getattr(importlib.import_module(module or "tests.generation.test_hostile"), attribute)
     hostile.tiny()
     warnings.simplefilter("error")
     count = Path(tempfile.gettempdir()) / "count"
