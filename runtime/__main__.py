@@ -19,7 +19,7 @@ def main() -> int:
     if is_default:
         signal.signal(signal.SIGINT, _leave)
     try:
-        from runtime.cli.parser import main as run
+        from runtime.cli import main as run
 
         if is_default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
