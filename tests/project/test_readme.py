@@ -160,7 +160,7 @@ def test_defaults_are_as_they_are_stated() -> None:
     table = README[README.index("| | temperature | top_p | new tokens |") :].split("\n\n")[0].splitlines()[2:]
     stated = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in table]
     plain, server = Options(), pytest.importorskip("runtime.server.openai.completions", exc_type=ImportError)
-    script = (REPOSITORY / "runtime" / "server" / "page.js").read_text(encoding="utf-8")
+    script = (REPOSITORY / "runtime" / "server" / "transport" / "static" / "page.js").read_text(encoding="utf-8")
     sliders = dict(re.findall(r'^  \["(\w+)", [\d.]+, [\d.]+, [\d.]+, ([\d.]+),', script, re.MULTILINE))
     assert (plain.temperature, plain.top_p) == (0, 1)
     assert stated == [

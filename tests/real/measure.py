@@ -19,7 +19,7 @@ from tests.benchmarks.contenders import CONTENDERS, OURS, ask
 from tests.conftest import REPOSITORY
 from tests.real.published import size_of
 
-RECORDED = REPOSITORY / "export" / "openai_gpt2_outputs.json"
+RECORDED = REPOSITORY / "export" / "checkpoint" / "openai_gpt2_outputs.json"
 Measures = dict[str, float]
 LAMBADA = {
     "accuracy": "lambada word",

@@ -25,7 +25,7 @@ from tests.support.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time there was"
 N_LONG = 4000  # tokens: seconds
-PAGE = REPOSITORY / "runtime" / "server"
+PAGE = REPOSITORY / "runtime" / "server" / "transport" / "static"
 
 
 def test_sliders_and_tasks_are_the_apis() -> None:

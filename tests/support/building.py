@@ -19,7 +19,8 @@ from export.checkpoint import random_weights as random_checkpoint
 from export.checkpoint.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT, EVERY_CALL = REPOSITORY / "export" / "build.py", REPOSITORY / "tests" / "every_call.py"
+SCRIPT = REPOSITORY / "export" / "build.py"
+EVERY_CALL = REPOSITORY / "tests" / "support" / "every_call.py"
 END = random_checkpoint.END
 TINY = Config(vocab_size=257, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
 TEXT = "A tiny model needs a tiny text, and a little of it is enough.\n" * 10

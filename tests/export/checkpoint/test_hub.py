@@ -24,7 +24,8 @@ constants.DOWNLOAD_CHUNK_SIZE = 10_000  # what is written at once, and kept when
 """
 DOWNLOAD = f"""{SMALL_CHUNKS}
 import sys
-from export import build, hub
+from export import build
+from export.checkpoint import hub
 try:
     print(hub.download(*sys.argv[1:]))
 except (OSError, ValueError) as error:
