@@ -179,9 +179,9 @@ def test_an_error_while_a_request_is_prepared(
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.server.openai.gain import Continuation
+    from runtime.server.openai.delta import Choice
 
-    monkeypatch.setattr(Continuation, "read", fail_once(Continuation.read, Panic("a name")))
+    monkeypatch.setattr(Choice, "read", fail_once(Choice.read, Panic("a name")))
     reply = server.post(prompt=PROMPT, max_tokens=5, stream=True)
     *_, last, done, _ = reply.body.split(b"\n\n")
     assert b"server_error" in last

@@ -1,4 +1,4 @@
-"""A request and its reply over HTTP: at once or as a stream, for as long as the client stays."""
+"""Sends a reply over HTTP, whole or as a stream, while the client is connected."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.errors import CLOSED_REQUEST, ApiError, contain, server_error
-from runtime.server.openai.gain import Continuation, Gain
+from runtime.server.openai.delta import Choice, Delta
 
 T = TypeVar("T")
-STOPPED = server_error("the server is being stopped", 503)
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; the job ends with the stream, whoever ends it, even before it began."""
+    """Server-sent events. The job ends when the stream ends, whoever ends it, even before the first event."""
 
     def __init__(self, events: AsyncIterator[bytes], job: Job) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -36,8 +35,9 @@ class EventStream(StreamingResponse):
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which ends when the client leaves. Raises ApiError then."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
+    """The result of `work`, which is cancelled when the client leaves. Raises ApiError then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -53,11 +53,21 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def stopped() -> ApiError:
+    """The error of a request that the server ends because it is being stopped."""
+    return server_error("the server is being stopped", 503)
+
+
 async def decode(
-    engine: Engine, job: Job, rows: Sequence[ServedRow], continuations: Sequence[Continuation]
-) -> AsyncIterator[tuple[ServedRow, Gain]]:
-    """What rows gain, as their clients see it. Raises ApiError when the server stops or a pass failed."""
-    start, seen, of_row = time.monotonic(), False, dict(zip(rows, continuations, strict=True))
+    engine: Engine, job: Job, rows: Sequence[ServedRow], choices: Sequence[Choice]
+) -> AsyncIterator[Delta]:
+    """Decode rows: each part of a row as a delta of its choice.
+
+    Raises ApiError when the server stops, or where a pass failed.
+    """
+    start = time.monotonic()
+    seen = False
+    choice_of = dict(zip(rows, choices, strict=True))
     try:
         async for row, part in job.decode(rows):
             if not seen:
@@ -66,16 +76,18 @@ async def decode(
             if part.completion:
                 engine.metrics.count(part.completion)
             if job.is_stopped and part.completion and part.completion.finish_reason == "cancelled":
-                raise STOPPED
-            yield row, contain(partial(of_row[row].read, part))
-    except (TypeError, ValueError) as error:  # a row's own: its options leave no token, say
+                raise stopped()
+            yield contain(partial(choice_of[row].read, part))
+    except (TypeError, ValueError) as error:
+        # An error of one row, such as options that leave no token to choose.
         raise ApiError(str(error)) from None
     except ApiError:
         raise
-    except Exception as error:  # of memory, onnxruntime's or the tokenizer's
+    except Exception as error:
+        # Memory, onnxruntime or the tokenizer.
         raise server_error(str(error) or type(error).__name__) from error
 
 
 def json_response(body: str) -> Response:
-    """A reply that is JSON already."""
+    """A reply whose body is JSON text."""
     return Response(body, media_type="application/json")

@@ -34,13 +34,9 @@ class Prompt:
     places: Sequence[TextPlace] = ()  # of the tokens of a text that is continued as it is
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The prompts of a request, and `n_samples` rows for each, prompt by prompt."""
-
-    prompts: list[Prompt]
-    rows: list[ServedRow]
-    n_bytes: int = 0  # of the reply, see `check_reply`
+def has_structured_output(body: object) -> bool:
+    """Whether a request asks for choices, a regex or a JSON schema."""
+    return any(getattr(body, name) is not None for name in READERS)
 
 
 def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

@@ -7,16 +7,26 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from runtime.server.engine.token_names import Token, TokenNames
-from runtime.server.errors import ApiError, contain, server_error
-from runtime.server.openai.fields import StreamOptions
-from runtime.server.openai.gain import Details, FinishReason, Gain
+from runtime.server.errors import ApiError, ErrorReply, contain, server_error
+from runtime.server.openai.delta import Delta, Details, FinishReason
 
 _log = logging.getLogger("gpt2_edge.server")
+
+
+# What the routes say of their replies in the API's description.
+ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "what was wrong"}}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
+        "description": "the reply; with stream its chunks, as server-sent events that end with [DONE]",
+    },
+    **ERRORS,
+}
 
 
 class Usage(BaseModel):
@@ -106,15 +116,17 @@ class ChatReply(BaseModel):
     usage: Usage | None = None
 
 
-Write = Callable[[Sequence[Gain], Usage | None], BaseModel]  # the reply, or a chunk of it, that holds some gains
+# Makes the reply, or a chunk of it, from deltas.
+Write = Callable[[Sequence[Delta], Usage | None], BaseModel]
 
 
 def completion_writer(model_id: str, names: TokenNames, *, shows_tokens: bool) -> Write:
-    """Text completions; a chunk has the form of the whole."""
-    id_, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+    """Writes text completions. A chunk has the same form as the whole reply."""
+    id_ = f"cmpl-{uuid.uuid4().hex}"
+    created = int(time.time())
 
-    def write(gains: Sequence[Gain], usage: Usage | None) -> CompletionReply:
-        choices = [_choice(gain, _logprobs(gain.tokens, names) if shows_tokens else None) for gain in gains]
+    def write(deltas: Sequence[Delta], usage: Usage | None) -> CompletionReply:
+        choices = [_choice(delta, _logprobs(delta.tokens, names) if shows_tokens else None) for delta in deltas]
         return CompletionReply(
             id=id_, object="text_completion", created=created, model=model_id, choices=choices, usage=usage
         )
@@ -123,54 +135,36 @@ def completion_writer(model_id: str, names: TokenNames, *, shows_tokens: bool) -
 
 
 def chat_writer(model_id: str, names: TokenNames, *, shows_tokens: bool, is_stream: bool) -> Write:
-    """Chat completions."""
-    id_, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    """Writes chat completions."""
+    id_ = f"chatcmpl-{uuid.uuid4().hex}"
+    created = int(time.time())
     kind: Literal["chat.completion", "chat.completion.chunk"]
     kind = "chat.completion.chunk" if is_stream else "chat.completion"
 
-    def write(gains: Sequence[Gain], usage: Usage | None) -> ChatReply:
+    def write(deltas: Sequence[Delta], usage: Usage | None) -> ChatReply:
         choices = [
-            _chat_choice(gain, _chat_logprobs(gain.tokens, names) if shows_tokens else None, is_stream=is_stream)
-            for gain in gains
+            _chat_choice(delta, _chat_logprobs(delta.tokens, names) if shows_tokens else None, is_stream=is_stream)
+            for delta in deltas
         ]
         return ChatReply(id=id_, object=kind, created=created, model=model_id, choices=choices, usage=usage)
 
     return write
 
 
-class Counted:
-    """The tokens of a request and its reply, counted as they come."""
-
-    def __init__(self, stream_options: StreamOptions | None) -> None:
-        self._n_prompt = self._n_new = 0
-        self._stream_options = stream_options
-
-    @property
-    def usage(self) -> Usage:
-        """The counts so far."""
-        n_prompt, n_new = self._n_prompt, self._n_new
-        return Usage(prompt_tokens=n_prompt, completion_tokens=n_new, total_tokens=n_prompt + n_new)
-
-    def usage_at_end(self) -> Usage | None:
-        """The counts, where the stream is to end with them."""
-        options = self._stream_options
-        return self.usage if options and options.include_usage else None
-
-
 def to_json(reply: BaseModel) -> str:
-    """As JSON; what is not set is left out."""
+    """The reply as JSON, without the fields that were never set."""
     return reply.model_dump_json(exclude_unset=True)
 
 
-def _choice(gain: Gain, logprobs: Logprobs | None) -> Choice:
-    if gain.end is None:
-        return Choice(text=gain.text, index=gain.index, logprobs=logprobs, finish_reason=None)
+def _choice(delta: Delta, logprobs: Logprobs | None) -> Choice:
+    if delta.end is None:
+        return Choice(text=delta.text, index=delta.index, logprobs=logprobs, finish_reason=None)
     return Choice(
-        text=gain.text,
-        index=gain.index,
+        text=delta.text,
+        index=delta.index,
         logprobs=logprobs,
-        finish_reason=gain.end.finish_reason,
-        gpt2_edge=gain.end.details,
+        finish_reason=delta.end.finish_reason,
+        gpt2_edge=delta.end.details,
     )
 
 
@@ -186,15 +180,16 @@ def _logprobs(tokens: Sequence[Token], names: TokenNames) -> Logprobs:
     )
 
 
-def _chat_choice(gain: Gain, logprobs: ChatLogprobs | None, *, is_stream: bool) -> ChatChoice:
-    message = ChatMessage(role="assistant", content=gain.text)
-    choice = ChatChoice(index=gain.index, logprobs=logprobs, finish_reason=None)
+def _chat_choice(delta: Delta, logprobs: ChatLogprobs | None, *, is_stream: bool) -> ChatChoice:
+    message = ChatMessage(role="assistant", content=delta.text)
+    choice = ChatChoice(index=delta.index, logprobs=logprobs, finish_reason=None)
     if is_stream:
         choice.delta = message
     else:
         choice.message = message
-    if gain.end is not None:
-        choice.finish_reason, choice.gpt2_edge = gain.end.finish_reason, gain.end.details
+    if delta.end is not None:
+        choice.finish_reason = delta.end.finish_reason
+        choice.gpt2_edge = delta.end.details
     return choice
 
 
@@ -216,24 +211,25 @@ def _chat_logprobs(tokens: Sequence[Token], names: TokenNames) -> ChatLogprobs:
 
 
 async def as_events(
-    gains: AsyncIterator[Gain], write: Write, usage: Callable[[], Usage | None]
+    deltas: AsyncIterator[Delta], write: Write, usage: Callable[[], Usage | None]
 ) -> AsyncIterator[bytes]:
-    """A stream of server-sent events; an error is the last one of it."""
+    """Server-sent events, one for each delta. An error becomes the last event."""
     try:
-        async for gain in gains:
-            yield _event(contain(partial(_write_json, write, gain)))
+        async for delta in deltas:
+            yield _event(contain(partial(_write_json, write, delta)))
         if counted := usage():
             yield _event(to_json(write([], counted)))
     except ApiError as error:
         yield _event(error.json())
-    except Exception as error:  # the head of the reply is sent: only the stream can still say so
+    except Exception as error:
+        # The status has been sent. Only the stream can still report the error.
         _log.exception("a stream failed")
         yield _event(server_error(f"the server failed ({type(error).__name__}); its log says more").json())
     yield _event("[DONE]")
 
 
-def _write_json(write: Write, gain: Gain) -> str:
-    return to_json(write([gain], None))
+def _write_json(write: Write, delta: Delta) -> str:
+    return to_json(write([delta], None))
 
 
 def _event(data: str) -> bytes:

@@ -10,8 +10,8 @@ from runtime.generation.completion import Completion
 from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
+from runtime.server.openai.delta import Delta, Details, End, describe
 from runtime.server.openai.fields import CompletionRequest, TaskFields
-from runtime.server.openai.gain import Details, End, Gain, describe
 from runtime.server.openai.plan import Prompt, as_prompts, check_length, limit
 from runtime.tasks import perform as tasks
 from runtime.tasks.perform import Task
@@ -83,7 +83,7 @@ def read_answer(request: TaskRequest, completion: Completion, n_truncated: int) 
     return end
 
 
-def perform(model: Model, request: TaskRequest, index: int) -> Gain:
+def perform(model: Model, request: TaskRequest, index: int) -> Delta:
     """The answer of a task that writes nothing, in passes of its own."""
     answer = tasks.perform(model, request.task, request.texts[index], request.given, request.abstain_below)
     details = Details(
@@ -93,4 +93,4 @@ def perform(model: Model, request: TaskRequest, index: int) -> Gain:
         probabilities=answer.probabilities,
         n_truncated=answer.n_truncated,
     )
-    return Gain(index, answer.text, end=End(details))
+    return Delta(index, answer.text, end=End(details))

@@ -15,7 +15,7 @@ from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
 from runtime.server.errors import add_handlers, server_error
 from runtime.server.openai import chat, completions
-from runtime.server.openai.completions import ERRORS
+from runtime.server.openai.reply import ERRORS
 from runtime.server.transport import page
 from runtime.server.transport.guard import Guard
 from runtime.server_settings import Settings

@@ -1,4 +1,4 @@
-"""What a reply gains at a time, before it is written as OpenAI does."""
+"""More of a reply, before it is written in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Details(BaseModel):
-    """What OpenAI's reply has no place for; see `runtime.Completion` and `runtime.tasks.Answer`."""
+    """What OpenAI's reply has no field for. See `runtime.Completion` and `runtime.tasks.Answer`."""
 
     finish_reason: str
     ids: list[int] = []
@@ -26,7 +26,8 @@ class Details(BaseModel):
     n_slides: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    answer: str | None = None  # of a task
+    # Of a task alone.
+    answer: str | None = None
     confidence: float | None = None
     probabilities: Mapping[str, float] = {}
 
@@ -41,68 +42,85 @@ class End:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """OpenAI's word for it."""
+        """The reason in OpenAI's words."""
         return "stop" if self.details.finish_reason in ("eos", "stop") else "length"
 
     @property
     def mean_logprob(self) -> float:
-        """By which the best of several is chosen, as OpenAI does."""
+        """Log-probability per token. `best_of` ranks by it, as OpenAI does."""
         return self.logprob / max(1, self.n_tokens)
 
 
 @dataclasses.dataclass
-class Gain:
-    """More of the reply's choice `index`."""
+class Delta:
+    """More of the choice `index`: text, its tokens where they are asked for, and at last its end."""
 
     index: int
     text: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
     end: End | None = None
 
-    def extend(self, later: Gain) -> None:
-        """Take in what follows."""
+    def extend(self, later: Delta) -> None:
+        """Append the delta that follows this one."""
         self.text += later.text
         self.tokens += later.tokens
         self.end = later.end
 
 
-class Continuation:
-    """A row as its client sees it: a token is shown with the first of its text, so none of a stop string is."""
+class Choice:
+    """Turns the parts of a row into deltas.
+
+    A token is shown together with the first character of its text. The tokens of a stop string are therefore not
+    shown, since its text is not.
+    """
 
     def __init__(self, model: Model, row: ServedRow, index: int, n_before: int, *, shows_tokens: bool) -> None:
         """`n_before`: characters of the prompt."""
         self.index = index
         n_healed = len(row.healing.text) if row.healing else 0
         self._reader = TokenReader(model, row.ids, n_before - n_healed) if shows_tokens else None
-        self._n_characters, self._held = n_before, list[Token]()
+        self._n_characters = n_before
+        self._waiting: list[Token] = []
 
-    def read(self, part: Part) -> Gain:
-        """What a part adds."""
+    def read(self, part: Part) -> Delta:
+        """The delta of one part."""
         self._n_characters += len(part.text)
         if self._reader:
             tops: Sequence[Mapping[int, float]] = part.top or [{}] * len(part.ids)
-            self._held += map(self._reader.read, part.ids, part.logprobs, tops)
-        n = next((n for n, token in enumerate(self._held) if token.offset >= self._n_characters), len(self._held))
-        shown, self._held = self._held[:n], self._held[n:]
-        return Gain(self.index, part.text, shown, describe(part.completion) if part.completion else None)
+            self._waiting += map(self._reader.read, part.ids, part.logprobs, tops)
+        end = describe(part.completion) if part.completion else None
+        return Delta(self.index, part.text, self._take_shown(), end)
+
+    def _take_shown(self) -> list[Token]:
+        """The waiting tokens whose text has begun."""
+        n = 0
+        while n < len(self._waiting) and self._waiting[n].offset < self._n_characters:
+            n += 1
+        shown = self._waiting[:n]
+        self._waiting = self._waiting[n:]
+        return shown
 
 
 def describe(completion: Completion) -> End:
     """The end of a row."""
-    names = Details.model_fields.keys() - {"answer", "confidence", "probabilities"}
+    of_tasks = {"answer", "confidence", "probabilities"}
+    names = Details.model_fields.keys() - of_tasks
     details = Details(**{name: getattr(completion, name) for name in names})
     return End(details, completion.n_tokens, completion.logprob)
 
 
-async def collect(gains: AsyncIterator[Gain]) -> list[Gain]:
-    """All of every choice, in order; the answer of a task in place of what was written."""
-    whole: dict[int, Gain] = {}
-    async for gain in gains:
-        if gain.index in whole:
-            whole[gain.index].extend(gain)
+async def collect(deltas: AsyncIterator[Delta]) -> list[Delta]:
+    """The deltas of each choice joined, in the order of the choices.
+
+    The text of a task's choice is its answer, not what the model wrote.
+    """
+    whole: dict[int, Delta] = {}
+    async for delta in deltas:
+        if delta.index in whole:
+            whole[delta.index].extend(delta)
         else:
-            whole[gain.index] = gain
-    for gain in whole.values():
-        if gain.end and gain.end.details.answer is not None:
-            gain.text = gain.end.details.answer
+            whole[delta.index] = delta
+    for delta in whole.values():
+        if delta.end and delta.end.details.answer is not None:
+            delta.text = delta.end.details.answer
     return [whole[index] for index in sorted(whole)]

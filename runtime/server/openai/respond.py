@@ -1,0 +1,38 @@
+"""Sends an answer: whole, or as a stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from fastapi import Request, Response
+
+from runtime.server.openai.answer import Answer
+from runtime.server.openai.delta import Delta, collect
+from runtime.server.openai.exchange import EventStream, json_response, while_connected
+from runtime.server.openai.reply import Usage, Write, as_events, to_json
+
+
+async def respond(
+    request: Request,
+    answer: Answer,
+    write: Write,
+    stack: contextlib.ExitStack,
+    select: Callable[[list[Delta]], list[Delta]] = list,
+) -> Response:
+    """The response to a request, prepared and decoded while its client is connected. Raises ApiError.
+
+    stack: closes the job. A stream takes it over, and closes the job itself.
+    select: which choices a whole reply shows.
+    """
+    await while_connected(request, answer.prepare())
+    if answer.is_stream:
+        stack.pop_all()
+
+        def usage_at_end() -> Usage | None:
+            return answer.usage if answer.includes_usage else None
+
+        return EventStream(as_events(answer.deltas(), write, usage_at_end), answer.job)
+    choices = select(await while_connected(request, collect(answer.deltas())))
+    body = answer.engine.write(answer.job, lambda: to_json(write(choices, answer.usage)))
+    return json_response(await while_connected(request, body))
