@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
-from runtime.form import READERS
+from runtime.options import FORMS
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
@@ -68,7 +68,7 @@ class Talk(Counted):
     async def prepare(self) -> None:
         """Write the prompt. Raises ApiError."""
         with preparing():
-            has_form = any(getattr(self._body, name) is not None for name in READERS)
+            has_form = any(getattr(self._body, name) is not None for name in FORMS)
             await self._engine.prepare(self._job, self._make_rows, has_form=has_form)
             self._engine.reserve(self._job, self._n_bytes)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from runtime.form import READERS
+from runtime.options import FORMS
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.token_names import read_prompt
-from runtime.server.errors import ApiError, ErrorReply, preparing
+from runtime.server.errors import ApiError, ErrorReply, as_api_error, preparing
 from runtime.server.openai import task_plan
 from runtime.server.openai.exchange import STOPPED, EventStream, decode, json_response, while_connected
 from runtime.server.openai.fields import CompletionRequest
@@ -93,7 +93,7 @@ class Answering(Counted):
 
     @property
     def _has_form(self) -> bool:
-        return any(getattr(self._body, name) is not None for name in READERS)
+        return any(getattr(self._body, name) is not None for name in FORMS)
 
     def _make_plan(self) -> Plan:
         engine, body = self._engine, self._body
@@ -155,7 +155,7 @@ class Answering(Counted):
             self._n_prompt += len(encode(self._engine.model, self._task.texts[index]))
             return task_plan.perform(self._engine.model, self._task, index)
         except (TypeError, ValueError) as error:
-            raise ApiError(str(error)) from None
+            raise as_api_error(error) from None
 
     def _echo(self, index: int) -> list[Gain]:
         """The prompt itself, with its tokens where they are asked for, in every sample of it."""

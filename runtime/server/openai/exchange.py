@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
-from runtime.server.errors import CLOSED_REQUEST, ApiError, contain, server_error
+from runtime.server.errors import CLOSED_REQUEST, ApiError, as_api_error, contain, server_error
 from runtime.server.openai.gain import Continuation, Gain
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ async def decode(
                 raise STOPPED
             yield row, contain(partial(of_row[row].read, part))
     except (TypeError, ValueError) as error:  # a row's own: its options leave no token, say
-        raise ApiError(str(error)) from None
+        raise as_api_error(error) from None
     except ApiError:
         raise
     except Exception as error:  # of memory, onnxruntime's or the tokenizer's
