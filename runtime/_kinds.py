@@ -13,7 +13,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from runtime._checks import (
     MAX_COUNT,
@@ -27,6 +27,10 @@ from runtime._checks import (
     check_unicode,
     shown,
 )
+
+# argparse is needed by the command line only, and takes time to import: functions here import it where they use it.
+if TYPE_CHECKING:
+    import argparse
 
 T = TypeVar("T")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -312,6 +316,23 @@ class Callback(Kind[Callable[[], bool]]):
         return function
 
 
+def add_argument(
+    group: argparse._ArgumentGroup, name: str, kind: Kind[Any], default: object, about: str, destination: str
+) -> None:
+    """Add a value of some kind to a command line: its name as a flag, with its meaning and its default as help.
+
+    Where it is not given, the result of argparse has no `destination`.
+    """
+    from argparse import SUPPRESS
+
+    notes = [about.replace("%", "%%"), kind.note, "may be repeated" if kind.repeats else ""]
+    told = "; ".join(note for note in notes if note)
+    if isinstance(default, str | int | float) and default is not False:
+        told += f" (default: {default})"
+    flag = f"--{name.replace('_', '-')}"
+    group.add_argument(flag, dest=destination, default=SUPPRESS, help=told, **kind.command_line())
+
+
 def unescape(text: str) -> str:
     r"""Read \n, \r, \t and \\ as the characters they stand for; a shell passes them on as two characters each.
 
@@ -321,7 +342,6 @@ def unescape(text: str) -> str:
 
 
 def _read_bias(text: str) -> tuple[int, float]:
-    # argparse is needed by the command line only, and takes time to import.
     from argparse import ArgumentTypeError
 
     id_, _, number = text.partition("=")
@@ -333,7 +353,6 @@ def _read_bias(text: str) -> tuple[int, float]:
 
 def _read_schema(text: str) -> str:
     """The schema itself, which begins with a brace, or the content of a file."""
-    # argparse is needed by the command line only, and takes time to import.
     from argparse import ArgumentTypeError
 
     if text.lstrip().startswith("{"):

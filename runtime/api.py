@@ -24,7 +24,6 @@ from runtime.options import (
     Overflow,
     TaskDefault,
     check_seed,
-    explain_unknown,
     make_seeded,
     pick_options,
 )
@@ -57,6 +56,9 @@ def _explains_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*given: P.args, **named: P.kwargs) -> R:
         for name in named:
             if name not in names:
+                # Only where something is wrong: importing the package stays quick.
+                from runtime.option_names import explain_unknown
+
                 raise TypeError(explain_unknown(name))
         return function(*given, **named)
 
@@ -175,7 +177,7 @@ def generate(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        logit_bias: add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
@@ -190,9 +192,9 @@ def generate(
             in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
             last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
         seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
-        overflow: when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the
-            text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and
-            drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
             --context-shift)
         pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
             --keep)
@@ -281,7 +283,7 @@ def stream(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        logit_bias: add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
@@ -296,9 +298,9 @@ def stream(
             in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
             last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
         seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
-        overflow: when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the
-            text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and
-            drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
             --context-shift)
         pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
             --keep)
@@ -390,7 +392,7 @@ def stream_many(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        logit_bias: add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
@@ -405,9 +407,9 @@ def stream_many(
             in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
             last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
         seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
-        overflow: when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the
-            text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and
-            drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
             --context-shift)
         pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
             --keep)
@@ -520,7 +522,7 @@ def complete(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        logit_bias: add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
@@ -536,9 +538,9 @@ def complete(
             last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
         seed: the seed of sampling: one for every prompt, or a sequence with one for each; the same seed gives the same
             `n` continuations; None draws one. (transformers: set_seed)
-        overflow: when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the
-            text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and
-            drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
             --context-shift)
         pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
             --keep)
@@ -660,7 +662,7 @@ def perform(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        logit_bias: add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
@@ -675,9 +677,9 @@ def perform(
             in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
             last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
         seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
-        overflow: when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the
-            text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and
-            drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
             --context-shift)
         pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
             --keep)

@@ -25,7 +25,6 @@ from runtime._kinds import (
     Texts,
     TokenIds,
 )
-from runtime._suggestion import suggest
 from runtime.errors import OptionError
 
 MAX_SEED = 2**64 - 1
@@ -48,16 +47,33 @@ class TaskDefault(enum.Enum):
 TASK_DEFAULT: Final = TaskDefault.TASK_DEFAULT
 
 
-class Option(NamedTuple):
-    """All there is to know of one option."""
+class Option:
+    """All there is to know of one option.
 
-    kind: Kind[Any]
-    default: Any
-    about: str
-    transformers: str | None = None  # its name in transformers; None where there is nothing like it
-    llama_cpp: str | None = None  # its name in llama.cpp: a flag, or a field of a request to llama-server
-    others: tuple[str, ...] = ()  # further names that people may try: OpenAI's, vLLM's, older ones
-    note: str = ""  # where it differs from what has the same name elsewhere
+    transformers: its name in transformers; None where there is nothing like it.
+    llama_cpp: its name in llama.cpp, a flag, or a field of a request to llama-server; None likewise.
+    others: further names that people may try: OpenAI's, vLLM's, older ones.
+    note: where it differs from what has the same name elsewhere.
+    """
+
+    def __init__(
+        self,
+        kind: Kind[Any],
+        default: Any,
+        about: str,
+        *,
+        transformers: str | None = None,
+        llama_cpp: str | None = None,
+        others: tuple[str, ...] = (),
+        note: str = "",
+    ) -> None:
+        self.kind = kind
+        self.default = default
+        self.about = about
+        self.transformers = transformers
+        self.llama_cpp = llama_cpp
+        self.others = others
+        self.note = note
 
     def read(self, name: str, value: Any) -> Any:
         """The value as a plain one. Raises TypeError, or OptionError for a value out of range."""
@@ -69,20 +85,11 @@ class Option(NamedTuple):
             raise OptionError(str(error), name) from None
 
 
-def _option(
-    kind: Kind[T],
-    default: D,
-    about: str,
-    *,
-    transformers: str | None = None,
-    llama_cpp: str | None = None,
-    others: tuple[str, ...] = (),
-    note: str = "",
-) -> T | D:
-    """A field of `Options`. A type checker compares its annotation with the kind and the default."""
-    option = Option(kind, default, about, transformers, llama_cpp, others, note)
-    field: Any = dataclasses.field(default=default, metadata={"option": option})
-    return field  # type: ignore[no-any-return]  # dataclasses.field pretends to be the value, too
+def _option(kind: Kind[T], default: D, about: str, **names: Any) -> T | D:
+    """A field of `Options`; `names` as `Option` has them. A type checker compares its annotation with the kind."""
+    field: Any = dataclasses.field(default=default, metadata={"option": Option(kind, default, about, **names)})
+    # `dataclasses.field` pretends to be the value, too.
+    return field  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +189,7 @@ class Options:
     logit_bias: Mapping[int, float] | None = _option(
         LogitBias(),
         None,
-        "add these numbers to the logits of these ids; math.inf makes an id certain, -math.inf forbids it",
+        "add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it",
         transformers="sequence_bias",
         llama_cpp="--logit-bias",
         note="sequence_bias of transformers has tuples of ids as keys",
@@ -251,9 +258,9 @@ class Options:
     overflow: Overflow = _option(
         Choice(OVERFLOWS),
         "error",
-        "when prompt and max_new_tokens pass n_positions: 'error' raises ContextLengthError; 'stop' ends the text at "
-        "the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and drops the "
-        "oldest half of the ids whenever the context is full",
+        "when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends the "
+        "text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and "
+        "drops the oldest half of the ids whenever the context is full",
         transformers="truncation",
         llama_cpp="--context-shift",
         others=("truncation_side", "truncate"),
@@ -380,6 +387,9 @@ def make_options(given: Mapping[str, Any]) -> Options:
     """Options from keywords. Raises TypeError for an unknown one, with the name that was meant and all names."""
     for name in given:
         if name not in OPTIONS:
+            # Only where something is wrong: importing the package stays quick.
+            from runtime.option_names import explain_unknown
+
             raise TypeError(explain_unknown(name))
     return Options(**given)
 
@@ -426,71 +436,3 @@ def _as_sequence(seed: Any) -> Sequence[Any] | None:
         return None
     # Checked by its shape, so that numpy need not be imported.
     return seed if isinstance(seed, Sequence) or getattr(seed, "shape", None) else None
-
-
-class Parameter(NamedTuple):
-    """A parameter of a public function that is no option, under its names elsewhere."""
-
-    name: str
-    functions: tuple[str, ...]  # which take it
-    transformers: str | None = None
-    llama_cpp: str | None = None
-    others: tuple[str, ...] = ()
-    note: str = ""
-
-
-PARAMETERS = (
-    Parameter("n", ("complete",), "num_return_sequences"),
-    Parameter("num_beams", ("complete",), "num_beams"),
-    Parameter("length_penalty", ("complete",), "length_penalty"),
-    Parameter("early_stopping", ("complete",), "early_stopping"),
-    Parameter(
-        "logprobs",
-        ("complete",),
-        "output_logits",
-        "n_probs",
-        ("output_scores", "top_logprobs"),
-        "output_logits of transformers has the logits of the whole vocabulary",
-    ),
-    Parameter("batch_size", ("complete", "stream_many"), "batch_size", "--parallel", (), "a parameter of pipelines"),
-    Parameter(
-        "prefix",
-        ("generate", "stream", "stream_many", "complete", "perform", "score"),
-        "past_key_values",
-        "cache_prompt",
-        ("prompt_cache",),
-        "cache_prompt is a field of a request to llama-server, and on by default there",
-    ),
-    Parameter(
-        "draft",
-        ("generate", "stream", "stream_many", "complete"),
-        "assistant_model",
-        "--model-draft",
-        ("draft_model", "speculative_model"),
-    ),
-    Parameter("threads", ("load",), "torch.set_num_threads", "--threads", ("num_threads", "n_threads")),
-)
-
-
-def explain_unknown(name: str) -> str:
-    """What is wrong with a keyword that is no option: the one that was meant, and all there are."""
-    return f"{name!r} is not an option{_meant(name)}; the options are {', '.join(OPTIONS)}"
-
-
-def _meant(unknown: str) -> str:
-    for own, option in OPTIONS.items():
-        if unknown in _foreign_names(option):
-            return f" (here it is {own})"
-    for parameter in PARAMETERS:
-        functions = " and ".join(f"runtime.{function}" for function in parameter.functions)
-        if unknown == parameter.name:
-            return f" here (it is a parameter of {functions})"
-        if unknown in _foreign_names(parameter):
-            return f" (here it is {parameter.name} of {functions})"
-    return suggest(unknown, OPTIONS)
-
-
-def _foreign_names(one: Option | Parameter) -> set[str]:
-    """Its names in other tools, written as a keyword is."""
-    names = [one.transformers, one.llama_cpp, *one.others]
-    return {name.lstrip("-").replace("-", "_") for name in names if name}

@@ -8,8 +8,7 @@ import ipaddress
 import os
 from typing import Any, NamedTuple, TypeVar
 
-from runtime._kinds import Flag, Integer, Kind, Number, Text
-from runtime.cli.arguments import add_argument
+from runtime._kinds import Flag, Integer, Kind, Number, Text, add_argument
 
 KEY_VARIABLE = "GPT2_EDGE_API_KEY"
 MOST = 2**31 - 1

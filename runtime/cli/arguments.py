@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from runtime._checks import check_count
-from runtime._kinds import Kind
+from runtime._kinds import add_argument
 from runtime._suggestion import suggest
 from runtime.cli.interactive import SAMPLING, is_at_terminal
+from runtime.cli.output import in_words_of_command_line
 from runtime.options import OPTIONS, check_seed, make_options
 
 NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C does it
@@ -93,19 +94,8 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of generation")
     for name, option in OPTIONS.items():
         if name not in NOT_ON_THE_COMMAND_LINE:
-            add_argument(group, name, option.kind, option.default, option.about, destination=f"option_{name}")
-
-
-def add_argument(
-    group: argparse._ArgumentGroup, name: str, kind: Kind[Any], default: object, about: str, destination: str
-) -> None:
-    """A value of some kind: its name as a flag, its meaning and its default as help."""
-    notes = [about.replace("%", "%%"), kind.note, "may be repeated" if kind.repeats else ""]
-    told = "; ".join(note for note in notes if note)
-    if default not in (None, (), False):
-        told += f" (default: {default})"
-    flag = f"--{name.replace('_', '-')}"
-    group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, help=told, **kind.command_line())
+            about = in_words_of_command_line(option.about)
+            add_argument(group, name, option.kind, option.default, about, destination=f"option_{name}")
 
 
 def collect_options(given: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.options import OPTIONS, PARAMETERS, TASK_DEFAULT, Options
+from runtime.option_names import PARAMETERS
+from runtime.options import OPTIONS, TASK_DEFAULT, Options
 from tests.support import signatures
 
 FUNCTIONS = [getattr(runtime, name) for name in signatures.FUNCTIONS]

@@ -311,11 +311,8 @@ def test_no_name_elsewhere_stands_for_two_options() -> None:
     """Nor is one of them a name that is taken here."""
     seen: dict[str, str] = {}
     for own, option in OPTIONS.items():
-        names = {option.transformers, *option.others, (option.llama_cpp or "").lstrip("-").replace("-", "_")} - {
-            None,
-            "",
-        }
-        for name in names - {own}:
+        flag = (option.llama_cpp or "").lstrip("-").replace("-", "_")
+        for name in {option.transformers, flag, *option.others} - {None, "", own}:
             assert name not in OPTIONS
             assert seen.setdefault(str(name), own) == own
 

@@ -11,7 +11,8 @@ import re
 import textwrap
 from pathlib import Path
 
-from runtime.options import OPTIONS, PARAMETERS, Option, Options, Parameter
+from runtime.option_names import PARAMETERS, Parameter
+from runtime.options import OPTIONS, Option, Options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 API = REPOSITORY / "runtime" / "api.py"

@@ -1,4 +1,4 @@
-"""What may be asked: OpenAI's fields, the options of generation, the tasks' fields. Others are refused by name."""
+"""The fields of a request: OpenAI's, options of generation, and those of tasks. Others are refused by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from runtime._checks import MAX_COUNT
 from runtime.options import OPTIONS
 
 MAX_ALTERNATIVES = 20
@@ -28,7 +29,10 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_one_unknown(cls, given: Any) -> Any:
-        """Describing an error takes time, while all requests wait: one is enough. For lists, `fail_fast` says so."""
+        """Keep one unknown field at most. Describing errors takes time, while all requests wait; so one is enough.
+
+        The same holds for entries of lists: there `fail_fast` ends the check at the first wrong one.
+        """
         if not isinstance(given, dict):
             return given
         unknown = itertools.islice((name for name in given if name not in cls.model_fields), 1)
@@ -44,8 +48,9 @@ def _field(name: str) -> Any:
     option = OPTIONS[name]
     form = option.kind.json_form()
     limits: dict[str, Any] = dict(form.limits)
-    if form.type is int and name != "seed":
-        limits["le"] = min(limits["le"], _MAX_INT)
+    if limits.get("le") == MAX_COUNT:
+        # The option has no limit of its own.
+        limits["le"] = _MAX_INT
     if typing.get_origin(form.type) is list:
         # One wrong entry is enough to refuse a list: see `Fields`.
         limits["fail_fast"] = True
