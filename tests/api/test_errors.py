@@ -201,3 +201,26 @@ def test_a_prefix_file_of_another_model(demo_fp32: Model, tmp_path: Path) -> Non
     (tmp_path / "no.prefix").write_bytes(b"nothing")
     with pytest.raises(runtime.PrefixFileError, match=r"no\.prefix.*make the prefix again"):
         runtime.load_prefix(tmp_path / "no.prefix", model=demo_fp32)
+
+
+# the server --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "param", "code"),
+    [
+        (errors.ContextLengthError("too long", 700, 64, 512), "prompt", "context_length_exceeded"),
+        (errors.OptionError("top_k needs a temperature", "top_k", "temperature"), "top_k", None),
+        (errors.OptionError("max_new_tokens is 0", "max_new_tokens"), "max_tokens", None),
+        (errors.OptionError("no option is to blame"), None, None),
+        (errors.NoTokenError("none left"), None, None),
+        (TypeError("a wrong type"), None, None),
+    ],
+    ids=repr,
+)
+def test_the_server_says_which_field_is_to_blame(error: Exception, param: str | None, code: str | None) -> None:
+    server = pytest.importorskip("runtime.server.errors", exc_type=ImportError)
+    reply = server.as_api_error(error)
+    assert reply.status == 400
+    expected = {"message": str(error).replace("max_new_tokens", "max_tokens"), "type": "invalid_request_error"}
+    assert reply.body == {"error": expected | {"param": param, "code": code}}
