@@ -125,7 +125,7 @@ def test_what_cannot_be_cut(demo_fp32: Model) -> None:
         ("translate", {"to": ["German"]}, TypeError, r"to is \['German'\]; a text is expected"),
         ("translate", {"langauge": "x"}, TypeError, "'langauge' is no field of translate, which has to"),
         ("answer", {"temperature": -1}, ValueError, "temperature is -1"),
-        ("answer", {"top_k": 2}, ValueError, "top_k=2 chooses"),
+        ("answer", {"top_k": 2}, ValueError, "top_k=2 filters"),
         ("answer", {"abstain_below": 2}, ValueError, "abstain_below is 2"),
         ("answer", {"abstain_below": "x"}, ValueError, "abstain_below is 'x'"),
         ("summarize", {"abstain_below": 0.5}, ValueError, "summarize has none"),
