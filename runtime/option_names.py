@@ -57,10 +57,11 @@ PARAMETERS = (
 
 def explain_unknown(name: str) -> str:
     """What is wrong with a keyword that is no option: the one that was meant, and all there are."""
-    return f"{name!r} is not an option{_meant(name)}; the options are {', '.join(OPTIONS)}"
+    return f"{name!r} is not an option{find_meant(name)}; the options are {', '.join(OPTIONS)}"
 
 
-def _meant(unknown: str) -> str:
+def find_meant(unknown: str) -> str:
+    """What an unknown keyword may mean: ` (here it is NAME)`, or the option with the closest name, or ""."""
     for own, option in OPTIONS.items():
         if unknown in _foreign_names(option):
             return f" (here it is {own})"

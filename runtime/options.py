@@ -123,7 +123,7 @@ class Options:
         transformers="temperature",
         llama_cpp="--temp",
         others=("do_sample",),
-        note="transformers refuses 0 and samples with do_sample=True; the default of llama.cpp is 0.8",
+        note="transformers samples with do_sample=True, and refuses 0 then; the default of llama.cpp is 0.8",
     )
     top_k: int = _option(
         Integer(0),

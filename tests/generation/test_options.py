@@ -307,6 +307,17 @@ def test_options_do_not_change() -> None:
         Options().temperature = 1.0  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("max_tokens", "max_new_tokens"), ("stop_strings", "stop"), ("assistant_model", "draft of runtime.generate")],
+)
+def test_a_task_knows_the_names_of_other_tools(demo_fp32: Model, wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"'{wrong}' is no field of answer \(here it is {meant}"):
+        perform("answer", "What do bees make?", model=demo_fp32, **{wrong: 1})
+    with pytest.raises(TypeError, match=rf"'{wrong}' is no field of choose, "):
+        perform("choose", "It is _.", model=demo_fp32, options=["a", "b"], **{wrong: 1})
+
+
 def test_no_name_elsewhere_stands_for_two_options() -> None:
     """Nor is one of them a name that is taken here."""
     seen: dict[str, str] = {}
