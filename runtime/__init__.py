@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
-from runtime import _telemetry  # noqa: F401  before onnxruntime is imported
+# Before onnxruntime is imported: this switches its telemetry off.
+from runtime import _telemetry  # noqa: F401
 
+# Type checkers take this as true. `typing` itself takes time to import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.api import complete, generate, load, load_prefix, perform, prefix, stream, stream_many
+    from runtime.api import (
+        complete,
+        evaluate,
+        generate,
+        load,
+        load_prefix,
+        perform,
+        prefix,
+        score,
+        score_text,
+        stream,
+        stream_many,
+    )
+    from runtime.errors import (
+        ContextLengthError,
+        MemoryBudgetError,
+        ModelFolderError,
+        NoModelError,
+        NoTokenError,
+        OptionError,
+        PrefixFileError,
+    )
     from runtime.generation.completion import Completion
-    from runtime.likelihood import evaluate, score, score_text
     from runtime.model.memory import estimate
     from runtime.model.model import Model
     from runtime.prefixes.prefix import Prefix
@@ -18,8 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "ContextLengthError",
+    "MemoryBudgetError",
     "Model",
+    "ModelFolderError",
+    "NoModelError",
+    "NoTokenError",
+    "OptionError",
     "Prefix",
+    "PrefixFileError",
     "Score",
     "complete",
     "estimate",
@@ -41,9 +70,6 @@ _MODULES = {
     "Prefix": "prefixes.prefix",
     "Score": "scoring.scoring",
     "estimate": "model.memory",
-    "evaluate": "likelihood",
-    "score": "likelihood",
-    "score_text": "likelihood",
 }
 
 
@@ -54,7 +80,8 @@ def __getattr__(name: str) -> object:
     """
     if name not in __all__:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"runtime.{_MODULES.get(name, 'api')}"), name)
+    module = "errors" if name.endswith("Error") else _MODULES.get(name, "api")
+    value = globals()[name] = getattr(importlib.import_module(f"runtime.{module}"), name)
     return value
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import ModelFolderError
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, or ValueError naming the file for anything else."""
@@ -16,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is missing; a model folder has one (python export/build.py makes model folders)"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ModelFolderError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise ModelFolderError(f"{path} is not a JSON object")
     return value

@@ -1,27 +1,68 @@
-"""The public functions: thin, over the modules below."""
+"""The public functions. Each checks its arguments, opens the model, and calls the module that does the work.
+
+The options in signatures and docstrings are written by `python -m tests.support.signatures`, from `runtime.options`.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from runtime._checks import check_count, check_one_or_several_texts
 from runtime._lock import importing
+from runtime.errors import OptionError
 from runtime.generation import loop as generation
-from runtime.generation.completion import Completion
 from runtime.generation.draft import open_draft
-from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
-from runtime.options import OptionsDict, UnseededDict, check_count, check_seed, make_options, make_seeded, takes_options
-from runtime.prefixes import prefix as shared_prefix
+from runtime.options import (
+    TASK_DEFAULT,
+    Options,
+    Overflow,
+    TaskDefault,
+    check_seed,
+    make_seeded,
+    pick_options,
+)
+from runtime.prefixes import prefix as prefixes
 from runtime.prefixes.prefix import Prefix
 
-MAX_SAMPLES = 2**16  # for each prompt: each has a row, made before any is decoded
-
-if TYPE_CHECKING:  # loaded where they are used: importing the package stays quick
+# Modules that only some functions need are imported where they are used, so that importing this one stays quick.
+if TYPE_CHECKING:
+    from runtime.generation.completion import Completion
+    from runtime.model.integrity import Verify
+    from runtime.scoring.perplexity import Progress
+    from runtime.scoring.scoring import Score, ScoreOverflow
     from runtime.tasks.perform import Answer, Task
+
+MAX_SAMPLES = 2**16  # continuations of one prompt: each has a row, which is made before any is decoded
+Several = list[str] | tuple[str, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _explains_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Raise TypeError for a keyword that the function does not have, with the name that was meant.
+
+    Python's own error does not know the names that other tools have for an option.
+    """
+    code = function.__code__
+    names = frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+    @functools.wraps(function)
+    def checked(*given: P.args, **named: P.kwargs) -> R:
+        for name in named:
+            if name not in names:
+                # Only where something is wrong: importing the package stays quick.
+                from runtime.option_names import explain_unknown
+
+                raise TypeError(explain_unknown(name))
+        return function(*given, **named)
+
+    return checked
 
 
 def load(
@@ -34,106 +75,380 @@ def load(
 ) -> Model:
     """Open a model folder: one that `export/build.py` made, or a plain optimum export of GPT-2 with past-key-values.
 
-    path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models.
-    threads: for the products within a pass; None takes every physical core that the process may use.
-    verify: what is checked before anything of the folder is opened.
-        "full": every byte of every file, by SHA256SUMS; an error where there is none. "size": that the files are
-        there, no link leads out of the folder, nor a path in the graph, and no operator is custom; and the sizes, as
-        far as a full check recorded them. "off": nothing; trust the folder, since parsers meet its bytes unchecked.
-        None: full at first, and size and time of change once a stamp in the user's cache ($GPT2_EDGE_CACHE names
-        another folder) records that these very files were checked. Without a cache to write to, full every time.
-        A plain export has no checksums: None and "size" check the rest.
-    expect: the SHA-256 of the folder's SHA256SUMS, which pins the model; checksums alone prove no authorship.
-    max_memory: bytes that this process may have in memory by `estimate`: a model that would pass it is refused
-        before it is opened, and so is a batch or a prefix that would together with those that are open.
-    Raises FileNotFoundError, naming the folder or file that is missing; ValueError for one that is damaged or not
-    GPT-2's, and for several built models to choose from; MemoryError, with the numbers, where max_memory is passed.
+    Args:
+        path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models.
+        threads: for the products within a pass; None takes every physical core that the process may use.
+        verify: what is checked before anything of the folder is opened.
+            "full": every byte of every file, by SHA256SUMS; an error where there is none.
+            "size": that the files are there, with the sizes that a full check recorded; that no link and no path in
+            the graph leads out of the folder; that no operator is custom.
+            "off": nothing. Trust the folder then, since the parsers read its bytes unchecked.
+            None: "full" at first. A stamp in the user's cache ($GPT2_EDGE_CACHE names another folder) records that
+            these very files were checked, and size and time of change suffice from then on. Without a cache to write
+            to, "full" every time. A plain export has no checksums: None and "size" check the rest.
+        expect: the SHA-256 of the folder's SHA256SUMS, which pins the model: checksums alone prove no authorship.
+        max_memory: bytes that this process may have in memory by `estimate`. A model that would pass it is refused
+            before it is opened, and so is a batch or a prefix that would, together with those that are open.
+
+    Returns:
+        The model. `close()`, or leaving `with`, frees its memory.
+
+    Raises:
+        NoModelError: no model is named and none is built, or there is no such folder.
+        FileNotFoundError: a file of the folder is missing.
+        ModelFolderError: the folder is damaged, or holds something else than a GPT-2.
+        ValueError: several models are built and none is named.
+        MemoryBudgetError: the model would pass `max_memory`.
+
+    Example:
+        >>> with runtime.load("models/demo-int8", threads=1) as model:
+        ...     runtime.generate("Once upon a time", model=model, max_new_tokens=6)
+        ", the King's son was"
+
     """
     folder = Path(find() if path is None else check_path(path))
     return Model(folder, threads=threads, verify=verify, expect=expect, max_memory=max_memory)
 
 
-@takes_options
+@_explains_unknown_keywords
 def generate(
     prompt: str,
     *,
     model: ModelOrPath = None,
-    task: str | Task | None = None,
     prefix: Prefix | None = None,
     draft: ModelOrPath = None,
-    **options: Unpack[OptionsDict],
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
+    suppress_ids: Sequence[int] = (),
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    lookup: int = 0,
+    seed: int | None = None,
+    overflow: Overflow = "error",
+    pinned_tokens: int = 0,
+    special_tokens: bool = False,
+    token_healing: bool = False,
+    deadline: float | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> str:
     """The continuation of a prompt: the text that follows it, without the prompt itself.
 
     Without options 64 tokens, greedy: the likeliest each time, as every function here does by default. Greedy text
     soon repeats itself; temperature=0.8, top_p=0.9 writes more freely.
 
-    prompt: any text; an empty one starts from the beginning of a text. Its ids are those that transformers'
-        text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
-    model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
-        under ./models. A path or None is loaded at its first use and kept.
-    task: what to do with the prompt instead, such as "summarize": see `perform`, whose answer's text this returns.
-    prefix: of a prompt that begins with its text; the continuation is the same, and comes sooner. See `prefix`.
-    draft: a smaller model of the same vocabulary that runs ahead, so that the text comes in fewer passes. At fp32 the
-        text is the same; at int8 and int4 some texts differ, see `runtime.generation.speculative`.
-    Raises TypeError or ValueError for a wrong option; ValueError when prompt and max_new_tokens pass the model's
-    n_positions, unless `overflow` says otherwise, and, after the pieces so far, when options leave no token to choose;
-    FileNotFoundError where no model is found.
+    Options have the names of transformers where it has the same option and name; where it has another name, the
+    description says which.
+
+    Args:
+        prompt: any text; an empty one starts from the beginning of a text. Its ids are those that transformers'
+            text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
+        model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
+            under ./models. A path or None is loaded at its first use and kept.
+        prefix: what the prompt begins with, computed before; the continuation is the same, and comes sooner. See
+            `prefix`.
+        draft: a smaller model of the same vocabulary that proposes tokens (speculative decoding), so that the text
+            comes in fewer passes. At fp32 the text is the same, unless two tokens are equally likely to the last
+            bits; at int8 and int4 some texts differ: see `runtime.generation.speculative`. (transformers:
+            assistant_model; llama.cpp: --model-draft)
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: an option has a wrong type, or there is no such option.
+        OptionError: an option is out of range, or does not go with another.
+        ContextLengthError: prompt and max_new_tokens pass the model's n_positions, and `overflow` is "error".
+        NoTokenError: options such as suppress_ids leave no token to choose.
+        NoModelError: no model is found.
+
+    Example:
+        >>> runtime.generate("Once upon a time", model=model, max_new_tokens=12)
+        ", the King's son was sitting on a tree, and"
+        >>> runtime.generate("Once upon a time", model=model, max_new_tokens=12, stop=",")
+        ''
+
     """
-    if task is None:
-        return "".join(stream(prompt, model=model, prefix=prefix, draft=draft, **options))
-    if draft is not None:
-        raise ValueError("draft does not go with task; leave one of them out")
-    return perform(task, prompt, model=model, prefix=prefix, **options).text
+    return "".join(stream(**locals()))
 
 
-@takes_options
+@_explains_unknown_keywords
 def stream(
     prompt: str,
     *,
     model: ModelOrPath = None,
     prefix: Prefix | None = None,
     draft: ModelOrPath = None,
-    **options: Unpack[OptionsDict],
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
+    suppress_ids: Sequence[int] = (),
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    lookup: int = 0,
+    seed: int | None = None,
+    overflow: Overflow = "error",
+    pinned_tokens: int = 0,
+    special_tokens: bool = False,
+    token_healing: bool = False,
+    deadline: float | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> Iterator[str]:
-    """The continuation of a prompt, in pieces as they are decoded; no piece ends inside a character.
+    """The continuation of a prompt, in pieces as they are decoded. No piece ends inside a character.
 
-    Takes and raises what `generate` does, and the pieces join to what it returns. What is wrong with the options
-    raises here, not at the first piece. Closing the iterator ends the work.
+    The pieces join to what `generate` returns. Closing the iterator ends the work.
+
+    Args:
+        prompt: any text, as for `generate`.
+        model: as for `generate`.
+        prefix: as for `generate`.
+        draft: as for `generate`.
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+
+    Returns:
+        An iterator over pieces of text, none of them empty.
+
+    Raises:
+        TypeError, OptionError, ContextLengthError, NoModelError: as `generate` does, at the call itself.
+        NoTokenError: as `generate` does, after the last piece.
+
+    Example:
+        >>> for piece in runtime.stream("Once upon a time", model=model, max_new_tokens=6):
+        ...     print(piece, end="|")
+        ,| the| King|'s| son| was|
+
     """
-    opened = shared_prefix.open_model(model, prefix)
-    checked = make_options(options)
-    check_seed(checked)
-    rows = generation.make_rows(opened, [prompt], [checked], prefix=prefix)
-    ahead = open_draft(draft, opened, checked.lookup)
-    return (piece for _, piece in generation.stream_pieces(opened, rows, draft=ahead) if piece)
+    options = Options(**pick_options(locals()))
+    check_seed(options)
+    opened = prefixes.open_model(model, prefix)
+    rows = generation.make_rows(opened, [prompt], [options], prefix=prefix)
+    proposer = open_draft(draft, opened, options.lookup)
+    return (piece for _, piece in generation.stream_pieces(opened, rows, draft=proposer) if piece)
 
 
-@takes_options
+@_explains_unknown_keywords
 def stream_many(
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     model: ModelOrPath = None,
     batch_size: int = generation.BATCH_SIZE,
     prefix: Prefix | None = None,
     draft: ModelOrPath = None,
-    **options: Unpack[OptionsDict],
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
+    suppress_ids: Sequence[int] = (),
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    lookup: int = 0,
+    seed: int | None = None,
+    overflow: Overflow = "error",
+    pinned_tokens: int = 0,
+    special_tokens: bool = False,
+    token_healing: bool = False,
+    deadline: float | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """The continuations of several prompts, decoded together: (index of the prompt, piece of its continuation).
+    """The continuations of several prompts, decoded together, in pieces as they come.
 
-    Takes what `generate` does; each prompt's pieces join to what `generate` returns for it.
-    batch_size: how many decode at a time; the others wait.
+    The pieces of each prompt join to what `generate` returns for it.
+
+    Args:
+        prompts: the texts.
+        model: as for `generate`.
+        batch_size: how many continuations decode at a time; the others wait.
+        prefix: what all prompts begin with, as for `generate`.
+        draft: as for `generate`.
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+
+    Returns:
+        An iterator over (index of the prompt, piece of its continuation); no piece is empty.
+
+    Raises:
+        TypeError, OptionError, ContextLengthError, NoModelError: as `generate` does, at the call itself.
+        NoTokenError: as `generate` does, after the last piece of all.
+
+    Example:
+        >>> prompts = ["Once upon a time", "The old king"]
+        >>> for index, piece in runtime.stream_many(prompts, model=model, max_new_tokens=2):
+        ...     print(index, repr(piece))
+        0 ','
+        1 "'s"
+        0 ' the'
+        1 ' son'
+
     """
-    opened = shared_prefix.open_model(model, prefix)
-    checked, texts = make_options(options), _as_list(prompts)
-    check_seed(checked)
+    options = Options(**pick_options(locals()))
+    check_seed(options)
+    texts = check_one_or_several_texts("prompts", prompts)
     check_count("batch_size", batch_size)
-    rows = generation.make_rows(opened, texts, [checked] * len(texts), prefix=prefix)
-    pieces = generation.stream_pieces(opened, rows, batch_size, open_draft(draft, opened, checked.lookup))
+    opened = prefixes.open_model(model, prefix)
+    rows = generation.make_rows(opened, texts, [options] * len(texts), prefix=prefix)
+    pieces = generation.stream_pieces(opened, rows, batch_size, open_draft(draft, opened, options.lookup))
     return ((row.place.prompt_index, piece) for row, piece in pieces if piece)
 
 
-@takes_options
+@_explains_unknown_keywords
 def complete(
     prompts: str | Sequence[str],
     *,
@@ -144,62 +459,148 @@ def complete(
     early_stopping: bool | Literal["never"] = False,
     logprobs: int = 0,
     batch_size: int = generation.BATCH_SIZE,
-    seed: int | Sequence[int] | None = None,
     prefix: Prefix | None = None,
     draft: ModelOrPath = None,
-    **options: Unpack[UnseededDict],
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
+    suppress_ids: Sequence[int] = (),
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    lookup: int = 0,
+    seed: int | Sequence[int] | None = None,
+    overflow: Overflow = "error",
+    pinned_tokens: int = 0,
+    special_tokens: bool = False,
+    token_healing: bool = False,
+    deadline: float | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> list[Completion]:
-    """Continuations with all that is known of them, prompt by prompt: `n` for each, every one decoded as if alone.
+    """Continuations with all that is known of them: ids, log-probabilities, why they ended, how long they took.
 
-    A row whose options leave no token to choose ends alone, with finish_reason "no_token".
-    Takes what `generate` does, and:
-    n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
-    num_beams: above 1, the `n` best of so many beams, best first, by transformers' beam search. Prompts are searched
-        one after the other; see `runtime.generation.beam_search.search`.
-    length_penalty: beams compare by log-probability / length ** length_penalty; above 0 favours long ones.
-    early_stopping: True ends once num_beams are finished; False, when the running ones are no better at their
-        present length; "never", when they cannot become better.
-    logprobs: how many alternatives to record for each token.
-    batch_size: how many rows decode at a time; the others wait. Beams are rows of their own, all at a time.
-    seed: one for every prompt, or a sequence with one for each; the same seed writes the same `n` continuations.
+    Every one is decoded as if it were alone. One whose options leave no token to choose ends there, with
+    finish_reason "no_token"; the others go on.
+
+    Args:
+        prompts: one text or several.
+        model: as for `generate`.
+        n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
+            (transformers: num_return_sequences)
+        num_beams: above 1, search with so many beams and return the `n` best, best first, as transformers' beam search
+            does. Prompts are searched one after the other; see `runtime.generation.beam_search.search`.
+        length_penalty: beams compare by log-probability / length ** length_penalty; above 0 favours long ones.
+        early_stopping: True ends the search once num_beams continuations are finished; False, when the running ones
+            are no better at their present length; "never", when they cannot become better.
+        logprobs: how many alternatives to record for each token.
+        batch_size: how many continuations decode at a time; the others wait. With beams it has no effect: all beams of
+            a prompt decode together.
+        prefix: what all prompts begin with, as for `generate`.
+        draft: as for `generate`.
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: one for every prompt, or a sequence with one for each; the same seed gives the same
+            `n` continuations; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+
+    Returns:
+        A Completion for each continuation: `n` of the first prompt, `n` of the second, and so on.
+
+    Raises:
+        TypeError, OptionError, ContextLengthError, NoModelError: as `generate` does.
+        ValueError: n, num_beams, length_penalty or early_stopping do not go together, or with the model.
+
+    Example:
+        >>> best, second = runtime.complete("Once upon a time", model=model, n=2, num_beams=4, max_new_tokens=8)
+        >>> best.logprob >= second.logprob
+        True
+        >>> [one] = runtime.complete("Once upon a time", model=model, max_new_tokens=6, logprobs=3)
+        >>> one.text, one.finish_reason, len(one.top_logprobs[0])
+        (", the King's son was", 'length', 3)
+
     """
-    opened, texts = shared_prefix.open_model(model, prefix), _as_list(prompts)
-    checked = make_seeded(options, seed, len(texts))
-    for name, count in (("n", n), ("num_beams", num_beams)):
-        check_count(name, count, most=MAX_SAMPLES)
-    check_count("batch_size", batch_size)
-    check_count("logprobs", logprobs, least=0)
+    given = pick_options(locals())
+    texts = check_one_or_several_texts("prompts", prompts)
+    options = make_seeded(given, given.pop("seed"), len(texts))
+    _check_counts(n, num_beams, batch_size, logprobs)
+    opened = prefixes.open_model(model, prefix)
     if logprobs > opened.config.vocab_size:
         raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
-    ahead = open_draft(draft, opened, checked[0].lookup)
+    proposer = open_draft(draft, opened, options[0].lookup)
     if num_beams > 1:
-        if ahead or checked[0].lookup:
-            raise ValueError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out")
+        if proposer or options[0].lookup:
+            raise OptionError(f"lookup and draft do not go with num_beams {num_beams}; leave one of them out", "lookup")
         with importing:
-            from runtime.generation import (
-                beam_search as beam,
-            )  # only where it is used: importing the package stays quick
+            from runtime.generation import beam_search
 
-        shape = beam.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
-        return beam.search(opened, texts, checked[0], shape, prefix)
+        shape = beam_search.Beams(num_beams, n, length_penalty, early_stopping, logprobs)
+        return beam_search.search(opened, texts, options[0], shape, prefix)
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
-    check_seed(checked[0])
-    if n > 1 and checked[0].temperature == 0:
+    check_seed(options[0])
+    if n > 1 and options[0].temperature == 0:
         raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
-    rows = generation.make_rows(opened, texts, checked, n, logprobs, prefix)
-    for _ in generation.generate_pieces(opened, rows, batch_size, ahead):
+    rows = generation.make_rows(opened, texts, options, n, logprobs, prefix)
+    for _ in generation.generate_pieces(opened, rows, batch_size, proposer):
         pass
     return [row.completion() for row in rows]
 
 
-def _as_list(prompts: str | Sequence[str]) -> list[str]:
-    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
-        raise TypeError(f"prompts is {prompts!r}; a text or several are expected")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise ValueError("there are no prompts; give at least one")
-    return texts
+def _check_counts(n: int, num_beams: int, batch_size: int, logprobs: int) -> None:
+    """Raise TypeError or ValueError for the first that is out of range."""
+    check_count("n", n, most=MAX_SAMPLES)
+    check_count("num_beams", num_beams, most=MAX_SAMPLES)
+    check_count("batch_size", batch_size)
+    check_count("logprobs", logprobs, least=0)
 
 
 def perform(
@@ -209,51 +610,326 @@ def perform(
     model: ModelOrPath = None,
     abstain_below: float | None = None,
     prefix: Prefix | None = None,
+    max_new_tokens: int | TaskDefault = TASK_DEFAULT,
+    min_new_tokens: int | TaskDefault = TASK_DEFAULT,
+    temperature: float | TaskDefault = TASK_DEFAULT,
+    top_k: int | TaskDefault = TASK_DEFAULT,
+    top_p: float | TaskDefault = TASK_DEFAULT,
+    min_p: float | TaskDefault = TASK_DEFAULT,
+    typical_p: float | TaskDefault = TASK_DEFAULT,
+    repetition_penalty: float | TaskDefault = TASK_DEFAULT,
+    presence_penalty: float | TaskDefault = TASK_DEFAULT,
+    frequency_penalty: float | TaskDefault = TASK_DEFAULT,
+    no_repeat_ngram_size: int | TaskDefault = TASK_DEFAULT,
+    logit_bias: Mapping[int, float] | TaskDefault | None = TASK_DEFAULT,
+    suppress_ids: Sequence[int] | TaskDefault = TASK_DEFAULT,
+    stop: str | Sequence[str] | TaskDefault = TASK_DEFAULT,
+    stop_ids: Sequence[int] | TaskDefault = TASK_DEFAULT,
+    choices: Sequence[str] | TaskDefault | None = TASK_DEFAULT,
+    regex: str | TaskDefault | None = TASK_DEFAULT,
+    json_schema: Mapping[str, Any] | str | TaskDefault | None = TASK_DEFAULT,
+    lookup: int | TaskDefault = TASK_DEFAULT,
+    seed: int | TaskDefault | None = TASK_DEFAULT,
+    overflow: Overflow | TaskDefault = TASK_DEFAULT,
+    pinned_tokens: int | TaskDefault = TASK_DEFAULT,
+    special_tokens: bool | TaskDefault = TASK_DEFAULT,
+    token_healing: bool | TaskDefault = TASK_DEFAULT,
+    deadline: float | TaskDefault | None = TASK_DEFAULT,
+    cancel: Callable[[], bool] | TaskDefault | None = TASK_DEFAULT,
     **fields: Any,
 ) -> Answer:
     """Do what a task says with a text: P(output | input, task), the GPT-2 paper's zero-shot tasks (2019, section 3).
 
-    task: summarize, translate, answer, read, choose, last_word, or a `runtime.tasks.Task` of your own. Printed, a
-        task shows its prompt, its fields and its defaults: `print(runtime.tasks.TASKS["translate"])`.
-    text: the article, sentence, question, passage ...; white space around it is left out.
-    fields: the task's own (a task with `examples` is strictly zero-shot without them, `examples=()`: the instruction
-        in plain words and the text), and any option of `generate`, in place of the task's.
-        overflow="truncate_left" cuts the beginning of the text, and keeps the rest of the prompt.
-    abstain_below: an answer whose confidence is under this probability comes back with the text "".
-    prefix: of what the task's prompt begins with, `find_task(task).beginning(**fields)` or longer. See `prefix`.
-    Returns an Answer: text, confidence (see `runtime.tasks.Answer` for which probability it is), completion.
-    Raises TypeError or ValueError for an unknown task, field or option, naming what there is; for a missing or wrong
-    one; for an empty text; and for a prompt that is too long, with the numbers.
+    Args:
+        task: summarize, translate, answer, read, choose, last_word, or a `runtime.tasks.perform.Task` of your own.
+            Printed, a task shows its prompt, its fields and its defaults: `print(TASKS["translate"])`, which is in
+            `runtime.tasks.perform`, too.
+        text: the article, sentence, question, passage ...; white space around it is left out.
+        model: as for `generate`.
+        abstain_below: an answer whose confidence is under this probability comes back with the text "".
+        prefix: what the task's prompt begins with, `find_task(task).beginning(**fields)` or longer. See `prefix`.
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+        **fields: the task's own fields. A task with the field `examples` is strictly zero-shot without them,
+            `examples=()`: the instruction in plain words and the text.
+
+    Options that are not given are the task's own, or else the defaults of `generate`. Here overflow="truncate_left"
+    cuts the beginning of the text, and keeps the rest of the prompt. A task that writes nothing (`choose`,
+    `last_word`) takes overflow only.
+
+    Returns:
+        An Answer: text, confidence (`runtime.tasks.perform.Answer` says which probability it is), completion.
+
+    Raises:
+        TypeError, OptionError, NoModelError: as `generate` does.
+        TypeError, ValueError: there is no such task or field, a field is missing or wrong, or the text is empty.
+        ContextLengthError: the prompt is too long.
+
+    Example:
+        >>> answer = runtime.perform("choose", "The bird sat in the _.", model=model, options=["tree", "moon"])
+        >>> answer.text, answer.confidence > 0.9
+        ('tree', True)
+
     """
+    given = pick_options(locals()) | fields
     with importing:
         from runtime.tasks import perform as tasks
 
-    return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
+    return tasks.perform(prefixes.open_model(model, prefix), task, text, given, abstain_below, prefix)
 
 
 def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False) -> Prefix:
     """What many prompts begin with, computed once: few-shot examples, a long article, the start of a conversation.
 
-    `generate(text + question, prefix=prefix(text))` is the very call without `prefix=`: same prompt, same ids, same
-    log-probabilities, at every precision. Only the common part is not computed again. A prompt that does not begin
-    with the text is a ValueError.
-    The common part counts up to the last multiple of `runtime.model.prefill.PREFILL_STEP` tokens: a shorter text is
-    kept in vain. Where the text and what follows make other tokens at the seam, the common part ends before it.
-    special_tokens: as it is given to `generate`.
-    It takes 8 * n_layer * n_embd bytes a token: 73,728 for GPT-2 124M.
-    Raises ValueError for an empty text and for one that passes the model's n_positions.
+    `generate(text + question, prefix=prefix(text))` gives exactly what the call without `prefix=` gives: same prompt,
+    same ids, same log-probabilities, at every precision. Only the common part is not computed again.
+
+    The common part counts up to the last multiple of `runtime.model.prefill.PREFILL_STEP` tokens, so a shorter text
+    saves nothing. Where the text and what follows it make other tokens at the seam, the common part ends before it.
+
+    Args:
+        text: the beginning. A prompt that does not begin with it is refused with a ValueError.
+        model: as for `generate`.
+        special_tokens: as it is given to `generate`.
+
+    Returns:
+        The prefix, for any number of calls. It takes 8 * n_layer * n_embd bytes a token: 73,728 for GPT-2 124M.
+
+    Raises:
+        ValueError: the text is empty.
+        ContextLengthError: the text passes the model's n_positions.
+
+    Example:
+        >>> rules = "The old king had three sons. " * 20
+        >>> known = runtime.prefix(rules, model=model)
+        >>> prompt = rules + "One day"
+        >>> runtime.generate(prompt, model=model, prefix=known) == runtime.generate(prompt, model=model)
+        True
+
     """
-    return shared_prefix.make(resolve(model), text, special_tokens)
+    return prefixes.make(resolve(model), text, special_tokens)
 
 
 def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> Prefix:
     """Open what `Prefix.save` wrote, with the model it was made with.
 
-    Raises FileNotFoundError; ValueError for the file of another model, precision or tokenizer, one that another
-    onnxruntime or kind of processor computed (results would not be the same to the last bit), and one that is
-    damaged or foreign. Make the prefix again then.
+    Args:
+        path: the file.
+        model: as for `generate`.
+
+    Returns:
+        The prefix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PrefixFileError: the file was made with another model, precision or tokenizer; or with another onnxruntime or
+            kind of processor, so that results would not be the same to the last bit; or it is damaged or no prefix
+            at all. Make the prefix again then.
+
+    Example:
+        >>> known = runtime.prefix("The old king had three sons. " * 20, model=model)
+        >>> known.save("rules.prefix")
+        >>> runtime.load_prefix("rules.prefix", model=model).n_kept == known.n_kept
+        True
+
     """
     with importing:
         from runtime.prefixes import file as prefix_file
 
     return prefix_file.load(resolve(model), Path(path))
+
+
+@overload
+def score(
+    continuation: str,
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> Score: ...
+@overload
+def score(
+    continuation: Several,
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> list[Score]: ...
+def score(
+    continuation: str | Sequence[str],
+    *,
+    context: str = "",
+    model: ModelOrPath = None,
+    overflow: ScoreOverflow = "error",
+    prefix: Prefix | None = None,
+) -> Score | list[Score]:
+    """How likely the model finds a continuation of a context.
+
+    Several continuations share the pass over their context, with exactly the results that each has alone.
+
+    Ids are as lm-evaluation-harness's `loglikelihood` has them: white space at the end of the context goes to the
+    continuation; an empty context is bos_token_id (`<|endoftext|>`); the continuation has the ids of both together
+    after as many as the context alone has, so cut the two between words. `<|endoftext|>` written in a text is text.
+    What the tokenizer puts around a text (for GPT-2 nothing) is put around the context, as `generate` does with a
+    prompt: the score is that of what is written after it, and equals the harness's with `add_bos_token=True` where
+    that is a beginning of text.
+
+    One pass scores many tokens. At fp32 `is_greedy` is True for what `generate` writes at temperature 0. At int8 and
+    int4 log-probabilities differ by about 0.04 from those of single steps, so it may be False where two tokens are
+    that close.
+
+    Args:
+        continuation: one text or several.
+        context: the text before.
+        model: as for `generate`.
+        overflow: when context and continuation together pass n_positions + 1 tokens (the last is predicted only):
+            "error", or "truncate_left", which leaves out the beginning of the context.
+        prefix: what the context begins with; the scores are the same, and come sooner. See `prefix`.
+
+    Returns:
+        A Score, or a list with one for each of several continuations.
+
+    Raises:
+        TypeError: what is no text.
+        ValueError: an empty continuation, or none.
+        ContextLengthError: a text that is too long.
+
+    Example:
+        >>> time, house = runtime.score([" a time", " a house"], context="Once upon", model=model)
+        >>> time.logprob > house.logprob
+        True
+
+    """
+    texts = check_one_or_several_texts("continuation", continuation)
+    opened = prefixes.open_model(model, prefix)
+    with importing:
+        from runtime.scoring import scoring
+
+    scores = scoring.score(opened, texts, context, overflow, prefix)
+    return scores[0] if isinstance(continuation, str) else scores
+
+
+@overload
+def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
+@overload
+def score_text(text: Several, *, model: ModelOrPath = None, stride: int | None = None) -> list[Score]: ...
+def score_text(
+    text: str | Sequence[str], *, model: ModelOrPath = None, stride: int | None = None
+) -> Score | list[Score]:
+    """Log-probability of every token of a text but the first, and their perplexity.
+
+    Nothing is prepended but what the tokenizer itself puts around a text, as in transformers' recipe (for GPT-2
+    nothing). Every token but the first is predicted once. Tokens of a beginning that texts share are scored, too, so
+    there is no `prefix=`: score what follows the beginning with `score(rest, context=beginning, prefix=...)`.
+
+    Args:
+        text: one text or several, of any length.
+        model: as for `generate`.
+        stride: windows of n_positions tokens begin every so many tokens. None is n_positions, the fastest; a smaller
+            stride gives each token more context.
+
+    Returns:
+        A Score, or a list with one for each of several texts.
+
+    Raises:
+        TypeError: what is no text.
+        ValueError: a text of fewer than two tokens, or a stride outside 1 .. n_positions.
+
+    Example:
+        >>> runtime.score_text("Once upon a time there was a king.", model=model).perplexity < 20
+        True
+
+    """
+    texts = check_one_or_several_texts("text", text)
+    opened = resolve(model)
+    with importing:
+        from runtime.scoring import scoring
+
+    scores = [scoring.score_text(opened, one, stride) for one in texts]
+    return scores[0] if isinstance(text, str) else scores
+
+
+def evaluate(
+    task: str,
+    path: str | os.PathLike[str],
+    *,
+    model: ModelOrPath = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the GPT-2 paper and lm-evaluation-harness report of a model, measured on a file.
+
+    Args:
+        task: what is measured.
+            "lambada": accuracy of the last word. The file has JSON lines with `text`.
+            "choose": accuracy of the likeliest option. The file has JSON lines with `context`, `options` and `answer`
+            (an option, or its index); see `perform`.
+            "perplexity": perplexity of a text file as it is.
+            "wikitext": perplexity of one of WikiText's files, whose lines, articles and punctuation are treated as for
+            the published numbers.
+        path: the file.
+        model: as for `generate`.
+        limit: only the first so many lines of the file.
+        progress: called with how much is done and how much there is.
+
+    Returns:
+        A dict fit for JSON.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such task, or the file holds something else, with the number of the line.
+
+    Example:
+        >>> with open("words.jsonl", "w") as file:
+        ...     print('{"text": "Once upon a time"}', '{"text": "The king and the queen"}', sep=chr(10), file=file)
+        >>> report = runtime.evaluate("lambada", "words.jsonl", model=model)
+        >>> report["task"], report["n"]
+        ('lambada', 2)
+
+    """
+    with importing:
+        from runtime.scoring import evaluation
+
+    return evaluation.evaluate(resolve(model), task, path, limit, progress)

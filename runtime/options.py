@@ -1,291 +1,438 @@
-"""The options of generation: names, defaults, meanings and limits, each said once."""
+"""The options of generation: kind, default, meaning and names in other tools, each said once.
+
+A new option is one field of `Options`. `python -m tests.support.signatures` then writes it into the signatures and
+docstrings of `runtime.api` and into docs/coming-from.md; command line and server read the field itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
-import numpy as np
-
-from runtime._suggestion import suggest
-from runtime.form import READERS, Form, find_form
+from runtime._kinds import (
+    Callback,
+    Choice,
+    Flag,
+    Integer,
+    JsonSchema,
+    Kind,
+    LogitBias,
+    Number,
+    Regex,
+    StopTexts,
+    Texts,
+    TokenIds,
+)
+from runtime.errors import OptionError
 
 MAX_SEED = 2**64 - 1
-MAX_COUNT = 2**63 - 1  # of whole numbers that have no smaller limit
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
-OVERFLOWS: tuple[str, ...] = get_args(Overflow)
-# names that transformers and OpenAI have for an option
-_ELSEWHERE = {
-    "bad_words_ids": "suppress_ids",
-    "do_sample": "temperature",
-    "eos_token_id": "stop_ids",
-    "max_completion_tokens": "max_new_tokens",
-    "max_length": "max_new_tokens",
-    "max_tokens": "max_new_tokens",
-    "num_return_sequences": "n of runtime.complete",
-    "stop_strings": "stop",
-}
-_OF_COMPLETE = ("batch_size", "early_stopping", "length_penalty", "logprobs", "n", "num_beams")
-Function = TypeVar("Function", bound=Callable[..., Any])
+OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
+T = TypeVar("T")
+D = TypeVar("D")
 
 
-def _option(default: Any, about: str, *, least: float | None = None, most: float | None = None) -> Any:
-    """A field with its meaning, for documentation and the command line, and the range of its value."""
-    return dataclasses.field(default=default, metadata={"about": about, "least": least, "most": most})
+class TaskDefault(enum.Enum):
+    """The type of `TASK_DEFAULT`."""
+
+    TASK_DEFAULT = "the task's own value, or else the default of generate"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# What `runtime.perform` takes for an option that is not given: the task may have a value of its own.
+TASK_DEFAULT: Final = TaskDefault.TASK_DEFAULT
+
+
+class Option:
+    """All there is to know of one option.
+
+    transformers: its name in transformers; None where there is nothing like it.
+    llama_cpp: its name in llama.cpp, a flag, or a field of a request to llama-server; None likewise.
+    others: further names that people may try: OpenAI's, vLLM's, older ones.
+    note: where it differs from what has the same name elsewhere.
+    """
+
+    def __init__(
+        self,
+        kind: Kind[Any],
+        default: Any,
+        about: str,
+        *,
+        transformers: str | None = None,
+        llama_cpp: str | None = None,
+        others: tuple[str, ...] = (),
+        note: str = "",
+    ) -> None:
+        self.kind = kind
+        self.default = default
+        self.about = about
+        self.transformers = transformers
+        self.llama_cpp = llama_cpp
+        self.others = others
+        self.note = note
+
+    def read(self, name: str, value: Any) -> Any:
+        """The value as a plain one. Raises TypeError, or OptionError for a value out of range."""
+        if value is None and self.default is None:
+            return None
+        try:
+            return self.kind.read(name, value)
+        except ValueError as error:
+            raise OptionError(str(error), name) from None
+
+
+def _option(kind: Kind[T], default: D, about: str, **names: Any) -> T | D:
+    """A field of `Options`; `names` as `Option` has them. A type checker compares its annotation with the kind."""
+    field: Any = dataclasses.field(default=default, metadata={"option": Option(kind, default, about, **names)})
+    # `dataclasses.field` pretends to be the value, too.
+    return field  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What may be asked of a generation. Raises TypeError or ValueError, naming option, value and what is allowed."""
+    """What may be asked of a generation.
 
-    max_new_tokens: int = _option(64, "at most this many tokens", least=1)
-    min_new_tokens: int = _option(0, "no end of text before this many tokens", least=0)
-    temperature: float = _option(0.0, "0 is greedy; above 0 samples, 1 from the model's own distribution", least=0)
-    top_k: int = _option(0, "sample from the k likeliest tokens; 0 is off", least=0)
-    top_p: float = _option(1.0, "sample from the likeliest tokens that reach this probability; 1 is off", most=1)
-    min_p: float = _option(0.0, "drop tokens below this share of the likeliest one's probability", least=0, most=1)
-    typical_p: float = _option(1.0, "sample from the most typical tokens that reach this probability; 1 is off", most=1)
+    Raises TypeError for a value of a wrong type; OptionError for one out of range, and for options that do not go
+    together.
+    """
+
+    max_new_tokens: int = _option(
+        Integer(1),
+        64,
+        "generate at most this many tokens",
+        transformers="max_new_tokens",
+        llama_cpp="--predict",
+        others=("max_length", "max_tokens", "max_completion_tokens", "n_predict"),
+        note="max_length of transformers counts the prompt, too",
+    )
+    min_new_tokens: int = _option(
+        Integer(0),
+        0,
+        "do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text",
+        transformers="min_new_tokens",
+        others=("min_length", "min_tokens"),
+    )
+    temperature: float = _option(
+        Number(least=0),
+        0.0,
+        "0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own distribution",
+        transformers="temperature",
+        llama_cpp="--temp",
+        others=("do_sample",),
+        note="transformers samples with do_sample=True, and refuses 0 then; the default of llama.cpp is 0.8",
+    )
+    top_k: int = _option(
+        Integer(0),
+        0,
+        "sample from the k likeliest tokens; 0 is off",
+        transformers="top_k",
+        llama_cpp="--top-k",
+        note="off by default; 50 in transformers where it samples, 40 in llama.cpp",
+    )
+    top_p: float = _option(
+        Number(above=0, most=1),
+        1.0,
+        "sample from the likeliest tokens whose probabilities together reach p; 1 is off",
+        transformers="top_p",
+        llama_cpp="--top-p",
+        note="off by default; 0.95 in llama.cpp",
+    )
+    min_p: float = _option(
+        Number(least=0, most=1),
+        0.0,
+        "do not sample tokens below this share of the likeliest token's probability; 0 is off",
+        transformers="min_p",
+        llama_cpp="--min-p",
+        note="off by default; 0.05 in llama.cpp",
+    )
+    typical_p: float = _option(
+        Number(above=0, most=1),
+        1.0,
+        "sample from the most typical tokens whose probabilities together reach p; 1 is off",
+        transformers="typical_p",
+        llama_cpp="--typical",
+        others=("typ_p",),
+    )
     repetition_penalty: float = _option(
-        1.0, "divide the logits of the latest n_positions ids, prompt included; 1 is off"
+        Number(above=0),
+        1.0,
+        "make ids of the prompt and the text less likely: positive logits are divided by it, negative ones multiplied; "
+        "the latest n_positions ids count; 1 is off",
+        transformers="repetition_penalty",
+        llama_cpp="--repeat-penalty",
+        note="llama.cpp counts the latest 64 ids (--repeat-last-n)",
     )
-    presence_penalty: float = _option(0.0, "subtract from the logit of an id generated before", least=-math.inf)
-    frequency_penalty: float = _option(0.0, "subtract for each time an id was generated before", least=-math.inf)
+    presence_penalty: float = _option(
+        Number(),
+        0.0,
+        "subtract this from the logit of every id that was generated before; 0 is off",
+        llama_cpp="--presence-penalty",
+        note="as in OpenAI's API: the prompt does not count",
+    )
+    frequency_penalty: float = _option(
+        Number(),
+        0.0,
+        "subtract this from the logit of an id for each time that it was generated before; 0 is off",
+        llama_cpp="--frequency-penalty",
+        note="as in OpenAI's API: the prompt does not count",
+    )
     no_repeat_ngram_size: int = _option(
-        0, "never repeat so many ids in a row, of the latest n_positions; 0 is off", least=0
+        Integer(0),
+        0,
+        "never repeat so many ids in a row, among the latest n_positions; 0 is off",
+        transformers="no_repeat_ngram_size",
     )
-    logit_bias: Mapping[int, float] | None = _option(None, "added to the logits of these ids")
-    suppress_ids: Sequence[int] = _option((), "ids never generated")
-    stop: str | Sequence[str] = _option((), "end before this text, or the first of several")
-    stop_ids: Sequence[int] = _option((), "end at one of these ids, as at the end of text")
-    choices: Sequence[str] | None = _option(None, "the continuation is one of these texts")
-    regex: str | None = _option(None, "the continuation is a match of this regular expression, in Rust's syntax")
+    logit_bias: Mapping[int, float] | None = _option(
+        LogitBias(),
+        None,
+        "add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it",
+        transformers="sequence_bias",
+        llama_cpp="--logit-bias",
+        note="sequence_bias of transformers has tuples of ids as keys",
+    )
+    suppress_ids: Sequence[int] = _option(
+        TokenIds(),
+        (),
+        "never generate these ids, whatever logit_bias and stop_ids say of them",
+        transformers="suppress_tokens",
+        others=("bad_words_ids", "bad_words"),
+    )
+    stop: str | Sequence[str] = _option(
+        StopTexts(),
+        (),
+        "end before this text, or before the first of several; the text itself is left out",
+        transformers="stop_strings",
+        llama_cpp="--reverse-prompt",
+        others=("stop_sequences", "antiprompt"),
+        note="in transformers the text ends with the stop string; a field of llama-server is called stop",
+    )
+    stop_ids: Sequence[int] = _option(
+        TokenIds(),
+        (),
+        "end at one of these ids, as at eos_token_id, which still ends the text, too",
+        transformers="eos_token_id",
+        others=("stop_token_ids",),
+        note="in transformers eos_token_id replaces the model's own",
+    )
+    choices: Sequence[str] | None = _option(
+        Texts(),
+        None,
+        "write one of these texts (structured output)",
+        others=("guided_choice",),
+    )
+    regex: str | None = _option(
+        Regex(),
+        None,
+        "write a match of this regular expression, in Rust's syntax (structured output)",
+        others=("guided_regex",),
+        note="llama.cpp takes a grammar instead",
+    )
     json_schema: Mapping[str, Any] | str | None = _option(
-        None, "the continuation is JSON of this schema, spaced as json.dumps does"
+        JsonSchema(),
+        None,
+        "write JSON of this schema, with the spaces of json.dumps (structured output)",
+        llama_cpp="--json-schema",
+        others=("guided_json", "response_format"),
     )
     lookup: int = _option(
+        Integer(0),
         0,
-        "tokens proposed at a time, from what followed the same text before: fewer passes, "
-        "the text is the same at fp32 only; 0 is off",
-        least=0,
+        "speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier in "
+        "the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the "
+        "last bits; at int8 and int4 some texts differ. 0 is off",
+        transformers="prompt_lookup_num_tokens",
     )
-    seed: int | None = _option(None, "of the sampling: same seed, same text; None draws one", least=0, most=MAX_SEED)
-    overflow: Overflow = _option("error", "beyond the model's context: error, stop, truncate_left or slide")
-    pinned_tokens: int = _option(0, "with overflow slide, this much of the prompt's beginning stays in view", least=0)
-    special_tokens: bool = _option(False, "<|endoftext|> and its like in a prompt are tokens, not text")
-    token_healing: bool = _option(False, "let the last token of the prompt grow: for prompts that end inside a word")
-    deadline: float | None = _option(None, "seconds after which to end")
-    cancel: Callable[[], bool] | None = _option(None, "asked before every pass; true ends")
+    seed: int | None = _option(
+        Integer(0, MAX_SEED),
+        None,
+        "the seed of sampling: the same seed gives the same text; None draws one",
+        transformers="set_seed",
+        llama_cpp="--seed",
+        others=("random_seed",),
+        note="transformers.set_seed is a function, and sets the state of the whole process",
+    )
+    overflow: Overflow = _option(
+        Choice(OVERFLOWS),
+        "error",
+        "when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends the "
+        "text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on, and "
+        "drops the oldest half of the ids whenever the context is full",
+        transformers="truncation",
+        llama_cpp="--context-shift",
+        others=("truncation_side", "truncate"),
+        note="truncation is of transformers' tokenizers; --context-shift is 'slide'",
+    )
+    pinned_tokens: int = _option(
+        Integer(0),
+        0,
+        "with overflow='slide' keep this many ids of the prompt's beginning in the context",
+        llama_cpp="--keep",
+        others=("n_keep",),
+    )
+    special_tokens: bool = _option(
+        Flag(),
+        False,
+        "read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as text",
+        transformers="split_special_tokens",
+        others=("parse_special",),
+        note="split_special_tokens of transformers' tokenizers is the opposite, and False by default",
+    )
+    token_healing: bool = _option(
+        Flag(),
+        False,
+        "generate the last token of the prompt again, together with what follows: for prompts that end inside a word",
+        transformers="token_healing",
+    )
+    deadline: float | None = _option(
+        Number(above=0),
+        None,
+        "end the text after this many seconds",
+        transformers="max_time",
+        llama_cpp="t_max_predict_ms",
+        others=("timeout",),
+        note="t_max_predict_ms is a field of a request to llama-server, in milliseconds",
+    )
+    cancel: Callable[[], bool] | None = _option(
+        Callback(),
+        None,
+        "a function that is called before every pass through the model; the text ends when it returns True",
+        transformers="stopping_criteria",
+    )
 
     def __post_init__(self) -> None:
-        """Numbers of other libraries, and collections that can be walked once, become plain ones."""
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _plain(field, getattr(self, field.name)))
-        self._check_conflicts()
+        """Check every value and make it plain: numbers of other libraries become Python's, iterables become tuples."""
+        for name, option in OPTIONS.items():
+            object.__setattr__(self, name, option.read(name, getattr(self, name)))
+        self._check_together()
 
-    def _check_conflicts(self) -> None:
-        filters = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
-        given = [f"{name}={getattr(self, name)}" for name, off in filters.items() if getattr(self, name) != off]
+    def _check_together(self) -> None:
+        """Raise OptionError for options that do not go together."""
+        filters = ("top_k", "top_p", "min_p", "typical_p")
+        given = [name for name in filters if getattr(self, name) != OPTIONS[name].default]
         if given and self.temperature == 0:
-            raise ValueError(
-                f"{', '.join(given)} chooses what to sample from, but temperature 0 does not sample; "
-                "set temperature (1.0 is the model's own distribution) or leave it off"
+            values = ", ".join(f"{name}={getattr(self, name)}" for name in given)
+            raise OptionError(
+                f"{values} filters the tokens to sample from, but temperature 0 does not sample; "
+                f"set temperature (1.0 is the model's own distribution) or leave {' and '.join(given)} out",
+                *given,
+                "temperature",
             )
-        if self.overflow not in OVERFLOWS:
-            raise ValueError(f"overflow is {self.overflow!r}; it must be one of {', '.join(OVERFLOWS)}")
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+            raise OptionError(
+                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}",
+                "min_new_tokens",
+                "max_new_tokens",
+            )
         if self.pinned_tokens and self.overflow != "slide":
-            raise ValueError(f"pinned_tokens goes with overflow='slide', not {self.overflow!r}")
+            raise OptionError(
+                f"pinned_tokens {self.pinned_tokens} needs overflow='slide', and overflow is {self.overflow!r}",
+                "pinned_tokens",
+                "overflow",
+            )
         find_form(self)
 
     @property
     def form(self) -> Form | None:
-        """What choices, regex or json_schema asks for."""
+        """The structured output that choices, regex or json_schema asks for."""
         return find_form(self)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        return tuple(self.stop)  # made a tuple when it was checked
+        # `stop` was made a tuple when it was checked.
+        return tuple(self.stop)
 
 
-class UnseededDict(TypedDict, total=False):
-    """`OptionsDict` without the seed, for a function that takes several."""
-
-    max_new_tokens: int
-    min_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    no_repeat_ngram_size: int
-    logit_bias: Mapping[int, float] | None
-    suppress_ids: Sequence[int]
-    stop: str | Sequence[str]
-    stop_ids: Sequence[int]
-    choices: Sequence[str] | None
-    regex: str | None
-    json_schema: Mapping[str, Any] | str | None
-    lookup: int
-    overflow: Overflow
-    pinned_tokens: int
-    special_tokens: bool
-    token_healing: bool
-    deadline: float | None
-    cancel: Callable[[], bool] | None
+OPTIONS: Mapping[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Options)}
 
 
-class OptionsDict(UnseededDict, total=False):
-    """`Options` for type checkers: what `**options` may hold."""
+class Form(NamedTuple):
+    """Structured output: one of several texts, a match of a regular expression, or JSON of a schema."""
 
-    seed: int | None
+    option: str  # the name of the option that asks for it
+    value: str | tuple[str, ...]
 
 
-def takes_options(function: Function) -> Function:
-    """Write every option out in the signature and the documentation of a function that takes `**options`."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fields = dataclasses.fields(Options)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
-    options = [option for option in options if option.name not in {p.name for p in own}]
-    signature = inspect.signature(function).replace(parameters=[*own, *options])
-    function.__signature__ = signature  # type: ignore[attr-defined]  # inspect and help() read it
-    meanings = "\n".join(f"    {f.name}: {f.metadata['about']}." for f in fields)
-    function.__doc__ = f"{function.__doc__ or ''}\n    Options:\n{meanings}\n"
-    return function
+FORMS = ("choices", "regex", "json_schema")  # the options of structured output
+
+
+def find_form(options: Options) -> Form | None:
+    """The structured output that is asked for.
+
+    Raises OptionError for two of them, and for an option that could break the form.
+    """
+    given = [Form(name, getattr(options, name)) for name in FORMS if getattr(options, name) is not None]
+    if not given:
+        return None
+    names = [form.option for form in given]
+    if len(given) > 1:
+        raise OptionError(f"{' and '.join(names)} are given, but a text has one form; give one of them", *names)
+    reasons = {
+        "stop": "it would cut the output short",
+        "min_new_tokens": "it may forbid the end of the output; ask for a length in the form itself",
+        "no_repeat_ngram_size": "it may forbid what the output needs",
+        "token_healing": "it begins inside the prompt, and structured output begins after it",
+    }
+    for name, reason in reasons.items():
+        if getattr(options, name) != OPTIONS[name].default:
+            raise OptionError(f"{name} does not go with {names[0]}: {reason}; leave one of them out", name, *names)
+    return given[0]
 
 
 def make_options(given: Mapping[str, Any]) -> Options:
-    """Options from keywords. Raises TypeError naming an unknown one, what it may have meant, and all there are."""
-    names = [field.name for field in dataclasses.fields(Options)]
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise TypeError(f"{unknown[0]!r} is not an option{_meant(unknown[0], names)}; there are {', '.join(names)}")
+    """Options from keywords. Raises TypeError for an unknown one, with the name that was meant and all names."""
+    for name in given:
+        if name not in OPTIONS:
+            # Only where something is wrong: importing the package stays quick.
+            from runtime.option_names import explain_unknown
+
+            raise TypeError(explain_unknown(name))
     return Options(**given)
 
 
-def _meant(unknown: str, names: Sequence[str]) -> str:
-    if unknown in _ELSEWHERE:
-        return f" ({_ELSEWHERE[unknown]} is)"
-    if unknown in _OF_COMPLETE:
-        return f" here (runtime.complete takes {unknown})"
-    return suggest(unknown, names)
+def pick_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among the arguments of a call, without those that are left to the task."""
+    return {name: arguments[name] for name in OPTIONS if arguments.get(name, TASK_DEFAULT) is not TASK_DEFAULT}
 
 
 def check_seed(options: Options) -> None:
-    """Raise ValueError for a seed where nothing is drawn.
+    """Raise OptionError for a seed where nothing is drawn.
 
-    Not part of `Options`: OpenAI's clients send a seed with every request, and the server takes it.
+    This is not part of `Options`: OpenAI's clients send a seed with every request, and the server takes it.
     """
     if options.seed is not None and options.temperature == 0:
-        raise ValueError(
-            f"seed={options.seed} is of sampling, but temperature 0 does not sample: the text is always the same; "
-            "set temperature (1.0 is the model's own distribution) or leave seed out"
+        raise OptionError(
+            f"seed={options.seed} has no effect: temperature 0 does not sample, and the text is always the same; "
+            "set temperature (1.0 is the model's own distribution) or leave seed out",
+            "seed",
+            "temperature",
         )
 
 
 def make_seeded(given: Mapping[str, Any], seed: object, n_prompts: int) -> list[Options]:
     """Options for each of several prompts: `seed` is one number for all of them, None, or a sequence of one for each.
 
-    Raises TypeError or ValueError naming the entry that is no seed, and for a sequence of another length.
+    Raises TypeError or OptionError with the entry that is no seed, and for a sequence of another length.
     """
-    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str | bytes):
+    several = _as_sequence(seed)
+    if several is None:
         return [make_options({**given, "seed": seed})] * n_prompts
-    if len(seed) != n_prompts:
-        raise ValueError(f"seed has {len(seed)} entries for {n_prompts} prompts; give one for each, or a single number")
-    seeds = [int(_number(f"seed[{index}]", one, True, 0, MAX_SEED)) for index, one in enumerate(seed)]
+    if len(several) != n_prompts:
+        told = f"seed has {len(several)} entries for {n_prompts} prompts; give one for each, or a single number"
+        raise OptionError(told, "seed")
+    kind = Option(OPTIONS["seed"].kind, 0, "")
+    seeds = [kind.read(f"seed[{index}]", one) for index, one in enumerate(several)]
     options = make_options(given)
     return [dataclasses.replace(options, seed=one) for one in seeds]
 
 
-def check_count(name: str, value: object, least: int = 1, most: int = MAX_COUNT) -> int:
-    """The value as a plain int. Raises TypeError or ValueError unless it is a whole number from `least` to `most`."""
-    return int(_number(name, value, True, least, most))
-
-
-def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value as its field's type, checked."""
-    name, kind, limits = field.name, str(field.type), (field.metadata["least"], field.metadata["most"])
-    if value is None and field.default is None:
+def _as_sequence(seed: Any) -> Sequence[Any] | None:
+    """A sequence or an array of one dimension or more as it is, None for a single number or what is neither."""
+    if isinstance(seed, str | bytes):
         return None
-    if kind.startswith("int"):
-        return check_count(name, value, limits[0], limits[1] or MAX_COUNT)
-    if kind.startswith("float"):
-        return float(_number(name, value, False, *limits))
-    if kind == "bool" and not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; True or False is expected")
-    plain: dict[str, Callable[[Any], Any]] = {"stop": _stops, "logit_bias": _bias, "cancel": _callback} | READERS
-    if kind == "Sequence[int]":
-        return _ids(name, value)
-    return plain[name](value) if name in plain else value
-
-
-def _number(name: str, value: Any, whole: bool, least: float | None, most: float | None) -> Any:
-    """A number within its limits: a `least` of None means above 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
-        raise TypeError(f"{name} is {value!r}; {'a whole number' if whole else 'a number'} is expected")
-    return _within(name, value, whole, least, most)
-
-
-def _within(name: str, value: Any, whole: bool, least: float | None, most: float | None) -> Any:
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an int beyond every float
-        finite = whole
-    too_small = value <= 0 if least is None else value < least
-    if not finite or too_small or (most is not None and value > most):
-        low = "above 0" if least is None else f"at least {least}" if math.isfinite(least) else "finite"
-        if not finite and low != "finite":
-            low = f"finite, {low}"
-        high = "" if most is None or (most == MAX_COUNT and value <= most) else f" and at most {most}"
-        raise ValueError(f"{name} is {_shown(value)}; it must be {low}{high}")
-    return value
-
-
-def _shown(value: object) -> str:
-    """The value as text, which Python does not make of an int of thousands of digits."""
-    try:
-        return str(value)
-    except ValueError:
-        return "a number of thousands of digits"
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not all(isinstance(stop, str) and stop for stop in stops):
-        raise ValueError(f"stop is {value!r}; a string or several, none of them empty")
-    return stops
-
-
-def _ids(name: str, value: Any) -> tuple[int, ...]:
-    ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
-    if any(isinstance(id_, bool) or not isinstance(id_, numbers.Integral) for id_ in ids):
-        raise TypeError(f"{name} is {value!r}; several token ids are expected")
-    return tuple(int(id_) for id_ in ids)
-
-
-def _bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"logit_bias is {value!r}; a mapping from token ids to numbers is expected")
-    try:
-        for id_, number in value.items():
-            if not isinstance(id_, numbers.Integral) or not isinstance(number, numbers.Real) or math.isnan(number):
-                raise TypeError(f"logit_bias has {id_!r}: {number!r}; a token id and a number are expected")
-        return {int(id_): float(number) for id_, number in value.items()}
-    except OverflowError:
-        raise ValueError("logit_bias has a number beyond every float; math.inf makes an id certain") from None
-
-
-def _callback(value: Any) -> Callable[[], bool]:
-    if not callable(value):
-        raise TypeError(f"cancel is {value!r}; a function without arguments is expected")
-    function: Callable[[], bool] = value
-    return function
+    # Checked by its shape, so that numpy need not be imported.
+    return seed if isinstance(seed, Sequence) or getattr(seed, "shape", None) else None

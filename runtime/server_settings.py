@@ -1,4 +1,4 @@
-"""What a server may be told: names, defaults and meanings, each said once."""
+"""The settings of the server: kind, default and meaning, each said once."""
 
 from __future__ import annotations
 
@@ -6,45 +6,69 @@ import argparse
 import dataclasses
 import ipaddress
 import os
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+from runtime._kinds import Flag, Integer, Kind, Number, Text, add_argument
 
 KEY_VARIABLE = "GPT2_EDGE_API_KEY"
+MOST = 2**31 - 1
+T = TypeVar("T")
+D = TypeVar("D")
 
 
-def _setting(default: Any, about: str) -> Any:
-    return dataclasses.field(default=default, metadata={"about": about})
+class Setting(NamedTuple):
+    """All there is to know of one setting."""
+
+    kind: Kind[Any]
+    default: Any
+    about: str
+
+
+def _setting(kind: Kind[T], default: D, about: str) -> T | D:
+    """A field of `Settings`. A type checker compares its annotation with the kind and the default."""
+    field: Any = dataclasses.field(default=default, metadata={"setting": Setting(kind, default, about)})
+    return field  # type: ignore[no-any-return]  # dataclasses.field pretends to be the value, too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where to listen, to whom, and how much of everything. Raises ValueError for what cannot be."""
+    """Where to listen, to whom, and how much of everything. Raises TypeError or ValueError for a wrong value."""
 
-    host: str = _setting("127.0.0.1", "address to listen on; any but this machine's own needs a key")
-    port: int = _setting(8000, "port to listen on; 0 takes a free one")
-    api_key: str | None = _setting(None, f"clients must send this key; better put in ${KEY_VARIABLE}")
-    allow_no_key: bool = _setting(False, "listen on an address that others reach, without a key")
-    rows: int | None = _setting(None, "continuations that decode together; 8, or 1 for a plain ONNX export")
-    queue: int = _setting(64, "continuations that may wait for a row; beyond it clients are told to come back")
-    connections: int = _setting(128, "clients connected at a time")
-    max_body_bytes: int = _setting(2**20, "size of a request")
-    max_reply_bytes: int = _setting(2**25, "size that a reply may have, by its tokens, logprobs and echo")
-    max_tokens: int = _setting(4096, "new tokens of one continuation")
-    timeout: float = _setting(300.0, "seconds of one request, waiting included; what is written by then is sent")
-    client_timeout: float = _setting(20.0, "seconds a client may take to send its request, or not to read the reply")
-    grace: float = _setting(10.0, "seconds that requests under way have to finish when the server is stopped")
+    host: str = _setting(Text(), "127.0.0.1", "address to listen on; any but this machine's own needs a key")
+    port: int = _setting(Integer(0, 65535), 8000, "port to listen on; 0 takes a free one")
+    api_key: str | None = _setting(Text(), None, f"clients must send this key; better put in ${KEY_VARIABLE}")
+    allow_no_key: bool = _setting(Flag(), False, "listen on an address that others reach, without a key")
+    rows: int | None = _setting(
+        Integer(1, MOST), None, "continuations that decode together (default: 8, or 1 for a plain ONNX export)"
+    )
+    queue: int = _setting(
+        Integer(0, MOST), 64, "continuations that may wait for a row; beyond it clients are told to come back"
+    )
+    connections: int = _setting(Integer(1, MOST), 128, "clients connected at a time")
+    max_body_bytes: int = _setting(Integer(1, MOST), 2**20, "size of a request")
+    max_reply_bytes: int = _setting(
+        Integer(1, MOST), 2**25, "size that a reply may have, by its tokens, logprobs and echo"
+    )
+    max_tokens: int = _setting(Integer(1, MOST), 4096, "new tokens of one continuation")
+    timeout: float = _setting(
+        Number(above=0, most=MOST), 300.0, "seconds of one request, waiting included; what is written by then is sent"
+    )
+    client_timeout: float = _setting(
+        Number(above=0, most=MOST), 20.0, "seconds a client may take to send its request, or not to read the reply"
+    )
+    grace: float = _setting(
+        Number(least=0, most=MOST), 10.0, "seconds that running requests have to finish when the server is stopped"
+    )
 
     def __post_init__(self) -> None:
-        low = {"port": 0, "queue": 0, "grace": 0}
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), low.get(field.name, 1e-3)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < 2**31:
-                raise ValueError(f"{field.name} is {value}; it must be {'at least 0' if least == 0 else 'above 0'}")
-        if self.port > 65535:
-            raise ValueError(f"port is {self.port}; it must be at most 65535")
+        for name, setting in SETTINGS.items():
+            value = getattr(self, name)
+            if value is not None or setting.default is not None:
+                object.__setattr__(self, name, setting.kind.read(name, value))
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be printable ASCII, and not empty")
         if self.api_key is not None and self.api_key != self.api_key.strip():
-            raise ValueError("the API key must not begin or end with a space: no header can carry it so")
+            raise ValueError("the API key must not begin or end with a space: an HTTP header cannot hold it")
         if not (self.is_local or self.api_key or self.allow_no_key):
             raise ValueError(
                 f"host {self.host} may be reached by others: set ${KEY_VARIABLE} to a key that clients must send, "
@@ -60,19 +84,14 @@ class Settings:
             return self.host == "localhost"
 
 
+SETTINGS = {field.name: field.metadata["setting"] for field in dataclasses.fields(Settings)}
+
+
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     """Every setting as an argument: `max_tokens` is --max-tokens."""
     group = parser.add_argument_group("settings of the server")
-    for field in dataclasses.fields(Settings):
-        about, kind = field.metadata["about"], str(field.type).split(" ")[0]
-        how: dict[str, Any] = {"help": about, "action": "store_true"}
-        if kind != "bool":
-            default = "" if field.default is None else f" (default: {field.default})"
-            of = {"int": int, "float": float, "str": str}[kind]
-            how = {"help": f"{about}{default}", "type": of, "metavar": "TEXT" if of is str else "N"}
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}", dest=f"setting_{field.name}", default=argparse.SUPPRESS, **how
-        )
+    for name, setting in SETTINGS.items():
+        add_argument(group, name, setting.kind, setting.default, setting.about, destination=f"setting_{name}")
 
 
 def read_settings(given: argparse.Namespace) -> Settings:

@@ -1,24 +1,23 @@
-"""Options as command-line arguments: made from `Options`, so that names, defaults and meanings are said once."""
+"""Options as command-line arguments: each follows from its kind, default and meaning in `runtime.options`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from runtime._checks import check_count
+from runtime._kinds import add_argument
 from runtime._suggestion import suggest
 from runtime.cli.interactive import SAMPLING, is_at_terminal
-from runtime.options import OVERFLOWS, Options, check_count, check_seed, make_options
+from runtime.cli.output import in_words_of_command_line
+from runtime.options import OPTIONS, check_seed, make_options
 
-NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C does it
 
 
 class Parser(argparse.ArgumentParser):
-    """Names are written out: a shortened one may mean another command's option. Wrong usage is told in one line."""
+    """A parser that takes no shortened names, since they may mean another option later. An error is one line."""
 
     def __init__(self, **named: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **named)
@@ -30,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse declares overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """See `argparse.ArgumentParser`; an unknown option is named with the one that it may have meant."""
+        """See `argparse.ArgumentParser`; the error of an unknown option says which one may be meant."""
         given, unknown = self.parse_known_args(args, namespace)
         if unknown:
             command: Parser = getattr(given, "parser", self)
@@ -67,7 +66,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_loading_arguments(parser)
     add = parser.add_argument
     add("--json", action="store_true", help="print the result as JSON when it is complete")
-    add("--verbose", action="store_true", help="close with the speed, on standard error")
+    add("--verbose", action="store_true", help="report the speed at the end, on standard error")
 
 
 def add_folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,74 +76,36 @@ def add_folder_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_draft_argument(parser: argparse.ArgumentParser) -> None:
     """--draft."""
-    about = "a smaller model of the same vocabulary that runs ahead: fewer passes; the text is the same at fp32 only"
+    about = (
+        "a smaller model of the same vocabulary that proposes tokens (speculative decoding): fewer passes; "
+        "at int8 and int4 some texts differ"
+    )
     parser.add_argument("--draft", metavar="FOLDER", help=about)
 
 
 def add_prefix_argument(parser: argparse.ArgumentParser) -> None:
     """--prefix."""
-    about = "of a text that begins as the one this file was made of (gpt2-edge prefix): the same result, sooner"
+    about = "what the text begins with, computed before by gpt2-edge prefix: the same result, sooner"
     parser.add_argument("--prefix", metavar="FILE", help=about)
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
     """Every option of generation: `max_new_tokens` is --max-new-tokens. Those not given keep their defaults."""
     group = parser.add_argument_group("options of generation")
-    for field in dataclasses.fields(Options):
-        if field.name not in NOT_ON_THE_COMMAND_LINE:
-            group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                dest=f"option_{field.name}",
-                default=argparse.SUPPRESS,
-                **_how(field),
-            )
+    for name, option in OPTIONS.items():
+        if name not in NOT_ON_THE_COMMAND_LINE:
+            about = in_words_of_command_line(option.about)
+            add_argument(group, name, option.kind, option.default, about, destination=f"option_{name}")
 
 
-def _how(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """What `add_argument` needs to know of an option."""
-    kind, about = str(field.type), field.metadata["about"].replace("%", "%%")
-    if kind == "bool":
-        return {"action": "store_true", "help": about}
-    if field.name == "overflow":
-        return {"choices": OVERFLOWS, "help": f"{about} (default: {field.default})"}
-    if field.name == "logit_bias":
-        return {"action": "append", "type": _bias, "metavar": "ID=NUMBER", "help": f"{about}; may be repeated"}
-    if field.name == "stop":
-        about += r"; \n is a line end, \t a tab, \\ a backslash; may be repeated"
-        return {"action": "append", "type": _unescape, "metavar": "TEXT", "help": about}
-    if "Sequence" in kind:
-        of: type = int if "int" in kind else str
-        return {"action": "append", "type": of, "metavar": of.__name__.upper(), "help": f"{about}; may be repeated"}
-    if field.name == "json_schema":
-        return {"type": _schema, "metavar": "FILE", "help": f"{about}; a file, or the schema itself"}
-    if kind.startswith("str"):
-        return {"metavar": "TEXT", "help": about}
-    of = int if kind.startswith("int") else float
-    default = "" if field.default is None else f" (default: {field.default})"
-    return {"type": of, "metavar": "N" if of is int else "X", "help": f"{about}{default}"}
-
-
-def _unescape(text: str) -> str:
-    r"""A shell passes \n on as two characters; any other character after a backslash leaves both as they are."""
-    return re.sub(r"\\([nrt\\])", lambda match: _ESCAPES[match[1]], text)
-
-
-def _bias(text: str) -> tuple[int, float]:
-    id_, _, value = text.partition("=")
-    try:
-        return int(id_), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ID=NUMBER, such as 50256=-inf") from None
-
-
-def _schema(text: str) -> str:
-    """The schema itself, which begins with a brace, or that of a file."""
-    if text.lstrip().startswith("{"):
-        return text
-    try:
-        return Path(text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a JSON schema nor a file with one: {error}") from None
+def collect_options(given: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by name."""
+    named = vars(given)
+    return {
+        name: option.kind.collect(named[f"option_{name}"])
+        for name, option in OPTIONS.items()
+        if f"option_{name}" in named
+    }
 
 
 def read_usage(given: argparse.Namespace) -> None:
@@ -158,9 +119,7 @@ def read_usage(given: argparse.Namespace) -> None:
             check_count(name, getattr(given, name))
     if getattr(given, "logprobs", 0) and not given.json:
         raise ValueError("--logprobs goes with --json")
-    options = {name.removeprefix("option_"): v for name, v in vars(given).items() if name.startswith("option_")}
-    if "logit_bias" in options:
-        options["logit_bias"] = dict(options["logit_bias"])
+    options = collect_options(given)
     if given.asks and given.prompt is None and is_at_terminal() and "temperature" not in options:
         options = SAMPLING | options
     given.options = options

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from runtime._math import likeliest, log_softmax
+from runtime.errors import OptionError
 from runtime.generation.completion import Completion, FinishReason
 from runtime.generation.context_window import fit_prompt, tokenize
 from runtime.generation.penalties import make_penalties
@@ -61,7 +62,8 @@ class Beams:
         }
         for name, is_given in refused.items():
             if is_given:
-                raise ValueError(f"{name} does not go with num_beams {self.num_beams}; leave one of them out")
+                told = f"{name} does not go with num_beams {self.num_beams}; leave one of them out"
+                raise OptionError(told, name.split()[0])
         if not model.is_fused:
             raise ValueError(
                 f"{model.folder} is a plain ONNX export and decodes one row at a time, so num_beams must be 1, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runtime.errors import ContextLengthError, OptionError
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import check_fits, encode_prompt
@@ -14,8 +15,9 @@ def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
     if options.overflow in ("error", "stop"):
         try:
             check_fits(model, prompt, model.config.n_positions)
-        except ValueError as error:
-            raise ValueError(f"{error}, or overflow='truncate_left' leaves out its beginning") from None
+        except ContextLengthError as error:
+            told = f"{error}, or overflow='truncate_left' leaves out its beginning"
+            raise ContextLengthError(told, error.n_prompt, options.max_new_tokens, error.n_positions) from None
     return encode_prompt(model, prompt, special_tokens=options.special_tokens)
 
 
@@ -26,7 +28,8 @@ def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[i
     """
     n, n_new = len(ids), options.max_new_tokens
     if options.pinned_tokens > n_positions // 2:
-        raise ValueError(f"pinned_tokens {options.pinned_tokens} is above half of the model's {n_positions} positions")
+        told = f"pinned_tokens {options.pinned_tokens} is above half of the model's {n_positions} positions"
+        raise OptionError(told, "pinned_tokens")
     if n + n_new <= n_positions or (options.overflow == "stop" and n < n_positions):
         return list(ids)
     if options.overflow == "truncate_left" and n_new < n_positions:
@@ -41,7 +44,7 @@ def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[i
     told = f"{asked} pass the model's {n_positions} positions; {cure}"
     if options.overflow == "error":
         told += ", or overflow='truncate_left' leaves out the prompt's beginning, and overflow='slide' writes on"
-    raise ValueError(told)
+    raise ContextLengthError(told, n, n_new, n_positions)
 
 
 def slide(ids: Sequence[int], n_pinned: int, n_positions: int) -> list[int]:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from runtime.options import MAX_COUNT, Options
+from runtime._checks import MAX_COUNT
+from runtime.options import Options
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]

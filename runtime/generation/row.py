@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime._lock import importing
 from runtime._math import likeliest, log_softmax
+from runtime.errors import NoTokenError
 from runtime.generation.completion import Completion, FinishReason
 from runtime.generation.context_window import fit_prompt, history
 from runtime.generation.penalties import make_penalties
@@ -153,9 +154,8 @@ class Row:
         if self.finish_reason == "no_token":
             n = len(self.ids) - self._n_prompt
             what = "suppress_ids, logit_bias or no_repeat_ngram_size"
-            raise ValueError(
-                f"{what} leave no token to generate after {n} new tokens of prompt {self.place.prompt_index}"
-            )
+            told = f"{what} leave no token to generate after {n} new tokens of prompt {self.place.prompt_index}"
+            raise NoTokenError(told, n, self.place.prompt_index)
 
     def end(self, reason: FinishReason) -> str:
         """End here; returns the text that was held back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +18,7 @@ Sampler = Callable[[Logits, int], int]  # logits [n_vocab], step -> token id
 
 def draw_seed() -> int:
     """A fresh seed."""
-    return secrets.randbelow(MAX_SEED + 1)
+    return int.from_bytes(os.urandom(8)) & MAX_SEED
 
 
 def make_sampler(options: Options, seed: int, sample_index: int = 0) -> Sampler:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
@@ -56,7 +55,7 @@ def processor_features() -> set[str] | None:
         if sys.platform == "win32":
             present = ctypes.windll.kernel32.IsProcessorFeaturePresent
             return {feature for feature in known if present(_WINDOWS_FEATURES[feature])}
-    except (OSError, KeyError, subprocess.SubprocessError):
+    except (OSError, KeyError):
         pass
     return None
 
@@ -75,5 +74,11 @@ def _family() -> str:
 
 
 def _sysctl(name: str) -> bool:
-    output = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False).stdout
-    return output.strip() == "1"
+    # Only macOS needs this module, and importing it takes as long as many of ours together.
+    import subprocess
+
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"sysctl does not answer: {error}") from None
+    return done.stdout.strip() == "1"

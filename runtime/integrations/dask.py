@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from runtime import Completion, Model, Score, complete, load, score_text
+from runtime._checks import check_count, shown
 from runtime._lock import Lock
 from runtime.model.resolve import check_path
-from runtime.options import check_count
 
 Result = TypeVar("Result")
 PARTITION_SIZE = 64  # texts that a worker takes at a time, and loses at most
@@ -99,8 +99,8 @@ def _in_order(
 
 
 def _partitions(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    if isinstance(texts, str):
-        raise TypeError("one text was given; give a list or a generator of texts")
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts is {shown(texts)}; several texts are expected, in a list or a generator")
     left = iter(texts)
     for begin in itertools.count(step=size):
         partition = list(itertools.islice(left, size))

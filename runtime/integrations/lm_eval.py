@@ -23,9 +23,10 @@ except ModuleNotFoundError as error:
     raise ImportError(f"{error.name} is not installed; pip install 'gpt2-edge[eval]' brings it") from None
 
 from runtime import complete, load, score
+from runtime._checks import check_count
 from runtime.diagnostics.info import describe
 from runtime.generation.loop import BATCH_SIZE
-from runtime.options import MAX_SEED, check_count
+from runtime.options import MAX_SEED
 from runtime.scoring.perplexity import measure_rolling
 
 LogLikelihood = tuple[float, bool]  # of the whole continuation, and whether greedy decoding would write it

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime._json import read_json
+from runtime.errors import ModelFolderError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {raw.get('model_type')!r}; this runtime decodes 'gpt2' only")
+        raise ModelFolderError(f"{path}: model_type is {raw.get('model_type')!r}; this runtime decodes 'gpt2' only")
     generation = folder / "generation_config.json"
     ids = raw | (read_json(generation) if generation.is_file() else {})
     sizes = {key: _count(path, raw, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
@@ -51,11 +52,11 @@ def read_config(folder: Path) -> Config:
 def _count(path: Path, raw: dict[str, Any], key: str) -> int:
     value = raw.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{path}: {key} is {value!r}; a whole number of at least 1 is expected")
+        raise ModelFolderError(f"{path}: {key} is {value!r}; a whole number of at least 1 is expected")
     return value
 
 
 def _token_id(path: Path, key: str, value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise ValueError(f"{path}: {key} has {value!r}; a token id or null is expected")
+    raise ModelFolderError(f"{path}: {key} has {value!r}; a token id or null is expected")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import ModelFolderError
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
 from runtime.model.session import Session
@@ -37,14 +38,14 @@ def _check_layers(path: Path, inputs: Sequence[str], config: Config) -> None:
     """First, and by counting: config.json may say any number."""
     n_past = sum(name.startswith("past_key_values.") for name in inputs)
     if not n_past:
-        raise ValueError(
+        raise ModelFolderError(
             f"{path} has no input 'past_key_values.0.key': it is not a GPT-2 with past-key-values "
             "(optimum exports one with --task text-generation-with-past)"
         )
     if n_past != 2 * config.n_layer:
-        raise ValueError(f"{path} has n_layer {n_past / 2:g}, but config.json says {config.n_layer}")
+        raise ModelFolderError(f"{path} has n_layer {n_past / 2:g}, but config.json says {config.n_layer}")
     if config.n_embd % config.n_head:
-        raise ValueError(
+        raise ModelFolderError(
             f"{path.parent / 'config.json'}: n_embd {config.n_embd} is no multiple of n_head {config.n_head}"
         )
 
@@ -52,13 +53,13 @@ def _check_layers(path: Path, inputs: Sequence[str], config: Config) -> None:
 def _check_values(path: Path, kind: str, found: Mapping[str, Any], expected: Values, optional: Values) -> None:
     """`found`: onnxruntime's NodeArg by name. No other than the optional may be there besides the expected."""
     if missing := expected.keys() - found.keys():
-        raise ValueError(f"{path} has no {kind} {min(missing)!r}, which a GPT-2 with past-key-values has")
+        raise ModelFolderError(f"{path} has no {kind} {min(missing)!r}, which a GPT-2 with past-key-values has")
     if unknown := found.keys() - expected.keys() - optional.keys():
-        raise ValueError(f"{path} has {kind} {min(unknown)!r}, which a GPT-2 with past-key-values has not")
+        raise ModelFolderError(f"{path} has {kind} {min(unknown)!r}, which a GPT-2 with past-key-values has not")
     for name, value in found.items():
         type_, shape = (expected | optional)[name]
         if value.type != type_ or not _fits(value.shape, shape):
-            raise ValueError(
+            raise ModelFolderError(
                 f"{path}: {kind} {name!r} is a {value.type} of shape {value.shape}, but config.json says "
                 f"{type_} of {['any' if n is None else n for n in shape]}"
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 
+from runtime.errors import ModelFolderError
 from runtime.model import stamp
 from runtime.model.onnx_scan import read_references
 
@@ -73,8 +74,8 @@ def _verify_built(graph: Path, how: Verify | None, checksums: Mapping[str, str])
         _check_sizes(folder, now, kept)
     elif damaged := differing(folder, checksums):
         if _has_other_line_ends(folder / damaged[0], checksums[damaged[0]]):
-            raise ValueError(f"{folder / damaged[0]} {LINE_ENDS}")
-        raise ValueError(f"{folder / damaged[0]} is damaged: it differs from its checksum; {COPY_AGAIN}")
+            raise ModelFolderError(f"{folder / damaged[0]} {LINE_ENDS}")
+        raise ModelFolderError(f"{folder / damaged[0]} is damaged: it differs from its checksum; {COPY_AGAIN}")
     _check_references(graph, checksums)
     if how != "size":
         stamp.write(real, now)
@@ -92,16 +93,18 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
+        raise ModelFolderError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
     if "\r\n" in text:
-        raise ValueError(f"{path} {LINE_ENDS}")
+        raise ModelFolderError(f"{path} {LINE_ENDS}")
     if not text.endswith("\n"):
-        raise ValueError(f"{path} is damaged: its last line has no end; {COPY_AGAIN}")
+        raise ModelFolderError(f"{path} is damaged: its last line has no end; {COPY_AGAIN}")
     checksums: dict[str, str] = {}
     for number, line in enumerate(text[:-1].split("\n"), 1):
         match = _LINE.fullmatch(line)
         if match is None or match[2] in checksums or not _is_inside(match[2]):
-            raise ValueError(f"{path}, line {number} is damaged: no digest and name of a file in here; {COPY_AGAIN}")
+            raise ModelFolderError(
+                f"{path}, line {number} is damaged: no digest and name of a file in here; {COPY_AGAIN}"
+            )
         checksums[match[2]] = match[1]
     return checksums
 
@@ -134,7 +137,9 @@ def _check_pin(folder: Path, how: Verify | None, expect: str) -> None:
     if found is None:
         raise FileNotFoundError(f"{folder / CHECKSUMS} is missing, which expect pins")
     if found != expect.lower():
-        raise ValueError(f"{folder / CHECKSUMS} has SHA-256 {found}, not the expected {expect}: it is another model")
+        raise ModelFolderError(
+            f"{folder / CHECKSUMS} has SHA-256 {found}, not the expected {expect}: it is another model"
+        )
 
 
 def _present(folder: Path, names: Iterable[str]) -> set[str]:
@@ -144,7 +149,7 @@ def _present(folder: Path, names: Iterable[str]) -> set[str]:
 def _check_listed(folder: Path, names: Iterable[str], checksums: Mapping[str, str]) -> None:
     """What a load reads, and what builds write, must have a checksum."""
     if unlisted := sorted(set(names) - checksums.keys()):
-        raise ValueError(f"{folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}")
+        raise ModelFolderError(f"{folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}")
 
 
 def _regular_files(folder: Path, names: Iterable[str], *, listed: bool = True) -> Stats:
@@ -163,7 +168,7 @@ def _regular_files(folder: Path, names: Iterable[str], *, listed: bool = True) -
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing; a model folder has one: {COPY_AGAIN}") from None
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} is not a file; {COPY_AGAIN}")
+            raise ModelFolderError(f"{path} is not a file; {COPY_AGAIN}")
         stats[name] = found
     return stats
 
@@ -173,7 +178,7 @@ def _check_link(folder: Path, path: Path, *, listed: bool) -> None:
     # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST
     is_blob = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
     if not target.is_relative_to(inside) and not (listed and is_blob):
-        raise ValueError(
+        raise ModelFolderError(
             f"{path} is a link to {path.resolve()}, which is outside the model folder: "
             "copy the files themselves, or verify='off' follows it"
         )
@@ -184,17 +189,17 @@ def _check_sizes(folder: Path, now: stamp.Stamp, kept: stamp.Stamp | None) -> No
     for name, (size, _, checksum) in now.items():
         known = (kept or {}).get(name)
         if known is not None and known[2] == checksum and known[0] != size:
-            raise ValueError(f"{folder / name} is damaged: it has {size} bytes, not {known[0]}; {COPY_AGAIN}")
+            raise ModelFolderError(f"{folder / name} is damaged: it has {size} bytes, not {known[0]}; {COPY_AGAIN}")
 
 
 def _check_references(graph: Path, checksums: Mapping[str, str] | None) -> None:
     """Raise ValueError for weights outside the folder, and for operators that onnxruntime has not itself."""
     references = read_references(graph)
     if custom := references.domains - _DOMAINS:
-        raise ValueError(f"{graph} has operators of {min(custom)!r}: custom operators are code, and not loaded")
+        raise ModelFolderError(f"{graph} has operators of {min(custom)!r}: custom operators are code, and not loaded")
     for location in references.locations:
         if not _is_inside(location):
-            raise ValueError(f"{graph} has its weights in {location!r}, which is outside the model folder")
+            raise ModelFolderError(f"{graph} has its weights in {location!r}, which is outside the model folder")
     _regular_files(graph.parent, references.locations, listed=checksums is not None)
     if checksums is not None:
         _check_listed(graph.parent, references.locations, checksums)

@@ -13,11 +13,12 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
+from runtime._checks import check_count
 from runtime._lock import Lock
+from runtime.errors import MemoryBudgetError
 from runtime.model.config import Config, read_config
 from runtime.model.kv_cache import Cache
 from runtime.model.prefill import PREFILL_STEP
-from runtime.options import check_count
 
 PROCESS = 56_500_000  # the interpreter with numpy, onnxruntime and tokenizers imported
 LIBRARIES = 10_500_000  # what onnxruntime touches of its code, and of its own, from the first session on
@@ -59,6 +60,12 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
     256 * vocab_size * 4 bytes more; a plain export, which copies its cache at each step, twice the cache.
     Raises FileNotFoundError or ValueError for a folder without config.json or weights, or a context that the model
     has not; TypeError for what is no count.
+
+    Example:
+        >>> estimate = runtime.estimate("models/demo-int8", context=256, rows=4)
+        >>> estimate.cache < estimate.total < 150_000_000
+        True
+
     """
     place = Path(folder)
     config = read_config(place)
@@ -125,9 +132,9 @@ class Budget:
         # adding to a deque and taking from it need none.
         self._given_back: deque[int] = deque()
         if self._taken + needed.loading > max_memory:
-            raise MemoryError(
-                f"loading {folder} takes about {self._taken + needed.loading:,} bytes, max_memory is {max_memory:,}"
-            )
+            size = self._taken + needed.loading
+            told = f"loading {folder} takes about {size:,} bytes, max_memory is {max_memory:,}"
+            raise MemoryBudgetError(told, size, 0, max_memory)
 
     def take(self, capacity: int, rows: int) -> int:
         """Bytes of a batch, which now count as taken. Raises MemoryError if that passes max_memory."""
@@ -140,9 +147,12 @@ class Budget:
             if taken + size <= self._max_memory:
                 self._taken = taken + size
                 return size
-        raise MemoryError(
+        raise MemoryBudgetError(
             f"a batch of {rows} x {capacity} positions takes about {size:,} bytes and {taken:,} are taken, max_memory "
-            f"is {self._max_memory:,}: ask for fewer rows (batch_size) or less context"
+            f"is {self._max_memory:,}: ask for fewer rows (batch_size) or less context",
+            needed=size,
+            taken=taken,
+            max_memory=self._max_memory,
         )
 
     def give_back(self, size: int) -> None:

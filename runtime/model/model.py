@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from tokenizers import Tokenizer
 
+from runtime._checks import check_count
+from runtime.errors import ModelFolderError, NoModelError
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
@@ -22,7 +24,6 @@ from runtime.model.kv_cache import Cache, InPlaceCache
 from runtime.model.memory import Budget
 from runtime.model.recovery import close_gap
 from runtime.model.session import Session
-from runtime.options import check_count
 
 # what is looked for on a model, and is a function that takes one
 _FUNCTIONS = (
@@ -55,7 +56,7 @@ class Model:
         """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
         close_gap(folder)
         if not folder.is_dir():
-            raise FileNotFoundError(f"no model folder at {folder}; python export/build.py makes one")
+            raise NoModelError(f"no model folder at {folder}; python export/build.py makes one")
         if threads is not None:
             threads = check_count("threads", threads, most=MAX_THREADS)
         self.folder = folder
@@ -70,7 +71,7 @@ class Model:
         metadata = self._session.metadata
         format_ = metadata.get("gpt2_edge_format")
         if format_ not in (None, FORMAT):
-            raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+            raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
         self.is_fused: bool = format_ is not None
         self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block, dense or mixed
         # folders of before the key was written are taken to need it where any block size does
@@ -168,9 +169,9 @@ def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        raise ModelFolderError(f"{path} is not a tokenizer: {error}") from None
     if tokenizer.get_vocab_size() > vocab_size:
-        raise ValueError(f"{path} has {tokenizer.get_vocab_size()} tokens, config.json only {vocab_size}")
+        raise ModelFolderError(f"{path} has {tokenizer.get_vocab_size()} tokens, config.json only {vocab_size}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # <|endoftext|> written in a text is text

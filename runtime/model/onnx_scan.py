@@ -12,6 +12,8 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.errors import ModelFolderError
+
 Span = tuple[int, int]  # begin and end of a message in the file
 # message -> field number -> what the field holds (github.com/onnx/onnx, onnx.proto)
 _FIELDS: dict[str, dict[int, str]] = {
@@ -45,7 +47,7 @@ def read_references(path: Path) -> References:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _walk(data, (0, len(data)), "model", found, _MAX_DEPTH)
     except (IndexError, UnicodeDecodeError, ValueError) as error:  # mmap: an empty file
-        raise ValueError(f"{path} is damaged, or no ONNX file: {error}") from None
+        raise ModelFolderError(f"{path} is damaged, or no ONNX file: {error}") from None
     return found
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from runtime._lock import Lock
+from runtime.errors import NoModelError
 from runtime.model.model import Model
 from runtime.model.recovery import close_gap, close_gaps
 
@@ -54,7 +55,7 @@ def find() -> Path:
     if named:
         close_gap(Path(named))
         if not Path(named).is_dir():
-            raise FileNotFoundError(f"no model folder at {named}, which {ENVIRONMENT} names")
+            raise NoModelError(f"no model folder at {named}, which {ENVIRONMENT} names")
         return Path(named)
     close_gaps(Path("models"))
     built = sorted(path.parent for path in Path("models").glob("*/model.onnx"))
@@ -63,6 +64,6 @@ def find() -> Path:
     how = f"name one: model='FOLDER', --model FOLDER, or set {ENVIRONMENT}"
     if built:
         raise ValueError(f"several models are built: {', '.join(map(str, built))}; {how}")
-    raise FileNotFoundError(
+    raise NoModelError(
         f"no model is built under {Path('models').resolve()}; build one (python export/build.py) or {how}"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime
 
+from runtime.errors import ModelFolderError
 from runtime.hardware import huge_pages
 from runtime.hardware.threads import usable_threads
 
@@ -36,7 +37,9 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
             for value in (*self.get_inputs(), *self.get_outputs(), *self.get_overridable_initializers()):
                 _ = value.name, value.type, value.shape  # bytes that are no UTF-8 raise as they are first read
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
-            raise ValueError(f"{path} or {path.name}_data is missing, or damaged, or too large: {error}") from None
+            raise ModelFolderError(
+                f"{path} or {path.name}_data is missing, or damaged, or too large: {error}"
+            ) from None
         huge_pages.collapse_what_is_new(before)
         self._process = os.getpid()
         _open.add(self)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from runtime.errors import PrefixFileError
 from runtime.model import prefill as grid
 from runtime.model.model import Model
 from runtime.prefixes import tensor_file
@@ -42,7 +43,7 @@ def load(model: Model, path: Path) -> Prefix:
             prefix = _prefix_of(model, header)
             keys_values = tensor_file.read_values(file, header)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; make the prefix again, with runtime.prefix") from None
+            raise PrefixFileError(f"{path}: {error}; make the prefix again, with runtime.prefix") from None
     return dataclasses.replace(prefix, keys_values=keys_values)
 
 

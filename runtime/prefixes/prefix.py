@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime._lock import importing
+from runtime.errors import ContextLengthError
 from runtime.model import prefill as grid
 from runtime.model.integrity import CHECKSUMS
 from runtime.model.kv_cache import KeysValues
@@ -96,7 +97,8 @@ def encode_prefix(model: Model, text: str, special_tokens: bool) -> list[int]:
         raise ValueError("the text is empty; a prefix needs one")
     ids = encode_prompt(model, text, special_tokens=special_tokens)
     if len(ids) > size:
-        raise ValueError(f"the text is {len(ids)} tokens, more than the model's {size} positions; shorten it")
+        told = f"the text is {len(ids)} tokens, more than the model's {size} positions; shorten it"
+        raise ContextLengthError(told, len(ids), n_positions=size)
     return ids
 
 

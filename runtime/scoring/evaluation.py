@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from runtime._checks import check_count
 from runtime._suggestion import suggest
 from runtime.model.model import Model
-from runtime.options import check_count
 from runtime.scoring.context import SharedContext
 from runtime.scoring.last_word import MAX_WORD_TOKENS, find_word, predict_word
 from runtime.scoring.multiple_choice import Scoring, check_options, option_pairs, split_blank

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from runtime._checks import check_texts
 from runtime.model.model import Model
 from runtime.scoring.scoring import Pair, Score, encode_pair
 
@@ -17,10 +18,8 @@ _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 
 def check_options(options: object) -> list[str]:
     """The options as a list. Raises TypeError or ValueError unless they are two or more different texts."""
-    if isinstance(options, str) or not isinstance(options, Iterable):
-        raise TypeError(f"options is {options!r}; several texts are expected")
-    texts = list(options)
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    texts = check_texts("options", options)
+    if not all(text.strip() for text in texts):
         raise TypeError(f"options is {texts!r}; texts are expected, none of them empty")
     if len(texts) < 2 or len(set(texts)) < len(texts):
         raise ValueError(f"options is {texts!r}; two or more are expected, all different")

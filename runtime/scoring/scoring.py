@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime._math import log_softmax
+from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.model.prefill import cut
 from runtime.prefixes.prefix import Prefix
@@ -69,16 +70,6 @@ class Pair(NamedTuple):
         return len(self.context_ids) + len(self.ids)
 
 
-def as_texts(texts: str | Sequence[str]) -> list[str]:
-    """One or several texts as a list. Raises TypeError for what is neither, ValueError for none."""
-    several = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else None
-    if several is None or not all(isinstance(text, str) for text in several):
-        raise TypeError(f"a text or several are expected, not {texts!r}")
-    if not several:
-        raise ValueError("there are no texts; give at least one")
-    return several
-
-
 def score(
     model: Model,
     continuations: Sequence[str],
@@ -130,15 +121,19 @@ def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
     if n_over <= 0:
         return pair
     if n_own > n_positions:
-        raise ValueError(
+        raise ContextLengthError(
             f"a continuation of {n_own} tokens passes the model's {n_positions} positions; "
-            "score_text scores longer texts, in windows"
+            "score_text scores longer texts, in windows",
+            n,
+            n_positions=n_positions,
         )
     if overflow == "error":
-        raise ValueError(
+        raise ContextLengthError(
             f"a context of {n - n_own} tokens and a continuation of {n_own} are {n_over} more than the "
             f"{n_positions + 1} that a model of {n_positions} positions scores at once; shorten the context, or "
-            "overflow='truncate_left' leaves its beginning out"
+            "overflow='truncate_left' leaves its beginning out",
+            n,
+            n_positions=n_positions,
         )
     return Pair(pair.context_ids[n_over:], pair.ids, n_over)
 

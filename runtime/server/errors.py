@@ -13,7 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from runtime.errors import ContextLengthError, OptionError
+
 T = TypeVar("T")
+CONTEXT_LENGTH = "context_length_exceeded"  # the code that OpenAI's clients know
 CLOSED_REQUEST = 499  # the client has left; nobody reads the reply
 
 
@@ -78,13 +81,23 @@ def in_words_of_api(error: Exception) -> str:
     return str(error).replace("max_new_tokens", "max_tokens")
 
 
+def as_api_error(error: Exception) -> ApiError:
+    """What the runtime says of a request, as a reply: with the field that is to blame, where the error names it."""
+    told = in_words_of_api(error)
+    if isinstance(error, ContextLengthError):
+        return ApiError(told, param="prompt", code=CONTEXT_LENGTH)
+    if isinstance(error, OptionError) and error.options:
+        return ApiError(told, param=error.options[0].replace("max_new_tokens", "max_tokens"))
+    return ApiError(told)
+
+
 @contextlib.contextmanager
 def preparing() -> Iterator[None]:
     """What is wrong with a request's options as an ApiError."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ApiError(in_words_of_api(error)) from None
+        raise as_api_error(error) from None
     except ImportError as error:  # an extra that is not installed
         raise server_error(str(error), 501) from None
 

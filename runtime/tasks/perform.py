@@ -12,10 +12,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from runtime._checks import check_texts
 from runtime._suggestion import suggest
+from runtime.errors import ContextLengthError
 from runtime.generation.completion import Completion
 from runtime.generation.context_window import tokenize
 from runtime.generation.loop import stream_pieces
@@ -185,11 +187,7 @@ def _predict(
 ) -> Answer:
     """Predict the last word."""
     stop_words, size = fields["stop_words"], model.config.n_positions
-    if isinstance(stop_words, str) or not isinstance(stop_words, Iterable):
-        raise TypeError(f"stop_words is {stop_words!r}; several words are expected")
-    stop_words = list(stop_words)
-    if not all(isinstance(word, str) for word in stop_words):
-        raise TypeError(f"stop_words is {stop_words!r}; words are expected")
+    stop_words = check_texts("stop_words", stop_words, least=0)
 
     def ids_of(text: str) -> list[int]:
         return encode_prompt(model, task.prompt(text, **fields).rstrip())
@@ -226,14 +224,17 @@ def _fit(model: Model, text: str, length: Callable[[str], int], limit: Limit, ov
     if overflow == "error":
         check_fits(model, text, limit.n_tokens)
     n = n_whole = length(text)
+    size = model.config.n_positions
     told = f"the prompt is {n_whole} tokens and {limit.n_tokens} fit: {limit.why}"
     while n > limit.n_tokens:
         if overflow == "error":
-            raise ValueError(f"{told}. Shorten the text, or overflow='truncate_left' leaves out its beginning")
+            told += ". Shorten the text, or overflow='truncate_left' leaves out its beginning"
+            raise ContextLengthError(told, n_whole, max(0, size - limit.n_tokens), size)
         ends = [end for _, end in run_tokenizer(model.tokenizer, text, whole=False).offsets]
         n_over = n - limit.n_tokens
         if n_over >= len(ends):
-            raise ValueError(f"{told}. It is too long without any of the text; shorten the rest")
+            told += ". It is too long without any of the text; shorten the rest"
+            raise ContextLengthError(told, n_whole, max(0, size - limit.n_tokens), size)
         text = text[max(1, ends[n_over - 1]) :].lstrip()
         n = length(text)
     return text, n_whole - n

@@ -118,6 +118,11 @@ class Task:
         unknown = [name for name in given if name not in self.fields]
         if unknown:
             likely = suggest(unknown[0], [*self.fields, *self.option_names])
+            if not likely and self.kind == "generate":
+                # Only where something is wrong: importing the package stays quick.
+                from runtime.option_names import find_meant
+
+                likely = find_meant(unknown[0])
             raise TypeError(
                 f"{unknown[0]!r} is no field of {self.name}{likely}, which has {self._described()}; "
                 f"nor one of the options {', '.join(self.option_names)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
+from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.tokenization.detokenizer import REPLACEMENT, PieceDecoder
 
@@ -85,7 +86,7 @@ def check_fits(model: Model, text: str, n_tokens: int) -> None:
     least = 0 if longest is None else -(-len(text) // longest)
     if least > n_tokens:
         told = f"a text of {len(text):,} characters is at least {least:,} tokens, and {n_tokens:,} fit"
-        raise ValueError(f"{told}: shorten it")
+        raise ContextLengthError(f"{told}: shorten it", least, n_positions=model.config.n_positions)
 
 
 def _longest_token(tokenizer: Tokenizer) -> int | None:

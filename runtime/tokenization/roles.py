@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime._json import read_json
+from runtime.errors import ModelFolderError
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SEVERAL = "additional_special_tokens"
@@ -31,7 +32,7 @@ def roles_of(settings: dict[str, Any], path: Path) -> dict[str, str | list[str]]
     roles: dict[str, str | list[str]] = {role: content(value, path) for role, value in named.items() if value}
     several = settings.get(SEVERAL) or []
     if not isinstance(several, list):
-        raise ValueError(f"{path}: {SEVERAL} is {several!r}; a list is expected")
+        raise ModelFolderError(f"{path}: {SEVERAL} is {several!r}; a list is expected")
     if several:
         roles[SEVERAL] = [content(value, path) for value in several]
     return roles
@@ -41,5 +42,7 @@ def content(value: object, path: Path) -> str:
     """The text of a token, which a file gives as such or with the token's settings."""
     text = value.get("content") if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise ValueError(f"{path}: {value!r} is no special token; a text is expected, or an object with its content")
+        raise ModelFolderError(
+            f"{path}: {value!r} is no special token; a text is expected, or an object with its content"
+        )
     return text

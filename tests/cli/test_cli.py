@@ -168,8 +168,8 @@ def test_help_shows_an_example(run: Run) -> None:
         (["generate", "a", "--overflow=sldie"], "(did you mean slide?)"),
         (["serve", "--max-token=8"], "(did you mean --max-tokens?)"),
         (["info", "a", "--model=b"], "the model is given twice: a and --model b"),
-        (["generate", "a", "--seed=3"], "seed=3 is of sampling"),
-        (["complete", "a", "--seed=3"], "seed=3 is of sampling"),
+        (["generate", "a", "--seed=3"], "seed=3 has no effect"),
+        (["complete", "a", "--seed=3"], "seed=3 has no effect"),
         (["generate", "a", "b"], "b"),
         (["generate", "a", "--max-new-tokens=many"], "--max-new-tokens"),
         (["generate", "a", "--max-new-tokens=0"], "max_new_tokens"),
@@ -179,12 +179,12 @@ def test_help_shows_an_example(run: Run) -> None:
         (["generate", "a", "--stop="], "stop"),
         (["generate", "a", "--seed=-1"], "seed"),
         (["generate", "a", "--threads=0"], "threads"),
-        (["generate", "a", "--temperature=inf"], "must be finite, at least 0"),
+        (["generate", "a", "--temperature=inf"], "must be finite and at least 0"),
         (["generate", "a", "--colour"], "--colour"),
         (["generate", "a", "--n=2"], "--n=2"),  # complete's, not short for --no-repeat-ngram-size
         (["complete", "a", "--logprobs=2"], "--json"),
-        (["generate", "a", "--logit-bias=x"], "'x' is no ID=NUMBER"),
-        (["generate", "a", "--logit-bias=3=nan"], "logit_bias has 3: nan"),
+        (["generate", "a", "--logit-bias=x"], "'x' is not ID=NUMBER"),
+        (["generate", "a", "--logit-bias=3=nan"], "logit_bias has nan for token id 3"),
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

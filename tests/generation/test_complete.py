@@ -185,7 +185,7 @@ def test_wrong_use_is_refused_by_name(
 
 
 def test_no_prompts_are_refused(demo_fp32: Model) -> None:
-    with pytest.raises(ValueError, match="no prompts"):
+    with pytest.raises(ValueError, match="prompts is empty"):
         complete([], model=demo_fp32)
 
 

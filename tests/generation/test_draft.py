@@ -137,8 +137,6 @@ def test_wrong_use_is_refused_by_name(demo_fp32: Model, demo_int8: Model, tmp_pa
         generate(PROMPT, model=demo_fp32, draft=demo_int8, lookup=4)
     with pytest.raises(ValueError, match=r"draft.*num_beams 2"):
         complete(PROMPT, model=demo_fp32, draft=demo_int8, num_beams=2)
-    with pytest.raises(ValueError, match="draft does not go with task"):
-        generate(PROMPT, model=demo_fp32, draft=demo_int8, task="summarize")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         stream(PROMPT, model=demo_fp32, draft=tmp_path / "nowhere")
     with pytest.raises(TypeError, match="is 3"):

@@ -12,7 +12,7 @@ import pytest
 
 from runtime import complete, generate, perform, stream, stream_many
 from runtime.model.model import Model
-from runtime.options import Options
+from runtime.options import OPTIONS, Options
 
 WHOLE = ["max_new_tokens", "min_new_tokens", "top_k", "no_repeat_ngram_size", "lookup", "seed", "pinned_tokens"]
 NUMBERS = ["temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
@@ -111,11 +111,11 @@ def test_a_number_that_python_will_not_write_is_refused_all_the_same() -> None:
 
 def test_a_seed_needs_a_temperature(demo_fp32: Model) -> None:
     for call in (generate, stream, complete):
-        with pytest.raises(ValueError, match="seed=3 is of sampling, but temperature 0 does not sample"):
+        with pytest.raises(ValueError, match="seed=3 has no effect: temperature 0 does not sample"):
             call("Once", model=demo_fp32, seed=3)
-    with pytest.raises(ValueError, match="seed=3 is of sampling"):
+    with pytest.raises(ValueError, match="seed=3 has no effect"):
         stream_many(["Once"], model=demo_fp32, seed=3)
-    with pytest.raises(ValueError, match="seed=3 is of sampling"):
+    with pytest.raises(ValueError, match="seed=3 has no effect"):
         perform("answer", "What do bees make?", model=demo_fp32, seed=3)
     assert Options(seed=3).seed == 3  # clients of the server send one with every request
 
@@ -124,11 +124,23 @@ def test_a_seed_needs_a_temperature(demo_fp32: Model) -> None:
     ("wrong", "meant"),
     [
         ("temprature", "(did you mean temperature?)"),
-        ("max_tokens", "(max_new_tokens is)"),
-        ("do_sample", "(temperature is)"),
-        ("num_return_sequences", "(n of runtime.complete is)"),
-        ("n", "here (runtime.complete takes n)"),
-        ("colour", "is not an option; there are"),
+        ("max_tokens", "(here it is max_new_tokens)"),
+        ("n_predict", "(here it is max_new_tokens)"),
+        ("temp", "(here it is temperature)"),
+        ("do_sample", "(here it is temperature)"),
+        ("stop_strings", "(here it is stop)"),
+        ("reverse_prompt", "(here it is stop)"),
+        ("eos_token_id", "(here it is stop_ids)"),
+        ("suppress_tokens", "(here it is suppress_ids)"),
+        ("prompt_lookup_num_tokens", "(here it is lookup)"),
+        ("max_time", "(here it is deadline)"),
+        ("t_max_predict_ms", "(here it is deadline)"),
+        ("context_shift", "(here it is overflow)"),
+        ("num_return_sequences", "(here it is n of runtime.complete)"),
+        ("assistant_model", "(here it is draft of runtime.generate and runtime.stream"),
+        ("n", "here (it is a parameter of runtime.complete)"),
+        ("batch_size", "here (it is a parameter of runtime.complete and runtime.stream_many)"),
+        ("colour", "is not an option; the options are max_new_tokens, "),
     ],
 )
 def test_an_unknown_option_is_told_what_it_may_have_meant(demo_fp32: Model, wrong: str, meant: str) -> None:
@@ -156,13 +168,13 @@ def test_options_that_exclude_each_other_are_both_named(given: dict[str, Any], n
 
 @pytest.mark.parametrize("wrong", ["", ["a", ""], [""]], ids=repr)
 def test_an_empty_stop_string_is_a_value_error(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"stop is .* empty"):
+    with pytest.raises(ValueError, match=r"stop is .*not empty"):
         Options(stop=wrong)
 
 
 @pytest.mark.parametrize("wrong", [None, 5, b"a", ["a", 3], [b"a"], [None]], ids=repr)
 def test_what_is_no_stop_string_is_refused_by_name(wrong: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"stop is .*string"):
+    with pytest.raises((TypeError, ValueError), match=r"stop(\[\d\])? is .*text"):
         Options(stop=wrong)
 
 
@@ -229,12 +241,91 @@ def test_options_keep_plain_numbers() -> None:
     assert [type(value) for value in (kept.max_new_tokens, kept.temperature, kept.seed)] == [int, float, int]
 
 
+# structured output -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({}, None),
+        ({"choices": ["a", "b"]}, ("choices", ("a", "b"))),
+        ({"choices": (text for text in "ab")}, ("choices", ("a", "b"))),
+        ({"regex": "a+"}, ("regex", "a+")),
+        ({"json_schema": {"type": "object"}}, ("json_schema", '{"type": "object"}')),
+        ({"json_schema": '{"type":"object"}'}, ("json_schema", '{"type": "object"}')),
+    ],
+    ids=repr,
+)
+def test_the_form_that_is_asked_for(given: dict[str, Any], form: tuple[str, Any] | None) -> None:
+    assert Options(**given).form == form
+
+
+@pytest.mark.parametrize("forms", [{"choices": ["a"], "regex": "a"}, {"regex": "a", "json_schema": {}}], ids=repr)
+def test_a_text_has_one_form(forms: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{' and '.join(forms)} are given, but a text has one form"):
+        Options(**forms)
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [{"stop": "a"}, {"min_new_tokens": 1}, {"no_repeat_ngram_size": 2}, {"token_healing": True}],
+    ids=repr,
+)
+@pytest.mark.parametrize("form", [{"choices": ["a"]}, {"regex": "a"}, {"json_schema": {}}], ids=repr)
+def test_what_could_break_a_form_is_refused(breaking: dict[str, Any], form: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(breaking))} does not go with {next(iter(form))}: it "):
+        Options(**breaking, **form)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "told"),
+    [
+        ({"choices": "a"}, TypeError, "choices is 'a'; several texts are expected"),
+        ({"choices": ["a", 3]}, TypeError, "choices[1] is 3; a text"),
+        ({"choices": []}, ValueError, "choices is empty"),
+        ({"regex": 3}, TypeError, "regex is 3; a text is expected"),
+        ({"regex": "a\\"}, ValueError, "escapes nothing"),
+        ({"regex": "\ud800"}, ValueError, "surrogate"),
+        ({"json_schema": "{"}, ValueError, "json_schema is not JSON"),
+        ({"json_schema": "3"}, TypeError, "a JSON object"),
+        ({"json_schema": {"default": math.nan}}, ValueError, "json_schema cannot be written as JSON"),
+        ({"json_schema": {"default": {1}}}, ValueError, "json_schema cannot be written as JSON"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_form_is_refused(wrong: dict[str, Any], kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind) as raised:
+        Options(**wrong)
+    assert told in str(raised.value)
+
+
 # where options are given -------------------------------------------------------------------------------------------
 
 
 def test_options_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options().temperature = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("max_tokens", "max_new_tokens"), ("stop_strings", "stop"), ("assistant_model", "draft of runtime.generate")],
+)
+def test_a_task_knows_the_names_of_other_tools(demo_fp32: Model, wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"'{wrong}' is no field of answer \(here it is {meant}"):
+        perform("answer", "What do bees make?", model=demo_fp32, **{wrong: 1})
+    with pytest.raises(TypeError, match=rf"'{wrong}' is no field of choose, "):
+        perform("choose", "It is _.", model=demo_fp32, options=["a", "b"], **{wrong: 1})
+
+
+def test_no_name_elsewhere_stands_for_two_options() -> None:
+    """Nor is one of them a name that is taken here."""
+    seen: dict[str, str] = {}
+    for own, option in OPTIONS.items():
+        flag = (option.llama_cpp or "").lstrip("-").replace("-", "_")
+        for name in {option.transformers, flag, *option.others} - {None, "", own}:
+            assert name not in OPTIONS
+            assert seen.setdefault(str(name), own) == own
 
 
 @pytest.mark.parametrize("function", [generate, stream])

@@ -15,12 +15,22 @@ import numpy as np
 from hypothesis import strategies as st
 
 import runtime
+from runtime import errors
 from runtime.model.model import Model
 from runtime.options import OVERFLOWS
 from tests.support.damaging import build_small
 
 RUNTIME = Path(runtime.__file__).parent
 N_VOCAB, N_POSITIONS = 257, 128  # of the tiny model
+EXPECTED = (
+    TypeError,
+    ValueError,
+    FileNotFoundError,
+    errors.ContextLengthError,
+    errors.NoModelError,
+    errors.NoTokenError,
+    errors.OptionError,
+)
 Result = TypeVar("Result")
 
 
@@ -36,12 +46,12 @@ def tiny() -> Model:
 
 
 def attempt(work: Callable[[], Result]) -> Result | None:
-    """What it returns, or None after an error of a built-in type whose words are the runtime's own."""
+    """What it returns, or None after an error that the runtime raises itself, of a type that callers expect."""
     try:
         return work()
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        assert type(error) in (TypeError, ValueError, FileNotFoundError), f"{type(error)} from {at}"
+        assert type(error) in EXPECTED, f"{type(error)} from {at}"
         assert RUNTIME in Path(at.filename).parents, f"{error!r} is not the runtime's: {at}"
         assert str(at.line).startswith("raise "), f"{error!r} happened to {at}"
         return None

@@ -46,7 +46,6 @@ def test_a_long_article_keeps_its_instruction(demo_fp32: Model, prompts: list[li
     assert answer.n_truncated == len(demo_fp32.tokenizer.encode(f"{article}\nTL;DR:").ids) - len(ids)
     assert answer.completion is not None
     assert answer.completion.n_truncated == answer.n_truncated
-    assert runtime.generate(article, task="summarize", model=demo_fp32, overflow="truncate_left", seed=1) == answer.text
 
 
 @pytest.mark.parametrize("text", [STORY[:4000], "😀" * 900, "ñ" * 1500])
@@ -126,7 +125,7 @@ def test_what_cannot_be_cut(demo_fp32: Model) -> None:
         ("translate", {"to": ["German"]}, TypeError, r"to is \['German'\]; a text is expected"),
         ("translate", {"langauge": "x"}, TypeError, "'langauge' is no field of translate, which has to"),
         ("answer", {"temperature": -1}, ValueError, "temperature is -1"),
-        ("answer", {"top_k": 2}, ValueError, "top_k=2 chooses"),
+        ("answer", {"top_k": 2}, ValueError, "top_k=2 filters"),
         ("answer", {"abstain_below": 2}, ValueError, "abstain_below is 2"),
         ("answer", {"abstain_below": "x"}, ValueError, "abstain_below is 'x'"),
         ("summarize", {"abstain_below": 0.5}, ValueError, "summarize has none"),

@@ -32,7 +32,6 @@ def test_summary_is_three_sentences_of_a_sample(demo_fp32: Model) -> None:
     assert answer.completion is not None
     assert answer.completion.text == written
     assert answer.confidence is None
-    assert runtime.generate(KING, task="summarize", model=demo_fp32, seed=3) == answer.text
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,6 @@ def test_a_task_in_three_lines(demo_fp32: Model) -> None:
     rhyme = Task("rhyme", "A rhyme about {text}:", decoding={"max_new_tokens": 6})
     answer = runtime.perform(rhyme, "the sea", model=demo_fp32)
     assert answer.text == runtime.generate("A rhyme about the sea:", model=demo_fp32, max_new_tokens=6).strip()
-    assert runtime.generate("the sea", task=rhyme, model=demo_fp32) == answer.text
 
 
 def test_a_classifier_in_three_lines(demo_fp32: Model) -> None:
@@ -188,7 +186,6 @@ def test_a_classifier_in_three_lines(demo_fp32: Model) -> None:
         "choose", "The mouse had lost its mother.\nThe mouse was", options=["happy", "sad"], model=demo_fp32
     )
     assert answer == expected
-    assert runtime.generate("The mouse had lost its mother.", task=mood, model=demo_fp32) == answer.text
 
 
 def test_importing_the_package_loads_no_task() -> None:

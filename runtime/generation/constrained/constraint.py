@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.form import Form
+from runtime.errors import OptionError
 from runtime.generation.constrained.completion_search import FEW, Effort, WaySearch
 from runtime.generation.constrained.grammar import Way, vocabulary
 from runtime.generation.sampling import Sampler
 from runtime.model.model import Model
-from runtime.options import Options
+from runtime.options import Form, Options
 
 Logits = NDArray[np.float32]
 N_DRAWS = 32  # tokens tried in one step before the known way is taken
@@ -57,11 +57,12 @@ class Constraint:
     def _find_first_way(self, form: Form) -> Way:
         way = self._ways.find(self._matcher, self._mask, self._n_left, replace(FIRST, check=self._check))
         if way is None and self._matcher.is_stopped():
-            raise ValueError(f"{form.option} contradicts itself: no text has this form")
+            raise OptionError(f"{form.option} contradicts itself: no text has this form", form.option)
         if way is None:
-            raise ValueError(
+            raise OptionError(
                 f"no text of {form.option} that ends within {self._n_left} tokens was found; raise max_new_tokens, let "
-                "the form end earlier, or allow more in suppress_ids, stop_ids and logit_bias"
+                "the form end earlier, or allow more in suppress_ids, stop_ids and logit_bias",
+                form.option,
             )
         return way
 

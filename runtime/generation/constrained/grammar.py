@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from runtime._lock import Lock, importing
-from runtime.form import Form
+from runtime.errors import OptionError
 from runtime.model.model import Model
+from runtime.options import Form
 from runtime.tokenization.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Vocabulary:
         """Raises ValueError for what the engine does not take, in its words."""
         matcher = self._llguidance.LLMatcher(self._tokenizer, self._write(form), log_level=0)
         if matcher.is_error():
-            raise ValueError(f"{form.option} cannot be enforced: {_first_lines(matcher.get_error())}")
+            told = f"{form.option} cannot be enforced: {_first_lines(matcher.get_error())}"
+            raise OptionError(told, form.option)
         return Grammar(matcher, {})
 
     def _write(self, form: Form) -> str:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
-from runtime.server.errors import CLOSED_REQUEST, ApiError, contain, server_error
+from runtime.server.errors import CLOSED_REQUEST, ApiError, as_api_error, contain, server_error
 from runtime.server.openai.delta import Choice, Delta
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ async def decode(
             yield contain(partial(choice_of[row].read, part))
     except (TypeError, ValueError) as error:
         # An error of one row, such as options that leave no token to choose.
-        raise ApiError(str(error)) from None
+        raise as_api_error(error) from None
     except ApiError:
         raise
     except Exception as error:

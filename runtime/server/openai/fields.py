@@ -1,17 +1,15 @@
-"""What may be asked: OpenAI's fields, the options of generation, the tasks' fields. Others are refused by name."""
+"""The fields of a request: OpenAI's, options of generation, and those of tasks. Others are refused by name."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 import typing
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from runtime.options import Options
+from runtime._checks import MAX_COUNT
+from runtime.options import OPTIONS
 
 MAX_ALTERNATIVES = 20
 MAX_ENTRIES = 64  # of the lists of a task
@@ -19,8 +17,8 @@ MAX_BIAS = 1024  # ids
 MAX_WORDS = 1024  # of stop_words
 MAX_MESSAGES = 1024  # of a conversation: the longest context of GPT-2 has as many tokens
 _MAX_INT = 2**31 - 1
-_ELSEWHERE = {"max_new_tokens", "cancel"}  # they are max_tokens, and the connection
-_OPENAI = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed"}
+_ELSEWHERE = {"max_new_tokens", "cancel"}  # the field max_tokens, and the end of the connection
+_OF_THE_SERVER = {"temperature", "logit_bias", "stop"}  # fields with limits or a default of the server's own
 
 
 class Fields(BaseModel):
@@ -31,7 +29,10 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_one_unknown(cls, given: Any) -> Any:
-        """Describing an error takes time, while all requests wait: one is enough. For lists, `fail_fast` says so."""
+        """Keep one unknown field at most. Describing errors takes time, while all requests wait; so one is enough.
+
+        The same holds for entries of lists: there `fail_fast` ends the check at the first wrong one.
+        """
         if not isinstance(given, dict):
             return given
         unknown = itertools.islice((name for name in given if name not in cls.model_fields), 1)
@@ -42,29 +43,26 @@ class Fields(BaseModel):
         return {name: value for name, value in self.model_dump(exclude_none=True).items() if name in names}
 
 
-def _field(option: dataclasses.Field[Any], kind: Any) -> Any:
-    """An option as a field: its type or null, its meaning, its range."""
-    kind = _LISTS.get(kind, kind)
-    low, high = option.metadata["least"], option.metadata["most"]
-    number = next((one for one in (int, float) if str(option.type).startswith(one.__name__)), None)
-    limits: dict[str, Any] = {}
-    if number:
-        limits = {"gt": 0} if low is None else {"ge": low} if math.isfinite(low) else {}
-        limits |= {"le": high} if high is not None else {"le": _MAX_INT} if number is int else {}
-    return (Annotated[kind, Field(**limits)] | None, Field(None, description=option.metadata["about"]))
+def _field(name: str) -> Any:
+    """An option as a field of the same name: its type or null, its meaning, its range."""
+    option = OPTIONS[name]
+    form = option.kind.json_form()
+    limits: dict[str, Any] = dict(form.limits)
+    if limits.get("le") == MAX_COUNT:
+        # The option has no limit of its own.
+        limits["le"] = _MAX_INT
+    if typing.get_origin(form.type) is list:
+        # One wrong entry is enough to refuse a list: see `Fields`.
+        limits["fail_fast"] = True
+    return (Annotated[form.type, Field(**limits)] | None, Field(None, description=option.about))
 
 
-_LISTS = {
-    Sequence[int]: Annotated[list[int], Field(fail_fast=True)],
-    Sequence[str] | None: Annotated[list[str], Field(fail_fast=True)] | None,
-}
-_KINDS = typing.get_type_hints(Options)
-OPTION_NAMES = frozenset(option.name for option in dataclasses.fields(Options)) - _ELSEWHERE
-# ours, beside OpenAI's: top_k, min_p, overflow ...
+OPTION_NAMES = frozenset(OPTIONS) - _ELSEWHERE
+# Options with a range, as they are in Python. The others are declared below, with limits or meanings of this server.
 OptionFields = create_model(
     "OptionFields",
     __base__=Fields,
-    **{o.name: _field(o, _KINDS[o.name]) for o in dataclasses.fields(Options) if o.name in OPTION_NAMES - _OPENAI},
+    **{name: _field(name) for name in OPTIONS if name in OPTION_NAMES - _OF_THE_SERVER},
 )
 Text = Annotated[str, Field(max_length=256)]
 Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
@@ -84,14 +82,10 @@ class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does
 
     model: str | None = Field(None, description="the model that is served, or null")
     temperature: float | None = Field(None, ge=0, description="0 is greedy; default 1, or the task's own")
-    top_p: float | None = Field(None, gt=0, le=1)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
     ] = Field(None, max_length=MAX_BIAS, description="added to the logits of these ids")
     stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
-    seed: int | None = Field(None, ge=0, le=2**64 - 1)
     n: int | None = Field(None, ge=1, le=_MAX_INT)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -6,15 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.form import READERS
 from runtime.generation.row import Place
-from runtime.options import Options, make_options
+from runtime.options import FORMS, Options, make_options
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.form_time import RequestInterruption
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TextPlace, find_places
-from runtime.server.errors import CLOSED_REQUEST, ApiError, in_words_of_api
+from runtime.server.errors import CLOSED_REQUEST, CONTEXT_LENGTH, ApiError
 from runtime.tokenization.detokenizer import Detokenizer
 from runtime.tokenization.encode import beginning_of_text, encode, encode_prompt_with_spans
 
@@ -36,7 +35,7 @@ class Prompt:
 
 def has_structured_output(body: object) -> bool:
     """Whether a request asks for choices, a regex or a JSON schema."""
-    return any(getattr(body, name) is not None for name in READERS)
+    return any(getattr(body, name) is not None for name in FORMS)
 
 
 def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
@@ -49,7 +48,7 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[st
 def limit(engine: Engine, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, and the server's own ends: its deadline, the client's leaving. Raises ApiError above a limit."""
     settings = engine.settings
-    for name in READERS:
+    for name in FORMS:
         # compiled, a form may take a thousand times as much
         if (n := len(str(options.get(name, "")))) > MAX_FORM_CHARACTERS:
             raise ApiError(f"{name} is {n} characters; this server's limit is {MAX_FORM_CHARACTERS}", param=name)
@@ -128,13 +127,13 @@ def check_length(engine: Engine, *texts: str) -> None:
 
 def too_long(message: str) -> ApiError:
     """The error that clients know by its code."""
-    return ApiError(message, param="prompt", code="context_length_exceeded")
+    return ApiError(message, param="prompt", code=CONTEXT_LENGTH)
 
 
 def make_rows(
     engine: Engine, job: Job, prompts: Sequence[Prompt], n_samples: int, n_top: int | None
 ) -> list[ServedRow]:
-    """The rows of all prompts. Raises ApiError where a prompt does not fit, ValueError for wrong options."""
+    """The rows of all prompts. Raises ContextLengthError where a prompt does not fit, ApiError or ValueError else."""
     if n_samples > 1 and prompts[0].options.temperature == 0:
         raise ApiError("at temperature 0 all samples are the same: set temperature, or ask for one", param="n")
     interruption = RequestInterruption(prompts[0].options, job.started)
@@ -155,12 +154,7 @@ def _make_row(
     engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None, interruption: RequestInterruption
 ) -> ServedRow:
     _check_waiting(job)
-    try:
-        return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post, interruption)
-    except ValueError as error:
-        if len(prompt.ids) + prompt.options.max_new_tokens > engine.model.config.n_positions:
-            raise too_long(in_words_of_api(error)) from None
-        raise
+    return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post, interruption)
 
 
 def make_limited(engine: Engine, job: Job, options: Mapping[str, Any]) -> Options:
