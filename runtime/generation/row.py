@@ -192,7 +192,7 @@ class Row:
     def _record(self, logits: Logits, id_: int) -> None:
         if self._n_top is None:
             return
-        logprobs = log_softmax(logits[None].copy())[0]
+        logprobs = log_softmax(logits)
         self._logprobs.append(float(logprobs[id_]))
         if self._n_top:
             self._top.append(likeliest(logprobs, self._n_top))
