@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from runtime._lock import importing
 from runtime.generation import loop as generation
 from runtime.generation.completion import Completion
-from runtime.generation.draft import open_draft
+from runtime.generation.proposers import open_draft
 from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
