@@ -15,7 +15,9 @@ from runtime._checks import check_count, check_one_or_several_texts
 from runtime._lock import importing
 from runtime.errors import OptionError
 from runtime.generation import loop as generation
-from runtime.generation.draft import open_draft
+from runtime.generation.completion import Completion
+from runtime.generation.proposers import open_draft
+from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
 from runtime.options import (

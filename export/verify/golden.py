@@ -54,7 +54,7 @@ def _record(model: Model, prompt: str, prompt_ids: list[int]) -> dict[str, Any]:
     logits = prefill(cache, prompt_ids)
     found: dict[str, list[Any]] = {"ids": [], "logprobs": [], "margins": []}
     for step in range(n_ids):
-        logprobs = log_softmax(logits[None].copy())[0]
+        logprobs = log_softmax(logits)
         second, first = (int(id_) for id_ in np.argsort(logprobs)[-2:])
         found["ids"].append(first)
         found["logprobs"].append(float(logprobs[first]))

@@ -120,6 +120,6 @@ def forced_logprobs(model: Model, prompt_ids: list[int], ids: list[int]) -> NDAr
     """
     cache = model.new_cache(len(prompt_ids) + len(ids))
     logits = prefill(cache, prompt_ids)
-    rows = [log_softmax(logits[None].copy())[0]]
-    rows += [log_softmax(cache.step([id_]).copy())[0] for id_ in ids[:-1]]
+    rows = [log_softmax(logits)]
+    rows += [log_softmax(cache.step([id_])[0]) for id_ in ids[:-1]]
     return np.array(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from runtime.generation.context_window import slide
 from runtime.generation.row import Row
@@ -12,17 +13,36 @@ from runtime.model.model import Model
 from runtime.model.prefill import prefill
 from runtime.prefixes.prefix import known
 
-Events = Iterator[tuple[Row, str]]  # whose text, and what is certain of it now; it may be empty
+# A row, and the text that is certain of it now, which may be empty.
+Events = Iterator[tuple[Row, str]]
+
+
+class Step(Protocol):
+    """How rows under way get their next ids."""
+
+    def __call__(self, cache: Cache, rows: Sequence[Row], /) -> Events:
+        """Give each row at least one id, or its end. Row i of the cache holds all ids of rows[i] but the last."""
+
+
+def plain_step(cache: Cache, rows: Sequence[Row]) -> Events:
+    """One pass over all rows, one id for each."""
+    start = time.perf_counter()
+    logits = cache.step([row.ids[-1] for row in rows])
+    seconds = time.perf_counter() - start
+    for slot, row in enumerate(rows):
+        row.record.decode_seconds += seconds
+        yield row, row.accept(logits[slot])
 
 
 class Batch:
     """Slots of one cache, and the rows in them. Every row decodes as if alone, whatever its neighbours."""
 
-    def __init__(self, model: Model, capacity: int, n_slots: int) -> None:
+    def __init__(self, model: Model, capacity: int, n_slots: int, step: Step = plain_step) -> None:
         """Room for `n_slots` rows of up to `capacity` tokens each."""
         self._model = model
-        self._cache, self._n_slots = model.new_cache(capacity, n_slots), n_slots
-        self._n_positions = model.config.n_positions
+        self._cache = model.new_cache(capacity, n_slots)
+        self._n_slots = n_slots
+        self._step = step
         self._rows: list[Row] = []  # by slot
 
     def __len__(self) -> int:
@@ -34,35 +54,40 @@ class Batch:
         """Slots that a row can join."""
         return self._n_slots - len(self._rows)
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Those under way."""
+        return tuple(self._rows)
+
     def join(self, row: Row, meanwhile: Callable[[], object] = lambda: None) -> str:
         """Prefill a row into a free slot and choose its first id; returns the text that is certain.
 
         The prompt of a row under way that has the same one is copied. `meanwhile` is called before each pass, and may
         advance the rows under way.
         """
-        start, slot = time.perf_counter(), len(self._rows)
+        start = time.perf_counter()
+        slot = len(self._rows)
+        same = next((at for at, other in enumerate(self._rows) if other.holds_prompt_of(row)), None)
+        if same is None:
+            self._prefill(row, slot, meanwhile)
+        else:
+            self._cache.copy_row(same, slot, len(row.prompt.window))
+            row.prompt_logits = self._rows[same].prompt_logits
+        # Rows may have left during the prefill: the slot after the last row is another one then.
+        if slot != len(self._rows):
+            self._cache.copy_row(slot, len(self._rows))
+        self._rows.append(row)
+        row.record.prefill_seconds = time.perf_counter() - start
+        return "" if row.prompt_logits is None else row.accept(row.prompt_logits)
 
+    def _prefill(self, row: Row, slot: int, meanwhile: Callable[[], object]) -> None:
         def interrupted() -> object:
             meanwhile()
             return row.interruption()
 
-        same = next((at for at, other in enumerate(self._rows) if other.holds_prompt_of(row)), None)
-        if same is None:
-            logits = prefill(self._cache, row.window, slot, interrupted, known(row.prefix, row.window))
-            row.prompt_logits = logits.copy() if logits.size else None
-        else:
-            self._cache.copy_row(same, slot, len(row.window))
-            row.prompt_logits = self._rows[same].prompt_logits
-        if slot != len(self._rows):  # others have left
-            self._cache.copy_row(slot, len(self._rows))
-        self._rows.append(row)
-        row.prefill_seconds = time.perf_counter() - start
-        return "" if row.prompt_logits is None else row.accept(row.prompt_logits)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Those under way."""
-        return tuple(self._rows)
+        window = row.prompt.window
+        logits = prefill(self._cache, window, slot, interrupted, known(row.prefix, window))
+        row.prompt_logits = logits.copy() if logits.size else None
 
     def park(self, row: Row) -> Cache:
         """Take a row out to let it go on later; returns what `resume` needs. Raises MemoryError where that has no room.
@@ -90,34 +115,26 @@ class Batch:
             self._cache.clear_row(slot)
 
     def advance(self) -> Events:
-        """One id more for every row under way; rows that are finished, cancelled or late leave."""
+        """At least one id more for every row under way; rows that are finished, cancelled or late leave."""
         self._slide()
         for row in self._rows:
             if row.finish_reason is None and (reason := row.interruption()):
                 yield row, row.end(reason)
         self._leave()
         if self._rows:
-            yield from self._step()
+            yield from self._step(self._cache, self._rows)
             self._leave()
 
     def _slide(self) -> None:
         """Move the window of every row that has filled the context, all but its last id, which the next pass takes."""
+        n_positions = self._model.config.n_positions
         for slot, row in enumerate(self._rows):
-            if self._cache.lengths[slot] == self._n_positions:
+            if self._cache.lengths[slot] == n_positions:
                 start = time.perf_counter()
-                ids = slide(row.ids, row.n_pinned, self._n_positions)[:-1]
+                ids = slide(row.ids, row.prompt.n_pinned, n_positions)[:-1]
                 prefill(self._cache, ids, slot, row.interruption, known(row.prefix, ids))
-                row.n_slides += 1
-                row.decode_seconds += time.perf_counter() - start
-
-    def _step(self) -> Events:
-        """One pass for all."""
-        start = time.perf_counter()
-        logits = self._cache.step([row.ids[-1] for row in self._rows])
-        seconds = time.perf_counter() - start
-        for slot, row in enumerate(self._rows):
-            row.decode_seconds += seconds
-            yield row, row.accept(logits[slot])
+                row.record.n_slides += 1
+                row.record.decode_seconds += time.perf_counter() - start
 
     def _leave(self) -> None:
         """Take finished rows out; the last row moves into the slot that falls free."""

@@ -6,6 +6,7 @@ The search is that of transformers 4.57 (`GenerationMixin._beam_search`), one pr
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import time
 from collections.abc import Sequence
@@ -15,17 +16,19 @@ import numpy as np
 
 from runtime._math import likeliest, log_softmax
 from runtime.errors import OptionError
+from runtime.generation.chooser import check_numbers
 from runtime.generation.completion import Completion, FinishReason
 from runtime.generation.context_window import fit_prompt, tokenize
+from runtime.generation.history import TokenHistory
 from runtime.generation.penalties import make_penalties
 from runtime.generation.stopping import Interruption
+from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 from runtime.options import Options
 from runtime.prefixes.prefix import Prefix, known
 from runtime.tokenization.detokenizer import Detokenizer
-from runtime.tokenization.encode import TextWriter
 
 EarlyStopping = bool | Literal["never"]
 _MAX_LENGTH_PENALTY = 50  # a length to a much larger power is no float
@@ -79,8 +82,12 @@ def search(
     Penalties change the log-probabilities, not the logits. The end of text, and a stop id, count towards score and
     length; a beam that completes a stop string ends there, with all ids of the string. At a deadline or a
     cancellation the beams under way compete with the finished ones, and what has not begun is empty.
-    Raises ValueError for what does not go with beams, a prompt that does not fit, and penalties that leave fewer
-    than `n` continuations.
+
+    There are always `n` for each prompt. Where penalties, biases and bans leave fewer, beams that had no token left to
+    go on with follow those that finished, and then empty continuations without a score: all with finish_reason
+    "no_token". transformers returns other beams again there, or banned ids, with a score of about -1e9.
+    Raises ValueError for what does not go with beams, for a prompt that does not fit, and for logits that are not
+    numbers.
     """
     shape.check(model, options)
     if prefix is not None:
@@ -104,10 +111,15 @@ class _Beam:
     ids: list[int]  # with the prompt's, without an end of text or stop id
     row: int = 0  # of the cache, which holds all of them but the last
     total: float = 0.0  # log-probability after penalties, an end of text or stop id included
-    score: float = 0.0  # total / length ** length_penalty
+    score: float | None = 0.0  # total / length ** length_penalty; None for one that does not exist
     logprobs: list[float] = dataclasses.field(default_factory=list)  # before penalties, one for each id generated
     top_logprobs: list[dict[int, float]] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
+    history: TokenHistory | None = None  # of one under way, where there are penalties
+
+
+def _score(beam: _Beam) -> float:
+    return -math.inf if beam.score is None else beam.score
 
 
 class _Search:
@@ -116,17 +128,29 @@ class _Search:
     def __init__(
         self, model: Model, prompt: list[int], options: Options, shape: Beams, interruption: Interruption
     ) -> None:
-        self._model, self._prompt, self._options, self._shape = model, prompt, options, shape
+        self._model = model
+        self._prompt = prompt
+        self._options = options
+        self._shape = shape
         self._interruption = interruption
         self._n_max = min(options.max_new_tokens, model.config.n_positions - len(prompt))
-        self._eos_ids, self._stop_ids = model.config.eos_token_ids, frozenset(options.stop_ids)
-        self._penalize = make_penalties(options, list(self._eos_ids), model.config.vocab_size, model.config.n_positions)
-        # stop strings are found in the text that is shown, and in the text with special tokens written out
+        self._eos_ids = model.config.eos_token_ids
+        self._stop_ids = frozenset(options.stop_ids)
+        self._penalties = make_penalties(options, self._eos_ids, model.config.vocab_size, model.config.n_positions)
+        # Stop strings are found in the text that is shown, and in the text with special tokens written out.
         self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
         self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)
-        self._running, self._finished = [_Beam(prompt)], list[_Beam]()  # best first, num_beams of each at most
+        # Best first, num_beams of each at most.
+        self._running = [_Beam(prompt, history=self._new_history())]
+        self._finished: list[_Beam] = []
+        self._stuck: list[_Beam] = []  # without a token to go on with
         self._n_new = 0
-        self._prefill_seconds, self._decode_seconds = 0.0, 0.0
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+
+    def _new_history(self) -> TokenHistory | None:
+        n = len(self._prompt)
+        return self._penalties.new_history(n, n + self._n_max) if self._penalties else None
 
     def run(self, prefix: Prefix | None) -> None:
         """Search to the end, or to an interruption: then there are beams still running."""
@@ -136,6 +160,7 @@ class _Search:
         self._prefill_seconds = time.perf_counter() - start
         while self._interruption.reason is None:
             held = self._running
+            check_numbers(logits)
             self._advance(log_softmax(logits))
             if not self._running or self._interruption():
                 return
@@ -144,7 +169,7 @@ class _Search:
     def _step(self, held: Sequence[_Beam]) -> Logits:
         """Logits [n_running, n_vocab] after the running beams; `held`: those that the cache's rows hold so far."""
         start = time.perf_counter()
-        # rows with the same ids hold the same keys and values, and beams mostly part a few ids before their end
+        # Rows with the same ids hold the same keys and values, and beams mostly part a few ids before their end.
         ids = np.array([beam.ids for beam in held])
         n_same = int((ids == ids[0]).all(0).cumprod().sum()) if len(self._running) <= len(held) else 0
         self._cache.reorder([beam.row for beam in self._running], begin=n_same)
@@ -154,42 +179,66 @@ class _Search:
 
     def _advance(self, logprobs: Logits) -> None:
         """Replace the running beams by their best continuations, none at the end; logprobs: [n_running, n_vocab]."""
-        n, parents, candidates = self._shape.num_beams, self._running, self._candidates(logprobs)
-        self._n_new, self._running = self._n_new + 1, []
+        n = self._shape.num_beams
+        parents = self._running
+        candidates = self._candidates(logprobs)
+        self._n_new += 1
+        self._running = []
         for rank, (total, row, id_) in enumerate(candidates):
             if rank >= n and len(self._running) == n:
                 break
             beam = self._extend(parents[row], row, id_, total, logprobs[row])
             if beam.finish_reason is None:
                 self._running.append(beam)
-            elif rank < n:  # those that finish further down only made room for the running
+            # Those that finish further down only made room for the running ones.
+            elif rank < n:
                 self._finished.append(beam)
-        del self._running[n:]
-        self._finished = sorted(self._finished, key=lambda beam: -beam.score)[:n]
+        self._running = [_forked(beam) for beam in self._running[:n]]
+        self._finished = sorted(self._finished, key=_score, reverse=True)[:n]
         if self._is_done():
             self._running = []
 
     def _candidates(self, logprobs: Logits) -> list[tuple[float, int, int]]:
         """(total, row, id), best first: enough that num_beams remain when every end of text is among them."""
-        totals = logprobs
-        if self._penalize is not None:
-            pairs = zip(logprobs, self._running, strict=True)
-            totals = np.stack([self._penalize(row, beam.ids, len(self._prompt)) for row, beam in pairs])
+        totals = self._penalize(logprobs)
+        self._keep_stuck(totals)
         so_far = np.array([[beam.total] for beam in self._running], np.float32)
-        with np.errstate(over="ignore"):  # penalties may reach to the end of fp32, and several beyond it
+        # Penalties may reach to the end of fp32, and several beyond it.
+        with np.errstate(over="ignore"):
             flat = (totals + so_far).ravel()
         n = min(max(2, 1 + len(self._eos_ids | self._stop_ids)) * self._shape.num_beams, len(flat))
         best = np.sort(np.argpartition(-flat, n - 1)[:n])
         ordered = best[np.argsort(-flat[best], kind="stable")]
         return [(float(flat[at]), *divmod(int(at), logprobs.shape[1])) for at in ordered if flat[at] > -np.inf]
 
+    def _penalize(self, logprobs: Logits) -> Logits:
+        """What the running beams' log-probabilities [n_running, n_vocab] are after penalties."""
+        if self._penalties is None:
+            return logprobs
+        rows = []
+        for beam, row in zip(self._running, logprobs, strict=True):
+            assert beam.history
+            beam.history.follow(beam.ids)
+            rows.append(self._penalties(row, beam.history, self._n_new))
+        return np.stack(rows)
+
+    def _keep_stuck(self, totals: Logits) -> None:
+        """Keep the running beams that nothing may follow; totals: [n_running, n_vocab]."""
+        length = max(1, self._n_new) ** self._shape.length_penalty
+        for beam, row in zip(self._running, totals, strict=True):
+            if row.max() == -np.inf:
+                stuck = dataclasses.replace(beam, score=beam.total / length, finish_reason="no_token", history=None)
+                self._stuck.append(stuck)
+        self._stuck = sorted(self._stuck, key=_score, reverse=True)[: self._shape.num_beams]
+
     def _extend(self, parent: _Beam, row: int, id_: int, total: float, logprobs: Logits) -> _Beam:
         """The beam with one id more, finished where it ends there; logprobs: [n_vocab], which the id is from."""
         score = float(total / self._n_new**self._shape.length_penalty)
         if id_ in self._eos_ids or id_ in self._stop_ids:
             reason: FinishReason = "eos" if id_ in self._eos_ids else "stop"
-            return dataclasses.replace(parent, total=total, score=score, finish_reason=reason)
-        ids, n_top = [*parent.ids, id_], self._shape.n_top
+            return dataclasses.replace(parent, total=total, score=score, finish_reason=reason, history=None)
+        ids = [*parent.ids, id_]
+        n_top = self._shape.n_top
         return _Beam(
             ids=ids,
             row=row,
@@ -198,6 +247,7 @@ class _Search:
             logprobs=[*parent.logprobs, float(logprobs[id_])],
             top_logprobs=[*parent.top_logprobs, likeliest(logprobs, n_top)] if n_top else [],
             finish_reason=self._find_end(ids),
+            history=parent.history,
         )
 
     def _find_end(self, ids: list[int]) -> FinishReason | None:
@@ -215,31 +265,34 @@ class _Search:
         shape = self._shape
         if not self._running or len(self._finished) < shape.num_beams or shape.early_stopping is True:
             return not self._running or len(self._finished) == shape.num_beams
-        # what may become of the best: at its present length, which is a guess, or at the length that serves it most
+        # What may become of the best: at its present length, which is a guess, or at the length that serves it most.
         longest = shape.early_stopping == "never" and shape.length_penalty > 0
         hope = self._running[0].total / (self._n_max if longest else self._n_new) ** shape.length_penalty
-        return bool(hope <= self._finished[-1].score)
+        return bool(hope <= _score(self._finished[-1]))
 
     def completions(self, prompt_index: int, n_truncated: int) -> list[Completion]:
         """The `n` best, best first."""
-        reason, n = self._interruption.reason, self._shape.n
-        cut = [dataclasses.replace(beam, finish_reason=reason) for beam in self._running]
-        best = sorted(self._finished + cut, key=lambda beam: -beam.score)[:n]
+        n = self._shape.n
+        cut = [dataclasses.replace(beam, finish_reason=self._interruption.reason) for beam in self._running]
+        best = sorted(self._finished + cut, key=_score, reverse=True)[:n]
         if cut:
-            best += [best[-1]] * (n - len(best))  # before the first step there is one beam, the empty one
-        if len(best) < n:
-            what = "suppress_ids, logit_bias or no_repeat_ngram_size"
-            raise ValueError(f"{what} leave {len(best)} continuations of prompt {prompt_index}; n is {n}")
+            # Before the first step there is one beam, the empty one.
+            best += [best[-1]] * (n - len(best))
+        best += self._stuck[: n - len(best)]
+        none = _Beam(self._prompt, score=None, finish_reason="no_token")
+        best += [none] * (n - len(best))
         return [self._completion(beam, prompt_index, rank, n_truncated) for rank, beam in enumerate(best)]
 
     def _completion(self, beam: _Beam, prompt_index: int, rank: int, n_truncated: int) -> Completion:
         ids = beam.ids[len(self._prompt) :]
-        writer = TextWriter(self._model.tokenizer, self._prompt, self._options.stops)
-        pieces = [*map(writer.push, ids), writer.flush()]
+        stream = TextStream(self._model.tokenizer, self._prompt, self._options.stops)
+        for id_ in ids:
+            stream.push(id_)
+        stream.flush()
         return Completion(
             prompt_index=prompt_index,
             sample_index=rank,
-            text="".join(pieces),
+            text=stream.text,
             ids=ids,
             finish_reason=beam.finish_reason or "length",
             logprobs=beam.logprobs,
@@ -252,3 +305,8 @@ class _Search:
             decode_seconds=self._decode_seconds,
             beam_score=beam.score,
         )
+
+
+def _forked(beam: _Beam) -> _Beam:
+    """With a history of its own: several beams may continue the same one."""
+    return dataclasses.replace(beam, history=beam.history.fork()) if beam.history else beam

@@ -6,11 +6,21 @@ import dataclasses
 import math
 from typing import Literal
 
-# no_token: suppress_ids, logit_bias or no_repeat_ngram_size left nothing to choose from
+# eos: the model ended the text, or a structured output is complete.
+# stop: a stop string or one of stop_ids.
+# length: max_new_tokens. context: n_positions, with overflow "stop".
+# deadline, cancelled: from outside.
+# no_token: suppress_ids, logit_bias, no_repeat_ngram_size or the like left nothing to choose from.
 FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled", "no_token"]
-
-
 _SHOWN = 60  # characters of the text in a REPL
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which continuation of a call this is."""
+
+    prompt_index: int = 0
+    sample_index: int = 0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,7 +44,9 @@ class Completion:
     n_slides: int  # how often overflow "slide" moved the window
     prefill_seconds: float
     decode_seconds: float  # of the passes this row took part in
-    beam_score: float | None = None  # of a beam: log-probability after penalties / length ** length_penalty
+    # Of a beam: log-probability after penalties / length ** length_penalty. None without beams, and for a continuation
+    # that stands in for one that does not exist (finish_reason "no_token", no ids).
+    beam_score: float | None = None
 
     @property
     def logprob(self) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from runtime.errors import ContextLengthError, OptionError
+from runtime.generation.completion import FinishReason
+from runtime.generation.token_healing import Healing, heal
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import check_fits, encode_prompt
@@ -19,6 +22,51 @@ def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
             told = f"{error}, or overflow='truncate_left' leaves out its beginning"
             raise ContextLengthError(told, error.n_prompt, options.max_new_tokens, error.n_positions) from None
     return encode_prompt(model, prompt, special_tokens=options.special_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt as its continuation begins with it, from `fit`."""
+
+    window: list[int]  # ids that the cache is to hold before the first new id
+    ids: list[int]  # those that count for penalties and for windows to come: with overflow "slide" more than `window`
+    n_tokens: int  # of the whole prompt, what was left out and what is healed included
+    n_truncated: int  # tokens left out
+    n_pinned: int  # first ids that stay when the window slides
+    healing: Healing | None  # how the last token may grow
+    n_max: int  # ids that may be generated
+    limit_reason: FinishReason  # what ends the continuation after n_max ids
+    capacity: int  # tokens that a cache needs room for
+
+    @property
+    def n_healed(self) -> int:
+        """Characters of the prompt that the first new token is to repeat."""
+        return len(self.healing.text) if self.healing else 0
+
+
+def fit(model: Model, prompt_ids: Sequence[int], options: Options) -> FittedPrompt:
+    """Apply `overflow`, `pinned_tokens` and `token_healing` to a prompt. Raises what `fit_prompt` does."""
+    n_positions = model.config.n_positions
+    healing = heal(model.tokenizer, prompt_ids[-n_positions:]) if options.token_healing else None
+    given = prompt_ids[:-1] if healing else prompt_ids
+    window = fit_prompt(given, options, n_positions)
+    ids = window
+    n_max = options.max_new_tokens
+    if options.overflow == "slide":
+        ids = history(given, options.pinned_tokens, n_positions)
+    elif options.overflow == "stop":
+        n_max = min(n_max, n_positions - len(window))
+    return FittedPrompt(
+        window=window,
+        ids=ids,
+        n_tokens=len(prompt_ids),
+        n_truncated=len(given) - len(window),
+        n_pinned=min(options.pinned_tokens, len(ids)),
+        healing=healing,
+        n_max=n_max,
+        limit_reason="length" if n_max == options.max_new_tokens else "context",
+        capacity=min(len(window) + options.max_new_tokens, n_positions),
+    )
 
 
 def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[int]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from runtime._lock import importing
 from runtime.generation.batch import Batch, Events
+from runtime.generation.completion import Place
 from runtime.generation.context_window import tokenize
-from runtime.generation.row import Place, Row
+from runtime.generation.row import Row
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.prefixes.prefix import Prefix
@@ -53,19 +54,18 @@ def generate_pieces(
 def stream_pieces(
     model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE, draft: Model | None = None
 ) -> Events:
-    """`generate_pieces` where pieces are all that is seen: at their end, ValueError for a row without a choice."""
+    """`generate_pieces` for callers that see nothing but pieces: a row without a choice is a ValueError at the end."""
     yield from generate_pieces(model, rows, batch_size, draft)
     for row in rows:
         row.check_choice()
 
 
 def _make_batch(model: Model, rows: Sequence[Row], n_slots: int, draft: Model | None) -> Batch:
-    capacity = max(row.capacity for row in rows)
+    capacity = max(row.prompt.capacity for row in rows)
     if draft is None and not any(row.lookup for row in rows):
         return Batch(model, capacity, n_slots)
     with importing:
-        from runtime.generation.speculative import (
-            Speculation,
-        )  # only where it is used: importing the package stays quick
+        # Imported only where it is used: importing the package stays quick.
+        from runtime.generation.speculative import SpeculativeStep
 
-    return Speculation(model, capacity, n_slots, draft)
+    return Batch(model, capacity, n_slots, SpeculativeStep(model, capacity, draft))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime._math import softmax
 from runtime.options import MAX_SEED, Options
 
 Logits = NDArray[np.float32]
@@ -108,12 +109,6 @@ def _keep_until(scores: Scores, order: NDArray[np.int64], probabilities: Scores,
     kept = np.full_like(scores, -np.inf)
     kept[order[:n_kept]] = scores[order[:n_kept]]
     return kept
-
-
-def softmax(scores: Scores) -> Scores:
-    """Probabilities; -inf becomes 0."""
-    weights = np.exp(scores - scores.max())
-    return np.asarray(weights / weights.sum())
 
 
 def uniform(seed: int, step: int, sample_index: int = 0) -> float:

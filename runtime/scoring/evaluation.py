@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from runtime._checks import check_count
+from runtime._math import perplexity
 from runtime._suggestion import suggest
 from runtime.model.model import Model
 from runtime.scoring.context import SharedContext
 from runtime.scoring.last_word import MAX_WORD_TOKENS, find_word, predict_word
 from runtime.scoring.multiple_choice import Scoring, check_options, option_pairs, split_blank
 from runtime.scoring.perplexity import Progress, measure_rolling, measure_strided
-from runtime.scoring.scoring import Pair, encode_pair, fit_pair, perplexity, score_after, score_pairs
+from runtime.scoring.scoring import Pair, encode_pair, fit_pair, score_after, score_pairs
 from runtime.scoring.stop_words import STOP_WORDS
 from runtime.scoring.wikitext import detokenize, join_lines, split_pages
 

@@ -33,7 +33,7 @@ def predict_word(
     so a word counts as a whole (`the` is skipped, `theme` is not). ("", 0.0) where none of N_CANDIDATES will do.
     begins_text: there is no word before, so the first need not begin with a space.
     """
-    logprobs = log_softmax(shared.logits[None].copy())[0]
+    logprobs = log_softmax(shared.logits)
     for id_ in np.argsort(-logprobs, kind="stable")[:N_CANDIDATES].tolist():
         first: str = model.tokenizer.decode([id_])
         if not first.strip() or not (begins_text or first[0].isspace()):

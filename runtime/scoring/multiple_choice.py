@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from runtime._checks import check_texts
+from runtime._math import softmax
 from runtime.model.model import Model
 from runtime.scoring.scoring import Pair, Score, encode_pair
 
@@ -58,5 +59,4 @@ def option_pairs(model: Model, prompt: str, options: Sequence[str], scoring: Sco
 def share(scores: Sequence[Score]) -> list[float]:
     """The probability of each, given that it is one of them: the softmax of their log-probabilities."""
     logprobs = np.array([score.logprob for score in scores])
-    weights = np.exp(logprobs - logprobs.max())
-    return [float(weight) for weight in weights / weights.sum()]
+    return [float(one) for one in softmax(logprobs)]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from runtime._math import perplexity
 from runtime.model.model import Model
-from runtime.scoring.scoring import check_stride, perplexity, window_log_probabilities
+from runtime.scoring.scoring import check_stride, window_log_probabilities
 from runtime.tokenization.encode import beginning_of_text, encode, encode_whole
 
 Progress = Callable[[int, int], object]  # how much is done, of how much

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime._math import log_softmax
+from runtime._math import log_softmax, perplexity
 from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.model.prefill import cut
@@ -47,14 +47,6 @@ class Score:
 
     def __repr__(self) -> str:
         return f"<Score: {len(self.ids)} tokens, logprob {self.logprob:.2f}, perplexity {self.perplexity:.2f}>"
-
-
-def perplexity(logprob: float, n: int) -> float:
-    """Exponential of the mean negative log-probability; infinite where a float cannot hold it."""
-    try:
-        return math.exp(-logprob / n)
-    except OverflowError:
-        return math.inf
 
 
 class Pair(NamedTuple):
@@ -174,7 +166,7 @@ def score_text(model: Model, text: str, stride: int | None = None) -> Score:
 
 
 def _continuation_chunks(shared: SharedContext, ids: Sequence[int]) -> Iterator[Chunk]:
-    yield np.array(ids[:1], np.int64), log_softmax(shared.logits[None].copy())
+    yield np.array(ids[:1], np.int64), log_softmax(shared.logits[None])
     done = 1
     for logits in shared.extend(shared.begin(), ids[:-1]) if len(ids) > 1 else ():
         yield np.array(ids[done : done + len(logits)], np.int64), log_softmax(logits)

@@ -1,8 +1,6 @@
-"""Text to ids, and the text of a continuation up to its stop strings."""
+"""Text to ids."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
 
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
@@ -10,7 +8,7 @@ from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.tokenization.detokenizer import REPLACEMENT, PieceDecoder
 
-__all__ = ["REPLACEMENT", "PieceDecoder", "StopFilter", "TextWriter", "encode", "encode_prompt", "encode_whole"]
+__all__ = ["REPLACEMENT", "PieceDecoder", "encode", "encode_prompt", "encode_whole"]
 _SHOWN = 24  # characters of a prompt in an error
 LONG = 100_000  # characters: shorter texts are tokenized in a fifth of a second, whatever they hold
 
@@ -126,94 +124,3 @@ def beginning_of_text(model: Model) -> int:
     if bos is None or not 0 <= bos < model.config.vocab_size:
         raise ValueError("the prompt is empty and this model has no beginning-of-text token; give a prompt")
     return bos
-
-
-class TextWriter:
-    """The text of a continuation as its ids come, up to the first stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stops: Sequence[str], n_hidden: int = 0) -> None:
-        """`context`: the ids before the first; `n_hidden`: characters at the beginning that are the prompt's own."""
-        self._decoder, self._filter, self._stops = PieceDecoder(tokenizer, context), StopFilter(stops), stops
-        self._n_hidden = n_hidden
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string is complete."""
-        return self._filter.stopped
-
-    def push(self, id_: int) -> str:
-        """The text that is certain now; once `stopped`, the last of it."""
-        name = self._decoder.hidden_text(id_)
-        if not any(name in stop or stop in name for stop in self._stops if name):
-            return self._show(self._decoder.push(id_))
-        # what is unfinished stands before the special token, whose name is part of a stop string
-        before = self._show(self._decoder.flush())
-        return before + self._filter.push(name, is_shown=False)
-
-    def flush(self) -> str:
-        """What is left at the end of the ids."""
-        return self._show(self._decoder.flush()) + self._filter.flush()
-
-    def _show(self, piece: str) -> str:
-        hidden, self._n_hidden = piece[: self._n_hidden], max(0, self._n_hidden - len(piece))
-        return self._filter.push(piece[len(hidden) :])
-
-
-class StopFilter:
-    """The text before the first stop string to be complete. What may begin a stop string is held back.
-
-    A stop string is found in the text that is shown, and in the text with its special tokens written out.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self._shown: list[int] = []  # places in `_held` of the characters that are not a special token's
-        self.stopped = False
-
-    def push(self, piece: str, *, is_shown: bool = True) -> str:
-        """The text that is certain now; once `stopped`, the last of it. `is_shown`: false for a special token."""
-        if not self._stops or self.stopped:
-            return piece if is_shown and not self.stopped else ""
-        if is_shown:
-            self._shown += range(len(self._held), len(self._held) + len(piece))
-        self._held += piece
-        found = [place for stop in self._stops for place in self._places(stop)]
-        if found:
-            self.stopped = True
-            return self._take(min(found)[1])
-        return self._take(min(self._begin(stop) for stop in self._stops))
-
-    def flush(self) -> str:
-        """What was held back for a stop string that did not come."""
-        held = self._take(len(self._held))
-        return "" if self.stopped else held
-
-    def _places(self, stop: str) -> Iterator[tuple[int, int]]:
-        """End and beginning of a stop string in what is held."""
-        if (begin := self._held.find(stop)) >= 0:
-            yield begin + len(stop), begin
-        if len(self._shown) < len(self._held) and (begin := self._visible.find(stop)) >= 0:
-            yield self._shown[begin + len(stop) - 1] + 1, self._shown[begin]
-
-    def _begin(self, stop: str) -> int:
-        """Where in what is held the stop string may have begun; its end where it has not."""
-        begin = len(self._held) - _overlap(self._held, stop)
-        if len(self._shown) < len(self._held) and (n := _overlap(self._visible, stop)):
-            return min(begin, self._shown[len(self._shown) - n])
-        return begin
-
-    @property
-    def _visible(self) -> str:
-        return "".join(self._held[place] for place in self._shown)
-
-    def _take(self, n: int) -> str:
-        """Let the first n characters go; returns those of them that are shown."""
-        taken = "".join(self._held[place] for place in self._shown if place < n)
-        self._held, self._shown = self._held[n:], [place - n for place in self._shown if place >= n]
-        return taken
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that begins the stop string."""
-    return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))

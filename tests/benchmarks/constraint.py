@@ -64,8 +64,8 @@ def measure(model: Model, form: dict[str, Any], seed: int) -> tuple[float, list[
 
 def time_steps(model: Model, row: Row) -> Iterator[float]:
     """Seconds of each step of a row, to its end."""
-    cache = model.new_cache(row.capacity)
-    logits = cache.extend(row.window)[-1]
+    cache = model.new_cache(row.prompt.capacity)
+    logits = cache.extend(row.prompt.window)[-1]
     while row.finish_reason is None:
         start = time.perf_counter()
         row.accept(logits)

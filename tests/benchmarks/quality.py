@@ -147,7 +147,7 @@ def reference_logprobs(size: str) -> Path:
         shape = write_logits(REFERENCE, source, *read_ids(), partial)
         logits = np.memmap(partial, np.float32, "r+", shape=shape)
         for rows in slices(len(logits)):
-            log_softmax(logits[rows])
+            logits[rows] = log_softmax(logits[rows])
         logits.flush()
         del logits
         partial.replace(kept)

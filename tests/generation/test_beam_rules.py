@@ -15,7 +15,7 @@ import pytest
 import runtime
 from runtime._math import log_softmax
 from runtime.model.dynamic_kv_cache import GrowingCache
-from runtime.model.kv_cache import Cache
+from runtime.model.kv_cache import Cache, InPlaceCache
 from runtime.model.model import Model
 from runtime.tokenization.encode import encode_prompt
 from tests.support.checkpoints import build_model
@@ -144,11 +144,50 @@ def test_a_plain_export_refuses_beams_by_name(tiny: Pair, monkeypatch: pytest.Mo
         runtime.complete("Hello", model=tiny.model, num_beams=3)
 
 
-def test_too_few_continuations_are_an_error(tiny: Pair) -> None:
+def test_continuations_that_do_not_exist_are_said_to_be_none(tiny: Pair) -> None:
+    """There are `n`, as in transformers, which repeats the only one there, with a score of minus a billion or so."""
     only: dict[str, Any] = {"suppress_ids": [id_ for id_ in range(300) if id_ != 65], "max_new_tokens": 3}
-    assert runtime.complete("Hello", model=tiny.model, num_beams=3, **only)[0].ids == [65, 65, 65]
-    with pytest.raises(ValueError, match="leave 1 continuations of prompt 0; n is 2"):
-        runtime.complete("Hello", model=tiny.model, num_beams=3, n=2, **only)
+    found = runtime.complete(["Hello", "x"], model=tiny.model, num_beams=3, n=2, **only)
+    assert [(one.prompt_index, one.sample_index) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for real, none in (found[:2], found[2:]):
+        assert (real.ids, real.finish_reason) == ([65, 65, 65], "length")
+        assert (none.ids, none.text, none.finish_reason, none.beam_score) == ([], "", "no_token", None)
+
+
+def test_beams_without_a_token_to_go_on_with_follow_those_that_finished(tiny: Pair) -> None:
+    """Three ids, each once: a beam ends with BA, or has none left."""
+    kept = encode_prompt(tiny.model, "ABC")
+    options: dict[str, Any] = {
+        "suppress_ids": [id_ for id_ in range(300) if id_ not in kept],
+        "no_repeat_ngram_size": 1,
+        "max_new_tokens": 20,
+        "logprobs": 1,
+        "stop": "BA",
+    }
+    found = runtime.complete("Hello", model=tiny.model, num_beams=8, n=8, **options)
+    assert [one.finish_reason for one in found] == ["stop"] * 2 + ["no_token"] * 6
+    written = [tiny.model.tokenizer.decode(one.ids) for one in found]
+    assert set(written[:2]) == {"BA", "CBA"}
+    assert set(written[2:6]) == {"ABC", "ACB", "BCA", "CAB"}
+    assert written[6:] == ["", ""]
+    assert [one.text for one in found[2:]] == written[2:]
+    assert [len(one.logprobs) == len(one.top_logprobs) == len(one.ids) for one in found] == [True] * 8
+    scores = [one.beam_score or 0.0 for one in found[2:6]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_prompt_of_which_nothing_can_be_written_is_no_ones_error(tiny: Pair) -> None:
+    every = {"suppress_ids": range(300), "max_new_tokens": 3}
+    found = runtime.complete(["Hello", "x"], model=tiny.model, num_beams=3, n=2, **every)
+    assert {(one.text, one.finish_reason) for one in found} == {("", "no_token")}
+    assert len(found) == 4
+
+
+def test_logits_that_are_not_numbers_are_named(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    extend = InPlaceCache.extend
+    monkeypatch.setattr(InPlaceCache, "extend", lambda *given, **named: extend(*given, **named) * np.float32("nan"))
+    with pytest.raises(ValueError, match="logits are not numbers"):
+        runtime.complete("Hello", model=tiny.model, num_beams=3)
 
 
 def test_importing_the_package_leaves_the_search_out() -> None:

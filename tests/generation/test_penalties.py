@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process as processors
 
 from runtime import complete, generate
-from runtime.generation.penalties import make_penalties, repeated_ngram_ids
+from runtime.generation.history import TokenHistory
+from runtime.generation.penalties import Penalties, make_penalties
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import encode
@@ -41,9 +42,19 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def ours(logits: Logits, ids: Sequence[int], n_prompt: int = 1, **options: Any) -> Logits:
-    penalize = make_penalties(Options(max_new_tokens=64, **options), EOS, N_VOCAB)
-    return logits if penalize is None else penalize(logits, ids, n_prompt)
+N_WINDOW = 64
+
+
+def ours(logits: Logits, ids: Sequence[int], n_prompt: int = 1, n_window: int = N_WINDOW, **options: Any) -> Logits:
+    penalties = make_penalties(Options(max_new_tokens=64, **options), EOS, N_VOCAB, n_window)
+    return logits if penalties is None else apply(penalties, logits, ids, n_prompt)
+
+
+def apply(penalties: Penalties, logits: Logits, ids: Sequence[int], n_prompt: int) -> Logits:
+    """What they make of logits after ids that all come at once."""
+    history = penalties.new_history(n_prompt, 10**6)
+    history.follow(ids)
+    return penalties(logits, history, len(ids) - n_prompt)
 
 
 def theirs(processor: Any, logits: Logits, ids: Sequence[int]) -> Logits:
@@ -125,7 +136,7 @@ def test_the_logits_given_are_not_changed() -> None:
 
 
 def test_options_that_change_nothing_need_no_function() -> None:
-    assert make_penalties(Options(), EOS, N_VOCAB) is None
+    assert make_penalties(Options(), EOS, N_VOCAB, N_WINDOW) is None
 
 
 def test_all_of_them_write_what_transformers_writes(demo_fp32: Model) -> None:
@@ -217,34 +228,121 @@ def test_penalties_beyond_float32_leave_numbers(options: dict[str, Any]) -> None
 
 
 @calm
-@given(ids=st.lists(st.integers(0, 2), max_size=14), size=st.integers(0, 16))
-def test_ids_that_repeat_a_sequence_are_those_of_the_definition(ids: list[int], size: int) -> None:
-    begin = ids[len(ids) - size + 1 :]
-    n_starts = len(ids) - size + 1
-    expected = {ids[at + size - 1] for at in range(n_starts) if size and ids[at : at + size - 1] == begin}
-    assert set(repeated_ngram_ids(np.array(ids, np.int64), size).tolist()) == expected
+@given(logits=LOGITS, before=IDS, ids=st.lists(ID, min_size=8, max_size=8), n_prompt=st.integers(0, 28))
+def test_ids_beyond_the_window_count_no_more(logits: Logits, before: list[int], ids: list[int], n_prompt: int) -> None:
+    """What the model does not see any more changes nothing."""
+    options = Options(repetition_penalty=1.3, no_repeat_ngram_size=2, presence_penalty=0.5, frequency_penalty=0.2)
+    penalties = Penalties(options, EOS, N_VOCAB, n_window=len(ids))
+    n_prompt = min(n_prompt, len(before) + len(ids))
+    found = apply(penalties, logits, [*before, *ids], n_prompt)
+    np.testing.assert_array_equal(found, apply(penalties, logits, ids, max(0, n_prompt - len(before))))
+
+
+# id by id ----------------------------------------------------------------------------------------------------------
 
 
 @calm
-@given(logits=LOGITS, before=IDS, ids=st.lists(ID, min_size=8, max_size=8), n_prompt=st.integers(0, 28))
-def test_ids_beyond_the_window_count_no_more(logits: Logits, before: list[int], ids: list[int], n_prompt: int) -> None:
-    """What the model does not see any more changes nothing, and costs nothing."""
-    options = Options(repetition_penalty=1.3, no_repeat_ngram_size=2, presence_penalty=0.5, frequency_penalty=0.2)
-    penalize = make_penalties(options, EOS, N_VOCAB, n_window=len(ids))
-    assert penalize
-    n_prompt = min(n_prompt, len(before) + len(ids))
-    found = penalize(logits, [*before, *ids], n_prompt)
-    np.testing.assert_array_equal(found, penalize(logits, ids, max(0, n_prompt - len(before))))
+@given(
+    ids=st.lists(st.integers(0, 2), min_size=1, max_size=40),
+    cuts=st.lists(st.integers(1, 40), max_size=8),
+    n_prompt=st.integers(1, 10),
+    n_window=st.integers(1, 12),
+    size=st.integers(0, 14),
+)
+def test_a_history_is_what_its_window_says(
+    ids: list[int], cuts: list[int], n_prompt: int, n_window: int, size: int
+) -> None:
+    """However many ids come at a time, and across forks."""
+    history = TokenHistory(n_prompt, n_window, finds_repeats=True)
+    for end in sorted({*(cut for cut in cuts if cut < len(ids)), len(ids)}):
+        history, left_behind = history.fork(), history
+        history.follow(ids[:end])
+        left_behind.follow([*ids[:end], 1, 2])
+        window = ids[max(0, end - n_window) : end]
+        generated = window[max(0, n_prompt - max(0, end - n_window)) :]
+        assert history.window.tolist() == window
+        assert history.counts == Counter(window)
+        assert history.generated_counts == Counter(generated)
+        assert history.repeat_lengths.tolist() == [slow_repeat_length(window, at) for at in range(len(window) - 1)]
+        assert set(history.completing(size).tolist()) == slow_completing(window, size)
 
 
-def test_a_call_costs_the_window_and_not_the_history() -> None:
-    import time
+def slow_repeat_length(window: list[int], at: int) -> int:
+    return next((n for n in range(at + 1) if window[at - n] != window[-1 - n]), at + 1)
 
-    options = Options(repetition_penalty=1.3, no_repeat_ngram_size=512, presence_penalty=0.5)
-    penalize = make_penalties(options, EOS, N_VOCAB, n_window=1024)
-    assert penalize
-    logits, ids = np.zeros(N_VOCAB, np.float32), [5] * 1_000_000
-    start = time.thread_time()
-    for _ in range(20):
-        penalize(logits, ids, 1)
-    assert time.thread_time() - start < 1
+
+def slow_completing(window: list[int], size: int) -> set[int]:
+    """By the definition: the last of every `size` ids that begin with the window's last ones."""
+    begin = window[len(window) - size + 1 :]
+    n_starts = len(window) - size + 1
+    return {window[at + size - 1] for at in range(n_starts) if size and window[at : at + size - 1] == begin}
+
+
+@pytest.mark.parametrize("n_prompt", [1, 30])
+def test_a_growing_text_is_penalized_as_transformers_does(n_prompt: int) -> None:
+    """Three hundred steps of one continuation, whose ids repeat themselves often."""
+    random = np.random.default_rng(n_prompt)
+    ids = random.integers(0, 4, 330).tolist()
+    penalties = Penalties(Options(repetition_penalty=1.4, no_repeat_ngram_size=3), EOS, N_VOCAB, n_window=400)
+    history = penalties.new_history(n_prompt, len(ids))
+    for end in range(n_prompt, n_prompt + 300):
+        logits = random.standard_normal(N_VOCAB).astype(np.float32)
+        history.follow(ids[:end])
+        expected = theirs(processors.RepetitionPenaltyLogitsProcessor(1.4), logits, ids[:end])
+        expected = theirs(processors.NoRepeatNGramLogitsProcessor(3), expected, ids[:end])
+        np.testing.assert_allclose(penalties(logits, history, end - n_prompt), expected, rtol=1e-6)
+
+
+class Counted(list[int]):
+    """Ids that count how many of them are read."""
+
+    n_read = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        self.n_read += len(found) if isinstance(at, slice) else 1
+        return found
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all of the history is read")
+
+
+@pytest.mark.parametrize("n_before", [1_000, 100_000])
+def test_a_step_reads_one_id_and_works_on_one_window(n_before: int) -> None:
+    """However long the text has become."""
+    n_window = 128
+    penalties = Penalties(
+        Options(repetition_penalty=1.3, no_repeat_ngram_size=50, presence_penalty=0.5), EOS, N_VOCAB, n_window
+    )
+    ids = Counted([5, 6] * (n_before // 2))
+    history = penalties.new_history(1, 10**9)
+    history.follow(ids)
+    assert ids.n_read == n_window
+    logits = np.zeros(N_VOCAB, np.float32)
+    for step in range(3 * n_window):
+        ids.append(step % 3)
+        ids.n_read = 0
+        history.follow(ids)
+        penalties(logits, history, len(ids) - 1)
+        assert ids.n_read == 1
+        assert len(history.window) == sum(history.counts.values()) == n_window
+    assert sum(array.size for array in vars(history).values() if isinstance(array, np.ndarray)) == 4 * n_window
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"lookup": 4}], ids=repr)
+def test_every_id_is_taken_in_once(demo_fp32: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Of a row, and of every beam: a step costs the ids that are new, not those that are there."""
+    taken: list[int] = []
+    follow = TokenHistory.follow
+
+    def counted(history: TokenHistory, ids: Sequence[int]) -> None:
+        taken.append(len(ids) - history._n_seen)
+        follow(history, ids)
+
+    monkeypatch.setattr(TokenHistory, "follow", counted)
+    n_new = 30
+    [one] = complete(PROMPT, model=demo_fp32, max_new_tokens=n_new, repetition_penalty=1.2, **options)
+    assert one.n_tokens == n_new
+    assert taken[0] == len(encode(demo_fp32, PROMPT))
+    assert set(taken[1:]) == {1}
+    assert len(taken) <= n_new * options.get("num_beams", 1)

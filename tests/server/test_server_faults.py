@@ -12,7 +12,10 @@ import pytest
 
 from runtime import estimate, load
 from runtime.generation.batch import Batch
+from runtime.generation.chooser import TokenChooser
+from runtime.generation.record import Record
 from runtime.generation.row import Row
+from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
 from runtime.server.engine.scheduler import Scheduler
@@ -54,18 +57,31 @@ ERRORS = [Panic("index out of bounds"), MemoryError(), RuntimeError("injected"),
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["_record", "_keep", "end", "completion"])
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        (TokenChooser, "choose"),
+        (Record, "add"),
+        (Record, "since"),
+        (Record, "completion"),
+        (TextStream, "push"),
+        (TextStream, "flush"),
+    ],
+    ids=lambda one: getattr(one, "__name__", one),
+)
 def test_an_error_of_a_row_ends_that_row(
-    server: Running, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
+    server: Running, monkeypatch: pytest.MonkeyPatch, part: type, place: str, error: BaseException
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(lambda: server.post(**LONG))
-        wait_until(lambda: server.engine.n_running == 1)
+        other = pool.submit(lambda: server.post(**{**LONG, "max_tokens": 100, "min_new_tokens": 100}))
+        wait_until(lambda: len(server.engine._scheduler._batch) == 1)
+        [long] = server.engine._scheduler._batch.rows
+        parts_of_long = (long._chooser, long.record, long.stream)
 
-        def is_short(row: Row, *_: object) -> bool:
-            return row.n_left < 100
+        def is_of_another(one: object, *_: object) -> bool:
+            return one not in parts_of_long
 
-        monkeypatch.setattr(Row, place, fail_once(getattr(Row, place), error, is_short))
+        monkeypatch.setattr(part, place, fail_once(getattr(part, place), error, is_of_another))
         reply = server.post(prompt=PROMPT, max_tokens=5, logprobs=1)
         assert reply.status in (400, 500)
         assert other.result().status == 200

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Tokenizer
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
+from runtime.generation.streaming import TextStream
 from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
-from runtime.tokenization.encode import TextWriter
 from tests.support.vocabularies import KINDS, byte_fallback, byte_level, metaspace
 
 calm = settings(deadline=None, max_examples=60)
@@ -124,7 +124,7 @@ def test_a_decoder_that_strips_more_than_a_space_is_given_its_due() -> None:
 
 def written(ids: list[int], *stops: str) -> tuple[str, bool]:
     """What a continuation of these ids shows, and whether a stop string ended it."""
-    writer, shown = TextWriter(TOKENIZERS["byte-level"], (), stops), ""
+    writer, shown = TextStream(TOKENIZERS["byte-level"], (), stops), ""
     for id_ in ids:
         shown += writer.push(id_)
         if writer.stopped:

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2TokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
+from runtime.generation.stopping import StopFilter
 from runtime.model.model import Model
-from runtime.tokenization.encode import PieceDecoder, StopFilter, encode, encode_prompt
+from runtime.tokenization.encode import PieceDecoder, encode, encode_prompt
 from tests.conftest import DEMO, shared_data
 
 calm = settings(deadline=None)  # time is not what these test

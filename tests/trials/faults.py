@@ -25,7 +25,9 @@ from unittest import mock
 from export.folder import folder as publishing
 from runtime import estimate
 from runtime.generation.batch import Batch
+from runtime.generation.record import Record
 from runtime.generation.row import Row
+from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.memory import Budget
 from runtime.model.model import Model
@@ -115,7 +117,7 @@ METHODS = {
     "allocations of a pass": [(InPlaceCache, "_pass")],
     "the batch": [(Batch, name) for name in ("join", "_step", "_slide", "_leave", "park", "resume", "clear")],
     "the scheduler": [(Scheduler, name) for name in ("_drop_ended", "_next", "_post", "_hand_over", "_fail")],
-    "rows": [(Row, name) for name in ("_record", "_keep", "end", "completion")],
+    "rows": [(Record, "add"), (TextStream, "push"), (Row, "end"), (Row, "completion")],
     "the event loop's side": [(Engine, name) for name in ("admit", "reserve")],
 }
 PLACES = ("tokenizers", "llguidance", *METHODS)

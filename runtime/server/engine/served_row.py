@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from runtime.generation.completion import Completion, FinishReason
-from runtime.generation.row import Logits, Place, Row
+from runtime.generation.completion import Completion, FinishReason, Place
+from runtime.generation.row import Logits, Row
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.server.engine.form_time import RequestInterruption
@@ -53,9 +53,11 @@ class ServedRow(Row):
         """`post` takes the row's parts, in the event loop; `interruption` is that of the request."""
         with interruption.searching():
             super().__init__(model, prompt_ids, options, place, n_top, interruption=interruption)
-        self.request, self._has_form = interruption, options.form is not None
-        self.post, self._n_posted = post, 0
+        self.request = interruption
+        self.post = post
         self.error: Exception | None = None
+        self._is_structured = options.form is not None
+        self._n_posted = 0  # new ids that are in a part already
 
     def accept(self, logits: Logits) -> str:
         """See `Row.accept`; an error ends the row, and is in its last part."""
@@ -67,7 +69,7 @@ class ServedRow(Row):
             return self.fail(error)
 
     def _accept_in_time(self, logits: Logits) -> str:
-        if not self._has_form:
+        if not self._is_structured:
             return super().accept(logits)
         with self.request.stepping():
             return super().accept(logits)
@@ -90,13 +92,15 @@ class ServedRow(Row):
     def fail(self, error: BaseException) -> str:
         """End here, with no more calls that may fail. Returns no text."""
         plain = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-        # the frames of a traceback hold this row, its model and what memory they took
-        self.error, self.finish_reason = plain.with_traceback(None), "cancelled"
+        # The frames of a traceback would keep this row, its model and the memory of the failed call alive.
+        self.error = plain.with_traceback(None)
+        self.finish_reason = "cancelled"
         return ""
 
     def _part(self, text: str) -> Part:
-        begin, self._n_posted = self._n_posted, len(self.ids) - self._n_prompt
-        ids, logprobs, top = self.ids[self._n_prompt + begin :], self._logprobs[begin:], self._top[begin:]
-        if self.error or self.finish_reason is None:
-            return Part(text, ids, logprobs, top, error=self.error)
-        return Part(text, ids, logprobs, top, self.completion())
+        new = self.record.since(self._n_posted)
+        self._n_posted = self.record.n_new
+        part = Part(text, new.ids, new.logprobs, new.top_logprobs, error=self.error)
+        if self.error is None and self.finish_reason is not None:
+            part.completion = self.completion()
+        return part

@@ -77,8 +77,7 @@ class Choice:
     def __init__(self, model: Model, row: ServedRow, index: int, n_before: int, *, shows_tokens: bool) -> None:
         """`n_before`: characters of the prompt."""
         self.index = index
-        n_healed = len(row.healing.text) if row.healing else 0
-        self._reader = TokenReader(model, row.ids, n_before - n_healed) if shows_tokens else None
+        self._reader = TokenReader(model, row.ids, n_before - row.prompt.n_healed) if shows_tokens else None
         self._n_characters = n_before
         self._waiting: list[Token] = []
 
