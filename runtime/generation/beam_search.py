@@ -24,7 +24,7 @@ from runtime.model.prefill import prefill
 from runtime.options import Options
 from runtime.prefixes.prefix import Prefix, known
 from runtime.tokenization.detokenizer import Detokenizer
-from runtime.tokenization.encode import TextWriter
+from runtime.tokenization.stop_strings import TextWriter
 
 EarlyStopping = bool | Literal["never"]
 _MAX_LENGTH_PENALTY = 50  # a length to a much larger power is no float

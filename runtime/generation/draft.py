@@ -8,6 +8,7 @@ from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.prefill import cut
 from runtime.model.resolve import ModelOrPath, resolve
+from runtime.model.tokenizer import calls
 
 Guess = Callable[[Logits, Sequence[int]], int]  # logits [n_vocab], the ids before -> the id that follows
 
@@ -23,7 +24,8 @@ def open_draft(draft: ModelOrPath, model: Model, lookup: int) -> Model | None:
         raise ValueError(f"lookup {lookup} and a draft both propose tokens; leave one of them out")
     opened = resolve(draft)
     sizes = opened.config.vocab_size, model.config.vocab_size
-    if sizes[0] != sizes[1] or (opened is not model and opened.tokenizer.get_vocab() != model.tokenizer.get_vocab()):
+    is_other = opened is not model and calls.vocabulary(opened.tokenizer) != calls.vocabulary(model.tokenizer)
+    if sizes[0] != sizes[1] or is_other:
         raise ValueError(
             f"the draft {opened.folder} has another vocabulary ({sizes[0]} tokens) than {model.folder} ({sizes[1]}); "
             "a draft proposes token ids, so both must have the same tokenizer"

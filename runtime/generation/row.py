@@ -19,7 +19,7 @@ from runtime.generation.stopping import Interrupted, Interruption
 from runtime.generation.token_healing import heal
 from runtime.model.model import Model
 from runtime.options import Options
-from runtime.tokenization.encode import TextWriter
+from runtime.tokenization.stop_strings import TextWriter
 
 if TYPE_CHECKING:
     from runtime.generation.constrained.constraint import Constraint

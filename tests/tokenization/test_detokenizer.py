@@ -12,7 +12,7 @@ from transformers import GPT2Tokenizer
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
-from runtime.tokenization.encode import TextWriter
+from runtime.tokenization.stop_strings import TextWriter
 from tests.support.vocabularies import KINDS, byte_fallback, byte_level, metaspace
 
 calm = settings(deadline=None, max_examples=60)
