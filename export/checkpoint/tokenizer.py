@@ -9,6 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from runtime._json import read_json
+from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.file import read_tokenizer
 from runtime.tokenization.encode import encode_text
 from runtime.tokenization.roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
 
@@ -26,7 +28,7 @@ def check(folder: Path, vocab_size: int) -> None:
 def write(folder: Path, target: Path) -> None:
     """Put the tokenizer of the checkpoint `folder` into the folder `target`: its own file where that says it all."""
     tokenizer = read(folder)
-    if (folder / NAME).is_file() and _opened(folder / NAME).to_str() == tokenizer.to_str():
+    if (folder / NAME).is_file() and _as_saved(folder / NAME).to_str() == tokenizer.to_str():
         shutil.copyfile(folder / NAME, target / NAME)
     else:
         tokenizer.save(str(target / NAME))
@@ -41,7 +43,6 @@ def class_name(folder: Path) -> str:
 def encode(folder: Path, text: str) -> list[int]:
     """Ids of a text by the tokenizer of the checkpoint `folder`, as the runtime makes them."""
     tokenizer = read(folder)
-    tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return encode_text(tokenizer, text)
 
@@ -55,7 +56,7 @@ def read(folder: Path) -> Tokenizer:
     """
     path, named = _file(folder), _named(folder)
     try:
-        tokenizer = _opened(path) if path.name == NAME else _byte_level(folder, named)
+        tokenizer = read_tokenizer(path) if path.name == NAME else _byte_level(folder, named)
         _add_tokens(tokenizer, folder, named)
         if path.name != NAME and named.get("add_bos_token"):
             tokenizer.post_processor = _beginning(tokenizer, folder, named)
@@ -90,11 +91,12 @@ def _named(folder: Path) -> dict[str, Any]:
     return named | {role: older[role] for role in ROLES if role in older} | ({SEVERAL: several} if several else {})
 
 
-def _opened(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{path} is not a tokenizer: {error}") from None
+def _as_saved(path: Path) -> Tokenizer:
+    """The tokenizer with all that its file says, but truncation and padding, which are for each call to say."""
+    tokenizer = calls.open_tokenizer(path, path.read_bytes())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _file(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from export.quantize import texts
 from runtime.generation.loop import generate_pieces
 from runtime.model.model import Model
-from runtime.tokenization.encode import run_tokenizer
+from runtime.model.tokenizer import calls
 
 NAME = "the model's own writing"  # in place of a file's name
 N_TOKENS = 2048  # of a text to measure on
@@ -25,7 +25,7 @@ def written_share(tokenizer: Tokenizer, text: str) -> float:
     A tokenizer may refuse what it has no token for, put an unknown token in its place, or drop it.
     """
     try:
-        encoding = run_tokenizer(tokenizer, text, whole=False)
+        encoding = calls.encode(tokenizer, text, whole=False)
     except ValueError:
         return 0.0
     unknown, covered = _unknown_id(tokenizer), np.zeros(len(text), np.bool_)

@@ -9,6 +9,7 @@ from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.prefill import cut
 from runtime.model.resolve import ModelOrPath, resolve
+from runtime.model.tokenizer import calls
 
 NGRAM_SIZES = (3, 2)  # the longer is looked for first
 Guess = Callable[[Logits, Sequence[int]], int]  # logits [n_vocab], the ids before -> the id that follows
@@ -122,7 +123,7 @@ def open_draft(draft: ModelOrPath, model: Model, lookup: int) -> Model | None:
     opened = resolve(draft)
     n_own = opened.config.vocab_size
     n_expected = model.config.vocab_size
-    is_other = opened is not model and opened.tokenizer.get_vocab() != model.tokenizer.get_vocab()
+    is_other = opened is not model and calls.vocabulary(opened.tokenizer) != calls.vocabulary(model.tokenizer)
     if n_own != n_expected or is_other:
         raise ValueError(
             f"the draft {opened.folder} has another vocabulary ({n_own} tokens) than {model.folder} ({n_expected}); "

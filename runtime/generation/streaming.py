@@ -6,12 +6,20 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from runtime.generation.stopping import StopFilter
 from runtime.tokenization.detokenizer import PieceDecoder
+from runtime.tokenization.stop_strings import StopFilter
 
 
 class TextStream:
-    """Ids in, text out: in pieces that end at whole characters, without anything that may belong to a stop string."""
+    """Ids in, text out: in pieces that end at whole characters, without anything that may belong to a stop string.
+
+    >>> tokenizer = Tokenizer.from_file("models/demo/tokenizer.json")
+    >>> stream = TextStream(tokenizer, context=(), stops=[" time"])
+    >>> "".join(stream.push(id_) for id_ in tokenizer.encode("Once upon a time").ids)
+    'Once upon a'
+    >>> stream.stopped
+    True
+    """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stops: Sequence[str], n_hidden: int = 0) -> None:
         """`context`: the ids before the first; `n_hidden`: characters at the beginning that are the prompt's own."""

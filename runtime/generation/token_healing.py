@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from runtime.model.tokenizer import calls
 from runtime.tokenization.detokenizer import REPLACEMENT, Detokenizer
 
 
@@ -32,7 +33,8 @@ def heal(tokenizer: Tokenizer, ids: Sequence[int]) -> Healing | None:
     text = detokenizer.decode(ids)[len(before) :]
     if len(ids) < 2 or not text or REPLACEMENT in text or before.endswith(REPLACEMENT):
         return None
-    begin, special = tokenizer.id_to_token(ids[-1]), tokenizer.get_added_tokens_decoder()
-    vocabulary = tokenizer.get_vocab().items()
-    allowed = [id_ for token, id_ in vocabulary if token.startswith(begin) and id_ not in special]
+    begin = calls.token_of(tokenizer, ids[-1])
+    special = calls.added_tokens(tokenizer)
+    vocabulary = calls.vocabulary(tokenizer).items()
+    allowed = [id_ for token, id_ in vocabulary if begin is not None and token.startswith(begin) and id_ not in special]
     return Healing(text, np.array(sorted(allowed), np.int64))

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from runtime.model.config import Config
-from runtime.model.kv_cache import KeysValues, Logits, named_failure, tensor_names
+from runtime.model.kv_cache import KeysValues, Logits, check_ids, named_failure, tensor_names
 
 
 class GrowingCache:
@@ -16,6 +16,7 @@ class GrowingCache:
 
     def __init__(self, session: onnxruntime.InferenceSession, config: Config) -> None:
         self._session, names = session, tensor_names(config)
+        self._n_vocab = config.vocab_size
         empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty((1, config.n_head, 0, config.head_dim), np.float32))
         self._empty = {name.format("past_key_values"): empty for name in names}
         self._past: dict[str, onnxruntime.OrtValue] = self._empty
@@ -25,6 +26,7 @@ class GrowingCache:
 
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
         """See `Cache.extend`; the only row is 0."""
+        check_ids(ids, self._n_vocab)
         begin, end = self.lengths[row], self.lengths[row] + len(ids)
         arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
         if self._takes_positions:

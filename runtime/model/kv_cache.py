@@ -57,6 +57,13 @@ class Cache(Protocol):
         """Make the row hold tokens with these keys and values, a copy of them, and nothing else."""
 
 
+def check_ids(ids: Sequence[int], n_vocab: int) -> None:
+    """Raise ValueError for an id outside the vocabulary: some kernels read zeros or count from the end for it."""
+    if len(ids) and not (min(ids) >= 0 and max(ids) < n_vocab):
+        wrong = next(id_ for id_ in ids if not 0 <= id_ < n_vocab)
+        raise ValueError(f"token id {wrong} is outside the vocabulary of {n_vocab:,}")
+
+
 def tensor_names(config: Config) -> list[str]:
     """`{}.0.key, {}.0.value, {}.1.key ...`, to be filled in with past_key_values or present."""
     return [f"{{}}.{layer}.{part}" for layer in range(config.n_layer) for part in ("key", "value")]
@@ -107,6 +114,7 @@ class InPlaceCache:
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
         """See `Cache.extend`. Raises ValueError when the capacity is passed: a pass beyond it would corrupt memory."""
         begin, end = self.lengths[row], self.lengths[row] + len(ids)
+        check_ids(ids, self._n_vocab)
         self._check_room(end)
         self._mask[row, :end] = 1
         one = self._pass(row, row + 1, len(ids), keep)
@@ -119,6 +127,7 @@ class InPlaceCache:
     def step(self, ids: Sequence[int]) -> Logits:
         """See `Cache.step`. Raises ValueError when the capacity is passed."""
         n = len(ids)
+        check_ids(ids, self._n_vocab)
         self._check_room(max(self.lengths[:n]) + 1)
         n_spare = n % 2 if self._n_spare else 0
         if n not in self._steps:

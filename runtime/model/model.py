@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from pathlib import Path
@@ -24,6 +23,8 @@ from runtime.model.kv_cache import Cache, InPlaceCache
 from runtime.model.memory import Budget
 from runtime.model.recovery import close_gap
 from runtime.model.session import Session
+from runtime.model.tokenizer.calls import duplicate
+from runtime.model.tokenizer.file import read_tokenizer
 
 # what is looked for on a model, and is a function that takes one
 _FUNCTIONS = (
@@ -66,7 +67,11 @@ class Model:
         self._budget = (
             None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
         )
-        self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
+        self.tokenizer: Tokenizer = read_tokenizer(
+            folder / "tokenizer.json", self.config.vocab_size, trusted=verify == "off"
+        )
+        # <|endoftext|> written in a text is text
+        self.tokenizer.encode_special_tokens = True
         self._session: Session | None = Session(path, threads, prepack)
         metadata = self._session.metadata
         format_ = metadata.get("gpt2_edge_format")
@@ -84,7 +89,7 @@ class Model:
     @functools.cached_property
     def special_tokenizer(self) -> Tokenizer:
         """The tokenizer for texts whose special tokens, such as `<|endoftext|>`, are tokens and no text."""
-        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer = duplicate(self.tokenizer)
         tokenizer.encode_special_tokens = False
         return tokenizer
 
@@ -161,18 +166,3 @@ def _find_graph(folder: Path) -> Path:
         return graphs[0]
     found = f"there are {', '.join(g.name for g in graphs)}" if graphs else "there is no .onnx file"
     raise FileNotFoundError(f"{folder / 'model.onnx'} is missing ({found}); python export/build.py makes model folders")
-
-
-def _open_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder has one")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelFolderError(f"{path} is not a tokenizer: {error}") from None
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise ModelFolderError(f"{path} has {tokenizer.get_vocab_size()} tokens, config.json only {vocab_size}")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # <|endoftext|> written in a text is text
-    return tokenizer

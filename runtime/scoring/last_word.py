@@ -10,8 +10,9 @@ import numpy as np
 
 from runtime._math import log_softmax
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.scoring.context import SharedContext
-from runtime.tokenization.encode import REPLACEMENT
+from runtime.tokenization.detokenizer import REPLACEMENT
 
 MAX_WORD_TOKENS = 8
 N_CANDIDATES = 64  # first tokens to try
@@ -35,7 +36,7 @@ def predict_word(
     """
     logprobs = log_softmax(shared.logits)
     for id_ in np.argsort(-logprobs, kind="stable")[:N_CANDIDATES].tolist():
-        first: str = model.tokenizer.decode([id_])
+        first: str = calls.decode(model.tokenizer, [id_])
         if not first.strip() or not (begins_text or first[0].isspace()):
             continue
         word, logprob = _complete(model, shared, id_)
@@ -54,12 +55,13 @@ def _complete(model: Model, shared: SharedContext, first_id: int) -> tuple[str, 
             break
         ids.append(id_)
         logprob += float(logprobs[id_])
-    return find_word(model.tokenizer.decode(ids)), logprob
+    return find_word(calls.decode(model.tokenizer, ids)), logprob
 
 
 def _is_complete(model: Model, ids: list[int], next_id: int) -> bool:
     """Whether the next token adds nothing to the word."""
     if next_id in model.config.eos_token_ids:
         return True
-    word, text = find_word(model.tokenizer.decode(ids)), model.tokenizer.decode([*ids, next_id])
+    word = find_word(calls.decode(model.tokenizer, ids))
+    text = calls.decode(model.tokenizer, [*ids, next_id])
     return bool(word) and not text.endswith(REPLACEMENT) and find_word(text) == word

@@ -23,6 +23,7 @@ from runtime.generation.context_window import tokenize
 from runtime.generation.loop import stream_pieces
 from runtime.generation.row import Place, Row
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.options import Options, check_seed, make_options
 from runtime.prefixes.prefix import Prefix
 from runtime.scoring.context import SharedContext
@@ -31,7 +32,7 @@ from runtime.scoring.multiple_choice import check_options, option_pairs, share, 
 from runtime.scoring.scoring import Pair, score_pairs
 from runtime.tasks.library import TASKS
 from runtime.tasks.task import By, Task
-from runtime.tokenization.encode import check_fits, check_text, encode_prompt, run_tokenizer
+from runtime.tokenization.encode import check_fits, check_text, encode_prompt
 
 __all__ = ["TASKS", "Answer", "By", "Task", "find_task", "perform"]
 _FILTERS = ("top_k", "top_p", "min_p", "typical_p")
@@ -230,7 +231,7 @@ def _fit(model: Model, text: str, length: Callable[[str], int], limit: Limit, ov
         if overflow == "error":
             told += ". Shorten the text, or overflow='truncate_left' leaves out its beginning"
             raise ContextLengthError(told, n_whole, max(0, size - limit.n_tokens), size)
-        ends = [end for _, end in run_tokenizer(model.tokenizer, text, whole=False).offsets]
+        ends = [end for _, end in calls.encode(model.tokenizer, text, whole=False).offsets]
         n_over = n - limit.n_tokens
         if n_over >= len(ends):
             told += ". It is too long without any of the text; shorten the rest"

@@ -1,73 +1,87 @@
-"""The bytes that tokens stand for, by the kind of vocabulary they are of."""
+"""GPT-2's letters for bytes, and the bytes that single tokens stand for."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from typing import Any
-
 from tokenizers import Tokenizer
 
-_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # a token of a byte-fallback vocabulary
+from runtime.model.tokenizer import calls
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """The inverse of `bytes_to_unicode` in openai/gpt-2's encoder.py: printable bytes stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _bytes_by_letter()
 
 
 class TokenBytes:
-    """Bytes of single tokens: byte-level (GPT-2's letters for bytes), byte-fallback (`<0x41>`) and added tokens."""
+    """Bytes of the tokens of one tokenizer.
+
+    Known for byte-level vocabularies, whose tokens are written in GPT-2's letters, for the byte tokens (`<0x41>`) of
+    byte-fallback vocabularies, and for added tokens, which stand for their own text.
+
+    >>> tokenizer = Tokenizer.from_file("models/demo/tokenizer.json")
+    >>> TokenBytes(tokenizer)(tokenizer.token_to_id("Ġthe"))
+    b' the'
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        steps = decoder_steps(tokenizer)
+        kinds = {step["type"] for step in calls.decoder_steps(tokenizer)}
         self._tokenizer = tokenizer
-        self._added = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
-        self.is_byte_level = is_byte_level(steps)
-        self.has_byte_fallback = any(step["type"] == "ByteFallback" for step in steps)
+        self._added = calls.added_tokens(tokenizer)
+        # the text of ids is their bytes in a row, and nothing else
+        self.is_byte_level = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
+        # ids of the tokens that stand for one byte of a character that has no token of its own
+        self.byte_ids = _byte_ids(tokenizer) if "ByteFallback" in kinds else frozenset[int]()
 
     def __call__(self, id_: int) -> bytes | None:
-        """The bytes of an id; None where its text depends on its neighbours, or it has none."""
-        token = self._tokenizer.id_to_token(id_)
+        """The bytes of an id; None where its text depends on its neighbours, and for an id without a token."""
+        if id_ in self._added:
+            return str(self._added[id_].content).encode()
+        token = calls.token_of(self._tokenizer, id_)
         if token is None:
             return None
-        if id_ in self._added:
-            return str(self._added[id_]).encode()
         if self.is_byte_level:
             return bytes_of_letters(token)
-        match = _BYTE.fullmatch(token) if self.has_byte_fallback else None
-        return bytes([int(match[1], 16)]) if match else None
+        if id_ in self.byte_ids:
+            return bytes([int(token[3:5], 16)])
+        return None
 
+    def are_part_of_text(self, id_: int) -> bool:
+        """Whether the text around a token of known bytes is made of bytes, so that a character may span tokens."""
+        return self.is_byte_level or id_ in self.byte_ids
 
-def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The decoder's parts in their order, as tokenizer.json writes them; none where there is no decoder."""
-    if tokenizer.decoder is None:
-        return []
-    return list(_flatten(json.loads(tokenizer.decoder.__getstate__())))
-
-
-def _flatten(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if decoder["type"] != "Sequence":
-        yield decoder
-        return
-    for part in decoder["decoders"]:
-        yield from _flatten(part)
-
-
-def is_byte_level(steps: list[dict[str, Any]]) -> bool:
-    """Whether the text of ids is their bytes in a row, and nothing else."""
-    kinds = {step["type"] for step in steps}
-    return "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
+    def of_texts(self, n_vocab: int) -> list[bytes]:
+        """The bytes of the ids 0 to n_vocab - 1, b"" for special tokens and for ids without known bytes."""
+        special = {id_ for id_, token in self._added.items() if token.special}
+        return [b"" if id_ in special else self(id_) or b"" for id_ in range(n_vocab)]
 
 
 def bytes_of_letters(token: str) -> bytes:
-    """The bytes that a token of a byte-level vocabulary stands for; one with other letters stands for itself."""
+    """The bytes that a token of a byte-level vocabulary stands for; one with other letters stands for itself.
+
+    >>> bytes_of_letters("Ġcaf")
+    b' caf'
+    """
     if all(letter in BYTE_OF_LETTER for letter in token):
         return bytes(BYTE_OF_LETTER[letter] for letter in token)
     return token.encode()
 
 
-def _letters() -> dict[str, int]:
-    """`bytes_to_unicode` of openai/gpt-2's encoder.py, turned round."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+def reads_as_bytes(content: str) -> bool:
+    """Whether a byte-level decoder takes the letters of an added token for bytes, and makes another text of them.
+
+    >>> reads_as_bytes("[niño]")
+    True
+    """
+    return not content.isascii() and all(letter in BYTE_OF_LETTER for letter in content)
 
 
-BYTE_OF_LETTER = _letters()
+def _byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    names = [name for byte in range(256) for name in (f"<0x{byte:02X}>", f"<0x{byte:02x}>")]
+    found = [calls.id_of(tokenizer, name) for name in names]
+    return frozenset(id_ for id_ in found if id_ is not None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from runtime.scoring.scoring import Pair, encode_pair, fit_pair, score_ids, scor
 from tests.conftest import DEMO, shared_data
 from tests.support import oracle
 from tests.support.checkpoints import some_ids
+from tests.support.vocabularies import model_of
 
 STORY = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
 CLOSE = 1e-4
@@ -190,7 +190,7 @@ def test_wrong_texts(demo_fp32: Model, text: Any, stride: Any, error: type[Excep
 def test_ids_split_as_recorded_of_the_harness() -> None:
     """What lm-evaluation-harness's own tests record of GPT-2's tokenizer."""
     tokenizer = Tokenizer.from_file(str(shared_data("tokenizer") / "tokenizer.json"))
-    model: Any = SimpleNamespace(tokenizer=tokenizer)
+    model = model_of(tokenizer)
     for case in oracle.recorded("lmeval_loglikelihood")["cases"]:
         pair = encode_pair(model, case["context"], case["continuation"])
         assert (pair.context_ids, pair.ids) == (case["context_ids"], case["continuation_ids"])

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import string
+from types import SimpleNamespace
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.support.building import byte_tokenizer
 
 LETTERS = string.ascii_lowercase
+
+
+def model_of(tokenizer: Tokenizer) -> Any:
+    """What `encode` asks of a Model: its tokenizer, for which written special tokens are text, and vocab_size."""
+    tokenizer.encode_special_tokens = True
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    return SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=vocab_size))
 
 
 def byte_fallback() -> Tokenizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import functools
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +14,12 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2TokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from runtime.generation.stopping import StopFilter
 from runtime.model.model import Model
-from runtime.tokenization.encode import PieceDecoder, encode, encode_prompt
+from runtime.tokenization.detokenizer import PieceDecoder
+from runtime.tokenization.encode import encode, encode_prompt
+from runtime.tokenization.stop_strings import StopFilter
 from tests.conftest import DEMO, shared_data
+from tests.support.vocabularies import model_of
 
 calm = settings(deadline=None)  # time is not what these test
 REPLACEMENT = "\ufffd"
@@ -44,13 +45,11 @@ def pieces_of(ids: list[int], context: list[int] | None = None) -> list[str]:
 
 @functools.cache
 def openai_tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(shared_data("tokenizer") / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    return Tokenizer.from_file(str(shared_data("tokenizer") / "tokenizer.json"))
 
 
 def openai_encode(text: str) -> list[int]:
-    return encode(SimpleNamespace(tokenizer=openai_tokenizer()), text)  # type: ignore[arg-type]
+    return encode(model_of(openai_tokenizer()), text)
 
 
 def recorded(name: str) -> Any:
@@ -87,7 +86,7 @@ def transformers_tokenizer() -> Any:
 @given(text=st.text().filter(lambda text: "<|endoftext|>" not in text))
 @example(text="¿Qué tal? 🙂👩‍👩‍👧 中文 ñ\r\n\t  end  ")
 def test_encode_agrees_with_transformers_and_decodes_back(text: str) -> None:
-    ids = encode(SimpleNamespace(tokenizer=TOKENIZER), text)  # type: ignore[arg-type]
+    ids = encode(model_of(TOKENIZER), text)
     assert ids == transformers_tokenizer()(text)["input_ids"]
     assert TOKENIZER.decode(ids) == text
 
@@ -133,7 +132,7 @@ def test_a_lone_surrogate_is_a_value_error_saying_where(demo_fp32: Model) -> Non
 def test_pieces_join_to_the_decoded_ids(ids: list[int], context: list[int]) -> None:
     assert "".join(pieces_of(ids)) == TOKENIZER.decode(ids)
     # a prompt is text, so it ends with a whole character: the pieces are what follows it
-    context = encode(SimpleNamespace(tokenizer=TOKENIZER), TOKENIZER.decode(context))  # type: ignore[arg-type]
+    context = encode(model_of(TOKENIZER), TOKENIZER.decode(context))
     before = TOKENIZER.decode(context)
     assert before + "".join(pieces_of(ids, context)) == TOKENIZER.decode([*context, *ids])
 

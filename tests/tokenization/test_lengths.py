@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,22 +13,18 @@ from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normal
 
 import runtime
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.scoring.wikitext import detokenize
-from runtime.tasks import perform as tasks
 from runtime.tokenization import encode as text_module
 from runtime.tokenization.encode import check_fits, encode
 from tests.conftest import DEMO
 from tests.support.hostile import TEXTS
+from tests.support.vocabularies import model_of
 from tests.trials import lengths
 
 HUGE = "a" * 10_000_000
 TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
 LONGEST = max(map(len, TOKENIZER.get_vocab()))
-
-
-def with_tokenizer(tokenizer: Tokenizer) -> Any:
-    tokenizer.encode_special_tokens = True
-    return SimpleNamespace(tokenizer=tokenizer)
 
 
 # refused ------------------------------------------------------------------------------------------------------------
@@ -53,14 +48,13 @@ CALLS: dict[str, Callable[[Model], Any]] = {
 @pytest.fixture
 def untokenized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No long text is tokenized."""
-    run_tokenizer = text_module.run_tokenizer
+    encode_any = calls.encode
 
     def watched(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
         assert len(text) < 10_000
-        return run_tokenizer(tokenizer, text, whole=whole)
+        return encode_any(tokenizer, text, whole=whole)
 
-    for module in (text_module, tasks):
-        monkeypatch.setattr(module, "run_tokenizer", watched)
+    monkeypatch.setattr(calls, "encode", watched)
     return
 
 
@@ -73,7 +67,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(demo_int8: Mod
 
 @given(text=TEXTS)
 def test_what_fits_is_never_refused(text: str) -> None:
-    model = with_tokenizer(TOKENIZER)
+    model = model_of(TOKENIZER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "LONG", 0)
         try:
@@ -85,7 +79,7 @@ def test_what_fits_is_never_refused(text: str) -> None:
 
 def test_the_longest_token_is_the_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "LONG", 0)
-    model, n = with_tokenizer(TOKENIZER), 7
+    model, n = model_of(TOKENIZER), 7
     check_fits(model, "x" * (n * LONGEST), n)
     with pytest.raises(ValueError, match=f"at least {n + 1} tokens, and {n} fit"):
         check_fits(model, "x" * (n * LONGEST + 1), n)
@@ -105,7 +99,7 @@ def growing() -> Iterator[Tokenizer]:
 
 @pytest.mark.parametrize("tokenizer", growing(), ids=["unknown words", "white space", "normalized"])
 def test_other_tokenizers_may_have_tokens_of_any_length(tokenizer: Tokenizer) -> None:
-    model, text = with_tokenizer(tokenizer), "a" * 50_000 + " " * 100_000 + "<pad>"
+    model, text = model_of(tokenizer), "a" * 50_000 + " " * 100_000 + "<pad>"
     check_fits(model, text, 1)
 
 

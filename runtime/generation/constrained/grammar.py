@@ -1,4 +1,7 @@
-"""Forms compiled for a model's vocabulary by llguidance, an extra that is loaded at the first form."""
+"""Structured output (choices, regex, json_schema) compiled for a model's vocabulary by llguidance.
+
+llguidance is an extra: it is imported when the first form is compiled.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +20,40 @@ from tokenizers import Tokenizer
 from runtime._lock import Lock, importing
 from runtime.errors import OptionError
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.options import Form
 from runtime.tokenization.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-Way = tuple[int, ...]  # ids that complete a form
-Ways = dict[int, Way]  # by hash of the mask of what may come next
-N_FORMS = 32  # compiled, kept for each model
+# ids that complete a form
+Way = tuple[int, ...]
+# such ids by the hash of the mask of the tokens that may come next
+Ways = dict[int, Way]
+# compiled forms that are kept for each model
+N_FORMS = 32
 _METACHARACTERS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
-_TYPICAL = {bytes([byte]) for byte in b"\t\n a0A" + string.punctuation.encode()}  # what ends things, and content
+# tokens that end a part of a form, and one of each kind of character inside one
+_TYPICAL = {bytes([byte]) for byte in b"\t\n a0A" + string.punctuation.encode()}
 _LIKE_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammar(NamedTuple):
-    """A form, compiled."""
+    """A compiled form."""
 
-    matcher: LLMatcher  # at the beginning: copied, never advanced
-    ways: dict[tuple[int, bytes], Ways]  # from the beginning, by how many ids there may be and which: for rows alike
+    # at the beginning of the form: it is copied, never advanced
+    matcher: LLMatcher
+    # Ways from the beginning, by how many ids a continuation may have and which of them: rows with the same limits
+    # share them.
+    ways: dict[tuple[int, bytes], Ways]
 
 
 class Vocabulary:
-    """A model's tokens as bytes, and the grammars made of them lately.
+    """A model's tokens as bytes, and the forms that were compiled for them lately.
 
-    Of one byte that is ASCII: `is_ascii`; of those, the few that stand for all at first in a search: `is_typical`.
+    `is_ascii` marks the tokens of one byte that is ASCII. `is_typical` marks the few of them that a search tries first,
+    in place of all.
     """
 
     def __init__(self, model: Model) -> None:
@@ -49,19 +61,26 @@ class Vocabulary:
 
         Raises ImportError without the extra; ValueError for a tokenizer that is not byte-level BPE.
         """
-        llguidance, n_vocab = _import_llguidance(), model.config.vocab_size
-        self.tokens = _token_bytes(model.tokenizer, n_vocab)  # b"" for those that are no text
-        self.lengths = np.array([len(token) for token in self.tokens])  # [n_vocab], as the next two
-        self.is_ascii = np.array([len(token) == 1 and token.isascii() for token in self.tokens])
-        self.is_typical = np.array([token in _TYPICAL for token in self.tokens])
-        # an end of its own, after all others: which ids end a continuation is the row's to say
+        llguidance = _import_llguidance()
+        token_bytes = TokenBytes(model.tokenizer)
+        if not token_bytes.is_byte_level:
+            raise ValueError(
+                "choices, regex and json_schema need byte-level BPE, as GPT-2's; this tokenizer has "
+                f"{model.tokenizer.decoder}"
+            )
+        # b"" for those that are not text
+        self.tokens = token_bytes.of_texts(model.config.vocab_size)
+        self.lengths = np.array([len(token) for token in self.tokens])  # [n_vocab]
+        self.is_ascii = np.array([len(token) == 1 and token.isascii() for token in self.tokens])  # [n_vocab]
+        self.is_typical = np.array([token in _TYPICAL for token in self.tokens])  # [n_vocab]
+        # llguidance gets an end of its own, after all tokens: a row decides which ids end its continuation.
         wrapper = llguidance.TokenizerWrapper(_Tokens([*self.tokens, b"<end>"], model.tokenizer))
         self._tokenizer = llguidance.LLTokenizer(wrapper)
         self._llguidance = llguidance
         self.compile: Callable[[Form], Grammar] = functools.lru_cache(N_FORMS)(self._compile)
 
     def _compile(self, form: Form) -> Grammar:
-        """Raises ValueError for what the engine does not take, in its words."""
+        """Raises ValueError, with llguidance's reason, for a form that it does not take."""
         matcher = self._llguidance.LLMatcher(self._tokenizer, self._write(form), log_level=0)
         if matcher.is_error():
             told = f"{form.option} cannot be enforced: {_first_lines(matcher.get_error())}"
@@ -69,7 +88,7 @@ class Vocabulary:
         return Grammar(matcher, {})
 
     def _write(self, form: Form) -> str:
-        """The form in llguidance's Lark; forced text is not tokenized ahead: the model chooses its tokens."""
+        """The form in llguidance's Lark. `no_forcing`: the model chooses the tokens of text that the form forces."""
         if form.option == "json_schema":
             rule = f"%json {json.dumps(_like_json_dumps(json.loads(str(form.value))))}"
         else:
@@ -83,7 +102,7 @@ _LOCK = Lock()
 
 
 def vocabulary(model: Model) -> Vocabulary:
-    """The model's, made at the first call."""
+    """The Vocabulary of a model, made at the first call. Raises as `Vocabulary` does."""
     with _LOCK:
         if model not in _VOCABULARIES:
             _VOCABULARIES[model] = Vocabulary(model)
@@ -102,27 +121,17 @@ def _import_llguidance() -> ModuleType:
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer; no token but the end is special, since special ones have no bytes."""
+    """What llguidance asks of a tokenizer. Only the end is special: other special tokens have no bytes."""
 
     def __init__(self, tokens: list[bytes], tokenizer: Tokenizer) -> None:
-        self.tokens, self._tokenizer = tokens, tokenizer
-        self.eos_token_id, self.bos_token_id = len(tokens) - 1, None
+        self.tokens = tokens
+        self._tokenizer = tokenizer
+        self.eos_token_id = len(tokens) - 1
+        self.bos_token_id = None
         self.special_token_ids = [self.eos_token_id]
 
     def __call__(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-
-def _token_bytes(tokenizer: Tokenizer, n_vocab: int) -> list[bytes]:
-    """The bytes of every id of a byte-level tokenizer, b"" for special tokens and for ids that it does not have."""
-    bytes_of, added = TokenBytes(tokenizer), tokenizer.get_added_tokens_decoder()
-    if not bytes_of.is_byte_level:
-        raise ValueError(
-            f"choices, regex and json_schema need byte-level BPE, as GPT-2's; this tokenizer has {tokenizer.decoder}"
-        )
-    special = {id_ for id_, token in added.items() if token.special}
-    return [b"" if id_ in special else bytes_of(id_) or b"" for id_ in range(n_vocab)]
+        return list(calls.encode(self._tokenizer, text, whole=False).ids)
 
 
 def _like_json_dumps(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ids as OpenAI's log-probabilities show them: their text, or their bytes where those are no text."""
+"""Tokens as OpenAI's log-probabilities show them: their text, or their bytes where those are not a text."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ from typing import NamedTuple
 
 from runtime._math import likeliest
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.scoring.scoring import window_log_probabilities
 from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
 from runtime.tokenization.token_bytes import TokenBytes
+
+_BYTES = "bytes:"
 
 
 class TextPlace(NamedTuple):
     """Where in a prompt's text one of its tokens is."""
 
-    offset: int  # of its first character, or of the one that its bytes are part of
-    text: str  # what of the prompt's text it takes, "" for the later parts of a character
+    # of its first character, or of the character that its bytes are part of
+    offset: int
+    # its part of the prompt's text, "" for the later parts of a character
+    text: str
 
 
 class Token(NamedTuple):
     """One token of a prompt or a continuation."""
 
     id_: int
-    offset: int  # of its first character, or of the one that its bytes are part of
-    logprob: float | None  # None for the first of a prompt
-    top: Mapping[int, float]  # the likeliest ids, and this one
-    before: int | None = None  # the id that is shown before it
-    text: str | None = None  # its part of the text, where that is not for its id to say
+    # of its first character, or of the character that its bytes are part of
+    offset: int
+    # None for the first token of a prompt
+    logprob: float | None
+    # log-probabilities of the likeliest ids, and of this one
+    top: Mapping[int, float]
+    # the id that is shown before it
+    before: int | None = None
+    # its part of the text, where the id alone does not tell it
+    text: str | None = None
 
 
 class Alternative(NamedTuple):
@@ -39,16 +49,18 @@ class Alternative(NamedTuple):
 
 
 class TokenNames:
-    r"""Names of tokens. In a text they are its parts and join to it; each alternative has a name of its own.
+    r"""Names of tokens. The names of a text's tokens join to the text; each alternative has a name of its own.
 
-    A part of a character is `bytes:\xe2\x82`, as OpenAI writes it. A token that is not shown in the text is "". Of
-    alternatives with the same text, and of those with none, one has the text, others their entry in the vocabulary,
-    or `token_id:50300`.
+    A part of a character is `bytes:\xe2\x82`, as OpenAI writes it. The name of a token that is not shown is "". Where
+    alternatives have the same text or none, one has the text as its name. The others have their entry in the
+    vocabulary, or `token_id:50300`.
     """
 
     def __init__(self, model: Model) -> None:
-        self._tokenizer, self._texts = model.tokenizer, TokenTexts(model)
-        self.longest = max(map(len, model.tokenizer.get_vocab()))  # characters of a token, at most
+        self._tokenizer = model.tokenizer
+        self._texts = TokenTexts(model)
+        # characters of a token, at most
+        self.longest = max(map(len, calls.vocabulary(model.tokenizer)))
 
     def name(self, token: Token) -> str:
         """The name of a token in its text."""
@@ -62,13 +74,15 @@ class TokenNames:
 
     def alternatives(self, token: Token) -> list[Alternative]:
         """The likeliest tokens, and this one under its name in the text."""
-        own, found, used = self.name(token), list[Alternative](), {self.name(token)}
+        own = self.name(token)
+        used = {own}
+        found: list[Alternative] = []
         for id_, logprob in token.top.items():
             if id_ == token.id_:
                 found.append(Alternative(own, self.bytes_of(token), logprob))
                 continue
             text = self._texts.name(id_, token.before)
-            names = (text, self._tokenizer.id_to_token(id_), f"token_id:{id_}")
+            names = (text, calls.token_of(self._tokenizer, id_), f"token_id:{id_}")
             name = next(name for name in names if name and name not in used)
             used.add(name)
             found.append(Alternative(name, self._texts.bytes_of(id_, text) if text else None, logprob))
@@ -76,16 +90,16 @@ class TokenNames:
 
 
 class TokenTexts:
-    """Texts of single tokens, special ones written out."""
+    """Texts of single tokens; special tokens are written out."""
 
     def __init__(self, model: Model) -> None:
         self._bytes = TokenBytes(model.tokenizer)
         self._written = Detokenizer(model.tokenizer, skip_special_tokens=False)
 
     def name(self, id_: int, before: int | None) -> str:
-        """The text of a token after another one, or its bytes where they are a part of a character."""
+        """The text of a token after another one; its bytes, as `bytes:...`, where they are a part of a character."""
         values = self._bytes(id_)
-        if values is not None and (self._bytes.is_byte_level or id_ in self._written.byte_ids):
+        if values is not None and self._bytes.are_part_of_text(id_):
             try:
                 return values.decode()
             except UnicodeDecodeError:
@@ -95,31 +109,31 @@ class TokenTexts:
         return self._written.decode([before, id_])[len(self._written.decode([before])) :]
 
     def bytes_of(self, id_: int, name: str) -> list[int]:
-        """The bytes of a token of this name."""
+        """The bytes of the token with this name."""
         return list((self._bytes(id_) or b"") if name.startswith(_BYTES) else name.encode())
 
 
-_BYTES = "bytes:"
-
-
 class TokenReader:
-    """Tokens of ids as they come, with their place in the text."""
+    """Tokens of ids as they come, with their places in the text."""
 
     def __init__(self, model: Model, context: Sequence[int], offset: int, *, skip_special_tokens: bool = True) -> None:
-        """`context`: the ids before; `offset`: the characters before."""
+        """`context`: the ids before the first; `offset`: the characters before them."""
         self._detokenizer = Detokenizer(model.tokenizer, skip_special_tokens=skip_special_tokens)
         self._decoder = PieceDecoder(model.tokenizer, context, skip_special_tokens=skip_special_tokens)
-        self._texts, self._offset = TokenTexts(model), offset
+        self._texts = TokenTexts(model)
+        self._offset = offset
         self._before = next(filter(self._detokenizer.shows, reversed(context)), None)
 
     def read(self, id_: int, logprob: float | None, top: Mapping[int, float]) -> Token:
-        """The next token."""
-        offset, before = self._offset, self._before
+        """The next token, with its log-probability and those of the likeliest ids."""
+        offset = self._offset
+        before = self._before
         piece = self._decoder.push(id_)
         self._offset += len(piece)
         shows = self._detokenizer.shows(id_)
         if shows and piece.endswith(name := self._texts.name(id_, before)):
-            offset = self._offset - len(name)  # what was unfinished before it has become text, too
+            # the piece may begin with what was unfinished before this token
+            offset = self._offset - len(name)
         if shows:
             self._before = id_
         if logprob is not None and id_ not in top:
@@ -128,11 +142,18 @@ class TokenReader:
 
 
 def find_places(text: str, spans: Sequence[tuple[int, int]]) -> list[TextPlace]:
-    """The places of a text's tokens, whose spans the tokenizer tells: parts that join to the text."""
-    places, done = list[TextPlace](), 0
+    """The places of a text's tokens: parts that join to the text.
+
+    spans: begin and end of the characters of each token, as the tokenizer tells them.
+
+    >>> find_places("a cat", [(0, 1), (1, 5)])
+    [TextPlace(offset=0, text='a'), TextPlace(offset=1, text=' cat')]
+    """
+    places: list[TextPlace] = []
+    done = 0
     last = max((at for at, (_, end) in enumerate(spans) if end), default=-1)
     for at, (begin, end) in enumerate(spans):
-        # what no token stands for, white space say, goes to the token after it, and at the end to the last
+        # characters without a token, such as white space, go to the token after them; at the end, to the last one
         until = len(text) if at == last else max(done, end)
         is_later_part = begin < end <= done
         places.append(TextPlace(begin if is_later_part else done, text[done:until]))
@@ -141,9 +162,10 @@ def find_places(text: str, spans: Sequence[tuple[int, int]]) -> list[TextPlace]:
 
 
 def read_prompt(model: Model, ids: Sequence[int], n_top: int, places: Sequence[TextPlace] = ()) -> list[Token]:
-    """The tokens of a prompt, each given those before it; one pass. At most n_positions + 1 ids.
+    """The tokens of a prompt with their log-probabilities given those before, in one pass.
 
-    places: of a prompt that is a text; without, the text is that of the ids, special tokens written out.
+    ids: at most n_positions + 1. n_top: how many likeliest ids each token comes with. places: of the tokens of a
+    prompt that was given as a text; without them, the text is that of the ids, with special tokens written out.
     """
     reader = TokenReader(model, (), 0, skip_special_tokens=False)
     tokens = [reader.read(ids[0], None, {})]

@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from runtime._json import read_json
 from runtime.model.model import Model
+from runtime.model.tokenizer import calls
 from runtime.tokenization.roles import read_roles
 
 NO_TEMPLATE = "this model has no chat template: it continues text, and was not taught to answer; use /v1/completions"
@@ -25,9 +26,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, model: Model) -> None:
         """Raises ValueError for what is no template, and for roles of special tokens that are none."""
-        self._special = {
-            token.content for token in model.tokenizer.get_added_tokens_decoder().values() if token.special
-        }
+        self._special = {token.content for token in calls.added_tokens(model.tokenizer).values() if token.special}
         self._roles = read_roles(model.folder)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
