@@ -15,8 +15,9 @@ from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
 from runtime.options import OptionsDict, UnseededDict, check_count, check_seed, make_options, make_seeded, takes_options
-from runtime.prefixes import prefix as shared_prefix
-from runtime.prefixes.prefix import Prefix
+from runtime.prefixes.prefix import Prefix, open_model
+from runtime.prefixes.prefix import load as load_prefix_file
+from runtime.prefixes.prefix import make as make_prefix
 
 MAX_SAMPLES = 2**16  # for each prompt: each has a row, made before any is decoded
 
@@ -101,7 +102,7 @@ def stream(
     Takes and raises what `generate` does, and the pieces join to what it returns. What is wrong with the options
     raises here, not at the first piece. Closing the iterator ends the work.
     """
-    opened = shared_prefix.open_model(model, prefix)
+    opened = open_model(model, prefix)
     checked = make_options(options)
     check_seed(checked)
     rows = generation.make_rows(opened, [prompt], [checked], prefix=prefix)
@@ -124,7 +125,7 @@ def stream_many(
     Takes what `generate` does; each prompt's pieces join to what `generate` returns for it.
     batch_size: how many decode at a time; the others wait.
     """
-    opened = shared_prefix.open_model(model, prefix)
+    opened = open_model(model, prefix)
     checked, texts = make_options(options), _as_list(prompts)
     check_seed(checked)
     check_count("batch_size", batch_size)
@@ -163,7 +164,7 @@ def complete(
     batch_size: how many rows decode at a time; the others wait. Beams are rows of their own, all at a time.
     seed: one for every prompt, or a sequence with one for each; the same seed writes the same `n` continuations.
     """
-    opened, texts = shared_prefix.open_model(model, prefix), _as_list(prompts)
+    opened, texts = open_model(model, prefix), _as_list(prompts)
     checked = make_seeded(options, seed, len(texts))
     for name, count in (("n", n), ("num_beams", num_beams)):
         check_count(name, count, most=MAX_SAMPLES)
@@ -228,7 +229,7 @@ def perform(
     with importing:
         from runtime.tasks import perform as tasks
 
-    return tasks.perform(shared_prefix.open_model(model, prefix), task, text, fields, abstain_below, prefix)
+    return tasks.perform(open_model(model, prefix), task, text, fields, abstain_below, prefix)
 
 
 def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False) -> Prefix:
@@ -243,7 +244,7 @@ def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False
     It takes 8 * n_layer * n_embd bytes a token: 73,728 for GPT-2 124M.
     Raises ValueError for an empty text and for one that passes the model's n_positions.
     """
-    return shared_prefix.make(resolve(model), text, special_tokens)
+    return make_prefix(resolve(model), text, special_tokens)
 
 
 def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> Prefix:
@@ -253,7 +254,4 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
     onnxruntime or kind of processor computed (results would not be the same to the last bit), and one that is
     damaged or foreign. Make the prefix again then.
     """
-    with importing:
-        from runtime.prefixes import file as prefix_file
-
-    return prefix_file.load(resolve(model), Path(path))
+    return load_prefix_file(resolve(model), Path(path))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from runtime._lock import importing
 from runtime.model.resolve import ModelOrPath, resolve
-from runtime.prefixes import prefix as shared_prefix
-from runtime.prefixes.prefix import Prefix
+from runtime.prefixes.prefix import Prefix, open_model
 from runtime.scoring import scoring
 from runtime.scoring.scoring import Score, ScoreOverflow
 
@@ -62,7 +61,7 @@ def score(
     that close.
     Raises TypeError for what is no text; ValueError for an empty continuation, and for one too long.
     """
-    opened = shared_prefix.open_model(model, prefix)
+    opened = open_model(model, prefix)
     scores = scoring.score(opened, scoring.as_texts(continuation), context, overflow, prefix)
     return scores[0] if isinstance(continuation, str) else scores
 
