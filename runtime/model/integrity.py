@@ -332,13 +332,19 @@ def _parse_stamp(raw: Any, folder: str) -> Stamp | None:
     if raw["folder"] != folder:
         return None
     stamp: Stamp = {}
-    for name, (numbers, checksum) in raw["files"].items():
-        if not isinstance(name, str) or not isinstance(checksum, str):
-            raise TypeError("no name and checksum")
-        if len(numbers) != len(FileState._fields) or not all(type(number) is int for number in numbers):
-            raise ValueError("no state of a file")
-        stamp[name] = (FileState(*numbers), checksum)
+    for name, (size, modified, checksum, device, inode, changed, owner) in raw["files"].items():
+        state = FileState(device, inode, size, modified, changed, owner)
+        if not isinstance(checksum, str) or not all(type(number) is int for number in state):
+            raise TypeError("no state and checksum of a file")
+        stamp[name] = (state, checksum)
     return stamp
+
+
+def _as_json(stamp: Stamp) -> dict[str, list[int | str]]:
+    return {
+        name: [state.size, state.modified, checksum, state.device, state.inode, state.changed, state.owner]
+        for name, (state, checksum) in stamp.items()
+    }
 
 
 def write_stamp(folder: str, stamp: Stamp, began: int) -> None:
@@ -356,7 +362,7 @@ def write_stamp(folder: str, stamp: Stamp, began: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         try:
             with open(os.open(beside, flags, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
-                json.dump({"folder": folder, "files": stamp}, file)
+                json.dump({"folder": folder, "files": _as_json(stamp)}, file)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

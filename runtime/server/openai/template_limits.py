@@ -67,8 +67,9 @@ _METHODS: tuple[tuple[type, set[str]], ...] = (
     (bytes, set()),
     (range, set()),
 )
+# Whose parts their text has, besides mappings.
+_COLLECTIONS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 T = TypeVar("T")
-_VIEWS = (KeysView, ValuesView, ItemsView)
 
 
 class LimitError(TemplateError):
@@ -124,7 +125,7 @@ def size_of(value: object, *, as_text: bool = False) -> int:
             total += one.bit_length() // 3
         elif isinstance(one, Mapping):
             left += [(part, depth + 1) for pair in one.items() for part in pair]
-        elif isinstance(one, list | tuple | set | frozenset | _VIEWS):
+        elif isinstance(one, _COLLECTIONS):
             left += [(part, depth + 1) for part in one]
         elif as_text and isinstance(one, Namespace):
             raise LimitError("it writes a namespace")
