@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from runtime.model.model import Model
 from runtime.server.openai.template_limits import LimitedEnvironment, metered
 from runtime.tokenization.roles import roles_of
 
+# A private character of Unicode, which no special token has.
+_MARK = "\ue000"
+_ROLE = re.compile(r"[\w .-]{1,64}")
 NO_TEMPLATE = "this model has no chat template: it continues text, and was not taught to answer; use /v1/completions"
 
 
@@ -37,6 +41,12 @@ class ChatTemplate:
         """
         for index, message in enumerate(messages):
             self._check(index, message)
+        prompt = self._render(messages)
+        if any(self._may_complete(text) for message in messages for text in message.values()):
+            self._check_apart(messages, prompt)
+        return prompt
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
             return metered(lambda: self._template.render(**{**self._roles, **given}))
@@ -49,6 +59,35 @@ class ChatTemplate:
         for field, value in message.items():
             if found := next((token for token in self._special if token in value), None):
                 raise ValueError(f"message {index} has the special token {found!r} in its {field}")
+
+    def _may_complete(self, text: str) -> bool:
+        """Whether a text, beside others, may make a special token: it has a part of one at its beginning or end."""
+        bare = text.strip()
+        return any(
+            bare.endswith(token[:at]) or bare.startswith(token[at:]) or bare in token
+            for token in self._special
+            for at in range(1, len(token))
+        )
+
+    def _check_apart(self, messages: Sequence[Mapping[str, str]], prompt: str) -> None:
+        """Refuse texts that make a special token together with what the template puts beside them.
+
+        A character that is part of no special token is put around every text but the role, which templates compare:
+        there must be as many special tokens as without.
+        """
+        for index, message in enumerate(messages):
+            if not _ROLE.fullmatch(message.get("role", "")):
+                raise ValueError(
+                    f"message {index} has the role {message.get('role')!r}; letters and digits are expected"
+                )
+        apart = [
+            {field: text if field == "role" else f"{_MARK}{text}{_MARK}" for field, text in message.items()}
+            for message in messages
+        ]
+        marked = self._render(apart)
+        for token in self._special:
+            if prompt.count(token) > marked.count(token):
+                raise ValueError(f"the messages make the special token {token!r} together with what is beside them")
 
 
 def open_chat(model: Model) -> tuple[ChatTemplate | None, str]:

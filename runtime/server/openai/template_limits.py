@@ -44,17 +44,36 @@ _MAX_INDENT = 100
 _MAX_PRECISION = 20
 _LONG_NUMBER = re.compile(r"\d{4,}")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")
-_PLAIN_FILTERS = {
-    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int"),
-    *("items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe"),
-    *("select", "selectattr", "sort", "title", "trim", "truncate", "unique", "upper", "wordcount"),
+_FILTERS_OF_TEXTS = {"capitalize", "e", "escape", "lower", "safe", "title", "trim", "truncate", "upper", "wordcount"}
+_FILTERS_OF_LISTS = {"count", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max", "min"}
+_FILTERS_OF_CHOICE = {"reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique"}
+_FILTERS_OF_VALUES = {"abs", "d", "default", "float", "int"}
+_PLAIN_FILTERS = _FILTERS_OF_TEXTS | _FILTERS_OF_LISTS | _FILTERS_OF_CHOICE | _FILTERS_OF_VALUES
+_METHODS_THAT_FIND = {"count", "endswith", "find", "index", "rfind", "rindex", "startswith"}
+_METHODS_THAT_TEST = {
+    "isalnum",
+    "isalpha",
+    "isdecimal",
+    "isdigit",
+    "islower",
+    "isnumeric",
+    "isspace",
+    "istitle",
+    "isupper",
 }
-_TEXT_METHODS = {
-    *("capitalize", "casefold", "count", "endswith", "find", "format", "format_map", "index", "isalnum", "isalpha"),
-    *("isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip"),
-    *("partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip"),
-    *("split", "splitlines", "startswith", "strip", "swapcase", "title", "upper"),
-}
+_METHODS_THAT_SPLIT = {"partition", "rpartition", "rsplit", "split", "splitlines"}
+_METHODS_THAT_CUT = {"lstrip", "removeprefix", "removesuffix", "rstrip", "strip"}
+_METHODS_THAT_CHANGE = {"capitalize", "casefold", "lower", "swapcase", "title", "upper"}
+# These are checked one by one.
+_METHODS_THAT_GROW = {"format", "format_map", "join", "replace"}
+_TEXT_METHODS = (
+    _METHODS_THAT_FIND
+    | _METHODS_THAT_TEST
+    | _METHODS_THAT_SPLIT
+    | _METHODS_THAT_CUT
+    | _METHODS_THAT_CHANGE
+    | _METHODS_THAT_GROW
+)
 # By the kind of the object whose method it is.
 _METHODS: tuple[tuple[type, set[str]], ...] = (
     (str, _TEXT_METHODS),
