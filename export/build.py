@@ -56,6 +56,7 @@ try:
     from export.json_file import write_json
     from export.quantize.calibration import Calibration
     from export.verify import golden, ladder, own_writing, quality
+    from runtime.model.integrity import GOLDEN, QUALITY
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or str(error.name).startswith(("export", "runtime")):
         raise
@@ -240,7 +241,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target
     """What the model writes, what it lost, the card and the checksums."""
     known = provenance.recognize(checkpoint.folder)
     outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
-    write_json(target / golden.NAME, outputs)
+    write_json(target / GOLDEN, outputs)
     write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
@@ -248,7 +249,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target
     report |= {"calibrated": built.found is not None, "upgraded": upgrades(built)}
     report |= {"weights": known.said} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
-    write_json(target / "quality.json", report | (dataclasses.asdict(measured) if measured else {}))
+    write_json(target / QUALITY, report | (dataclasses.asdict(measured) if measured else {}))
     card.write_card(target, checkpoint, options, measured, upgrades(built), weights=known.said if known else None)
     folder.write_checksums(target)
 

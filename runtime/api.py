@@ -775,10 +775,7 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
         True
 
     """
-    with importing:
-        from runtime.prefixes import file as prefix_file
-
-    return prefix_file.load(resolve(model), Path(path))
+    return prefixes.load(resolve(model), Path(path))
 
 
 @overload

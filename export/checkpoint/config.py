@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from export.checkpoint.diagnosis import check_head
+from runtime._json import shown
+from runtime.model.config import SIZES, check_end_ids, check_size, check_token_id
 
 ACTIVATIONS = (
     "gelu_new",
@@ -55,25 +57,24 @@ class Config:
     eos_token_id: int | list[int] | None = 50256  # several: each ends the text
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            _check_count(key, getattr(self, key))
+        for key in SIZES:
+            check_size(key, getattr(self, key))
         if self.n_inner is not None:
-            _check_count("n_inner", self.n_inner)
+            check_size("n_inner", self.n_inner)
         if self.n_positions == 1:
             raise ValueError("n_positions is 1, which leaves no room for a token that follows another; at least 2 is")
         for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key} is {getattr(self, key)!r}; true or false is expected")
-        if self.bos_token_id is not None and not _is_int(self.bos_token_id):
-            raise ValueError(f"bos_token_id is {self.bos_token_id!r}; one token id or null is expected")
-        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        if self.eos_token_id is not None and not all(map(_is_int, ends)):
-            raise ValueError(f"eos_token_id is {self.eos_token_id!r}; a token id, a list of them or null is expected")
+                raise ValueError(f"{key} is {shown(getattr(self, key))}; true or false is expected")
+        check_token_id("bos_token_id", self.bos_token_id)
+        check_end_ids("eos_token_id", self.eos_token_id)
         if not isinstance(self.layer_norm_epsilon, float) or not 0 < self.layer_norm_epsilon < 1:
-            raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; a number between 0 and 1 is expected")
+            raise ValueError(
+                f"layer_norm_epsilon is {shown(self.layer_norm_epsilon)}; a number between 0 and 1 is expected"
+            )
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
-                f"activation_function is {self.activation_function!r}; the graph has {', '.join(ACTIVATIONS)}"
+                f"activation_function is {shown(self.activation_function)}; the graph has {', '.join(ACTIVATIONS)}"
             )
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
@@ -132,11 +133,11 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; a checkpoint folder has one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
         kind = raw.get("model_type", "missing") if isinstance(raw, dict) else "missing"
-        raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {kind!r}, 'gpt2' is needed")
+        raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {shown(kind)}, 'gpt2' is needed")
     check_head(path.parent, raw)
     if raw.get("add_cross_attention"):
         raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
@@ -146,12 +147,3 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         return Config(**{key: value for key, value in renamed.items() if key in known}), raw
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_count(key: str, value: object) -> None:
-    if not _is_int(value) or value < 1:
-        raise ValueError(f"{key} is {value!r}; a whole number of at least 1 is expected")

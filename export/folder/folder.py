@@ -18,10 +18,8 @@ from export.checkpoint import tokenizer
 from export.checkpoint.checkpoint import Checkpoint
 from export.json_file import write_json
 from runtime._json import read_json
+from runtime.model.integrity import CHAT_TEMPLATE, CHECKSUMS, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
 from runtime.model.recovery import LOCK, REPLACED, is_ours, is_workspace, workspace_of
-
-CHECKSUMS = "SHA256SUMS"
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -132,21 +130,21 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     config = checkpoint.config
     sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    write_json(folder / "config.json", checkpoint.raw_config | sizes | ends)
+    write_json(folder / CONFIG, checkpoint.raw_config | sizes | ends)
     tokenizer.write(checkpoint.tokenizer_folder, folder)
     if (template := checkpoint.tokenizer_folder / CHAT_TEMPLATE).is_file():
         shutil.copyfile(template, folder / CHAT_TEMPLATE)
     defaults: dict[str, dict[str, Any]] = {
-        "generation_config.json": ends,
-        "tokenizer_config.json": {
+        GENERATION_CONFIG: ends,
+        TOKENIZER_CONFIG: {
             "tokenizer_class": tokenizer.class_name(folder),
             "model_max_length": config.n_positions,
         },
     }
     # a special_tokens_map.json is not part of the folder, and what it says is
-    roles = {"tokenizer_config.json": tokenizer.settings(checkpoint.tokenizer_folder)}
+    roles = {TOKENIZER_CONFIG: tokenizer.settings(checkpoint.tokenizer_folder)}
     # others are added to GPT-2's embeddings by transformers, and are no input of the graph
-    always = {"tokenizer_config.json": {"model_input_names": ["input_ids", "attention_mask"]}}
+    always = {TOKENIZER_CONFIG: {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
         own = (checkpoint.tokenizer_folder if name.startswith("tokenizer") else checkpoint.folder) / name
         described = read_json(own) if own.is_file() else value

@@ -23,8 +23,11 @@ from onnx import TensorProto
 from export.checkpoint.config import Config
 from export.graph.onnx_file import MICROSOFT, OnnxFile, ValueInfo
 from export.quantize.precision import Float32, Floats, Linear, Precision
+from runtime.model.model import FORMAT as FORMAT_NUMBER
+from runtime.model.model import FORMAT_KEY
 
-FORMAT = {"gpt2_edge_format": "1"}  # how the runtime knows that past and present may share memory
+# The runtime sees by it that past and present may share memory.
+FORMAT = {FORMAT_KEY: FORMAT_NUMBER}
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 

@@ -22,7 +22,6 @@ PROMPTS = (
     "¿Qué tal? El niño comió una manzana y",
     "1, 2, 3, 4, 5, 6,",
 )
-NAME = "golden.json"
 # above the largest difference, measured on the demo, between processors (`make emulate`: AVX-512 VNNI, AVX2, AVX, SSE,
 # arm64 with and without dot product) and versions of onnxruntime (1.23, 1.32): fp32 0.00002, int8 0.133, int4 0.098
 TOLERANCE = {"fp32": 0.001, "int8": 0.25, "int4": 0.25}

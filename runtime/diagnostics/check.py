@@ -1,21 +1,28 @@
-"""Does this device run the model as it should? Checksums, and the model's own recorded outputs scored again."""
+"""Whether this device runs a model as the machine that built it does.
+
+The files are verified as a load verifies them, and the outputs recorded in golden.json are scored again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime._json import read_json
+from runtime._json import shown
 from runtime._math import log_softmax
-from runtime.model.integrity import CHECKSUMS, differing, read_checksums
+from runtime.model.integrity import CHECKSUMS, GOLDEN, find_damaged, read_checksums
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 
-GOLDEN = "golden.json"
+# of each kind in golden.json: a build writes four
+MAX_RECORDS = 1_000
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +30,16 @@ class Check:
     """What a check found."""
 
     damaged: list[str]  # files that are missing or differ from their checksum
-    n_tokens: int  # recorded ids scored
+    n_tokens: int  # recorded ids that were scored
     n_unlikely: int  # of them, how many are not the likeliest although the record was sure
     largest_difference: float  # of a log-probability from the recorded one
     tolerance: float
     n_exact: int  # ids whose log-probability is the recorded one to the last bit
-    n_openai: int = 0  # ids that OpenAI's gpt2 is recorded to write elsewhere; only a folder of its weights has them
-    n_openai_likeliest: int = 0  # of them, how many this model finds likeliest; information, since int8 may differ
-    openai_difference: float = 0.0  # a token, of the log-probabilities recorded of it; information, too
+    # A folder of OpenAI's gpt2 also holds what that model is recorded to write elsewhere. It is information: int8 may
+    # differ from it.
+    n_openai: int = 0  # ids recorded of it
+    n_openai_likeliest: int = 0  # of them, how many this model finds likeliest
+    openai_difference: float = 0.0  # of the log-probabilities recorded of it, a token
 
     @property
     def passed(self) -> bool:
@@ -56,34 +65,65 @@ class Check:
         return f"NOT OK: this device computes something else ({figures}; {self.n_unlikely} unlikely)"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """Ids that follow a prompt, and what was recorded of them."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]  # of each id; empty where golden.json has only their sum
+    margins: list[float]  # of each id over the second likeliest; likewise
+    logprob: float  # the sum over all ids, where it is recorded
+
+
+@dataclasses.dataclass(frozen=True)
+class _Golden:
+    """What golden.json holds."""
+
+    tolerance: float
+    records: list[_Record]
+    openai: list[_Record]
+    openai_scored: list[_Record]
+
+
 def check_folder(folder: Path, threads: int | None = None) -> Check:
-    """Verify the checksums of a model folder, then score its recorded outputs by teacher forcing.
+    """Load a model folder with `verify="full"`, then score its recorded outputs by teacher forcing.
 
     A recorded id must be the likeliest, unless its margin over the second was below the tolerance, and its
     log-probability within the tolerance, which is stored with the record. A folder of OpenAI's gpt2 holds what that
-    model is recorded to write elsewhere, too: agreement is counted, and fails nothing. Raises FileNotFoundError for a
-    folder without checksums or record, ValueError for a model that cannot be opened.
+    model is recorded to write elsewhere, too: agreement is counted, and fails nothing.
+
+    Raises FileNotFoundError for a folder without checksums or record; ValueError for a folder that `runtime.load`
+    refuses for another reason than files that are missing or damaged, and for a record that is none.
+
+        print(check_folder(Path("models/demo-int8")))
     """
-    checksums = read_checksums(folder)
-    if checksums is None:
+    if read_checksums(folder) is None:
         raise FileNotFoundError(
             f"{folder / CHECKSUMS} is missing: {folder} is not a model folder that export/build.py made"
         )
-    if damaged := differing(folder, checksums):
-        return Check(damaged, 0, 0, 0.0, 0.0, 0)
-    golden = read_json(folder / GOLDEN)
-    tolerance = float(golden["tolerance"])
-    with Model(folder, threads=threads, verify="off") as model:  # verified above
-        scored = [_score(model, record, tolerance) for record in golden["records"]]
-        openai = [_agreement(model, record) for record in golden.get("openai", [])]
-        openai_differences = [_difference(model, record) for record in golden.get("openai_scored", [])]
+    try:
+        model = Model(folder, threads=threads, verify="full")
+    except (ValueError, FileNotFoundError):
+        if damaged := find_damaged(folder):
+            return Check(damaged, 0, 0, 0.0, 0.0, 0)
+        raise
+    with model:
+        return _check_model(model)
+
+
+def _check_model(model: Model) -> Check:
+    golden = _read_golden(model)
+    scored = [_score(model, record, golden.tolerance) for record in golden.records]
+    openai = [_agreement(model, record) for record in golden.openai]
+    openai_differences = [_difference(model, record) for record in golden.openai_scored]
     differences = np.concatenate([differences for differences, _ in scored])
     return Check(
         damaged=[],
         n_tokens=len(differences),
         n_unlikely=sum(unlikely for _, unlikely in scored),
         largest_difference=float(differences.max()),
-        tolerance=tolerance,
+        tolerance=golden.tolerance,
         n_exact=int((differences == 0).sum()),
         n_openai=sum(n for n, _ in openai),
         n_openai_likeliest=sum(likeliest for _, likeliest in openai),
@@ -91,29 +131,109 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
     )
 
 
-def _score(model: Model, record: dict[str, Any], tolerance: float) -> tuple[NDArray[np.float32], int]:
+# golden.json ----------------------------------------------------------------------------------------------------------
+
+
+def _read_golden(model: Model) -> _Golden:
+    """What golden.json holds, every number of it checked. Raises FileNotFoundError or ValueError naming the file."""
+    path = model.folder / GOLDEN
+    raw = model.read_json(GOLDEN)
+    if raw is None:
+        raise FileNotFoundError(f"{path} is missing; a model folder has one: copy the model folder again")
+    try:
+        return _Golden(
+            _number("tolerance", raw.get("tolerance"), least=0),
+            _records(raw, "records", lambda name, value: _read_record(model, name, value, each=True)),
+            _records(raw, "openai", lambda name, value: _read_record(model, name, value)) if "openai" in raw else [],
+            _records(raw, "openai_scored", lambda name, value: _read_record(model, name, value, total=True))
+            if "openai_scored" in raw
+            else [],
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _records(raw: dict[str, Any], name: str, read: Callable[[str, Any], T]) -> list[T]:
+    return [read(f"{name}[{index}]", value) for index, value in enumerate(_several(name, raw.get(name), MAX_RECORDS))]
+
+
+def _read_record(model: Model, name: str, raw: Any, *, each: bool = False, total: bool = False) -> _Record:
+    """each: with the log-probability and the margin of each id; total: with the sum of the log-probabilities."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{name} is {shown(raw)}; an object is expected")
+    n_most = model.config.n_positions
+    prompt_ids = _ids(f"{name}.prompt_ids", raw.get("prompt_ids"), model)
+    ids = _ids(f"{name}.ids", raw.get("ids"), model)
+    if len(prompt_ids) + len(ids) > n_most:
+        raise ValueError(f"{name} has {len(prompt_ids)} and {len(ids)} ids; the model has {n_most} positions")
+    return _Record(
+        prompt_ids,
+        ids,
+        _numbers(f"{name}.logprobs", raw.get("logprobs"), len(ids)) if each else [],
+        _numbers(f"{name}.margins", raw.get("margins"), len(ids)) if each else [],
+        _number(f"{name}.logprob", raw.get("logprob")) if total else 0.0,
+    )
+
+
+def _several(name: str, value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or not 1 <= len(value) <= most:
+        raise ValueError(f"{name} is {shown(value)}; a list of 1 to {most} is expected")
+    return value
+
+
+def _ids(name: str, value: Any, model: Model) -> list[int]:
+    vocab_size = model.config.vocab_size
+    ids = _several(name, value, model.config.n_positions)
+    if wrong := [id_ for id_ in ids if type(id_) is not int or not 0 <= id_ < vocab_size]:
+        raise ValueError(f"{name} has {shown(wrong[0])}; token ids from 0 to {vocab_size - 1} are expected")
+    return ids
+
+
+def _numbers(name: str, value: Any, n: int) -> list[float]:
+    numbers = _several(name, value, n)
+    if len(numbers) != n:
+        raise ValueError(f"{name} has {len(numbers)} numbers for {n} ids")
+    return [_number(name, number) for number in numbers]
+
+
+def _number(name: str, value: Any, least: float = -math.inf) -> float:
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < least:
+        raise ValueError(
+            f"{name} is {shown(value)}; a finite number{' of at least 0' if least == 0 else ''} is expected"
+        )
+    return number
+
+
+# scores ---------------------------------------------------------------------------------------------------------------
+
+
+def _score(model: Model, record: _Record, tolerance: float) -> tuple[NDArray[np.float32], int]:
     """How far each recorded id's log-probability is off, and how many ids are wrongly not the likeliest."""
-    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
-    at = np.arange(len(record["ids"])), np.array(record["ids"])
-    differences = np.abs(logprobs[at] - np.array(record["logprobs"], np.float32))
-    sure = np.array(record["margins"]) >= tolerance
-    return differences, int(((logprobs.argmax(-1) != at[1]) & sure).sum())
+    logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
+    ids = np.array(record.ids)
+    differences = np.abs(logprobs[np.arange(len(ids)), ids] - np.array(record.logprobs, np.float32))
+    sure = np.array(record.margins) >= tolerance
+    return differences, int(((logprobs.argmax(-1) != ids) & sure).sum())
 
 
-def _agreement(model: Model, record: dict[str, Any]) -> tuple[int, int]:
+def _agreement(model: Model, record: _Record) -> tuple[int, int]:
     """How many ids a record has, and how many of them are the likeliest by teacher forcing."""
-    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
-    return len(record["ids"]), int((logprobs.argmax(-1) == np.array(record["ids"])).sum())
+    logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
+    return len(record.ids), int((logprobs.argmax(-1) == np.array(record.ids)).sum())
 
 
-def _difference(model: Model, record: dict[str, Any]) -> float:
+def _difference(model: Model, record: _Record) -> float:
     """How far the summed log-probability of a record's ids is off, a token."""
-    logprobs = forced_logprobs(model, record["prompt_ids"], record["ids"])
-    n = len(record["ids"])
-    return abs(float(logprobs[np.arange(n), record["ids"]].sum()) - float(record["logprob"])) / n
+    logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
+    n = len(record.ids)
+    return abs(float(logprobs[np.arange(n), record.ids].sum()) - record.logprob) / n
 
 
-def forced_logprobs(model: Model, prompt_ids: list[int], ids: list[int]) -> NDArray[np.float32]:
+def forced_logprobs(model: Model, prompt_ids: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
     """Log-probabilities [len(ids), n_vocab] before each id, given the prompt and the ids before it.
 
     Token by token after the prompt, as generation computes them.

@@ -1,8 +1,7 @@
-"""What a model folder holds, and whether this processor suits it."""
+"""What a model folder holds, and whether its build suits this processor."""
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,20 @@ from typing import Any
 import onnxruntime
 
 from runtime.hardware.cpu_features import advice, alternative, processor_features, suitable_kernel
+from runtime.model.integrity import QUALITY
 from runtime.model.model import Model
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Facts by name, fit for JSON. Raises what `runtime.load` raises."""
+    """Facts by name, fit for JSON. Raises what `runtime.load` raises; ValueError for a quality.json that is none.
+
+    describe(Path("models/demo-int8"))["precision"]
+    """
     with Model(folder) as model:
-        config, kernel, is_fused = model.config, model.kernel, model.is_fused
-    report = folder / "quality.json"
-    quality = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        config = model.config
+        kernel = model.kernel
+        is_fused = model.is_fused
+        quality = model.read_json(QUALITY) or {}
     weights = sum(path.stat().st_size for path in folder.glob("*.onnx*"))
     suitable = suitable_kernel()
     return {

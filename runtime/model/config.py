@@ -6,8 +6,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from runtime._json import read_json
+from runtime._json import read_json, shown
 from runtime.errors import ModelFolderError
+
+# The largest value of each size. The largest GPT-2 has 48 layers of width 1600; models of its kind with 13 billion
+# weights have width 5120. A number beyond these is a mistake or an attack, and must not become an allocation.
+LIMITS = {
+    "n_layer": 1_000,
+    "n_head": 4_096,
+    "n_embd": 65_536,
+    "n_positions": 1_048_576,
+    "vocab_size": 16_777_216,
+    "n_inner": 262_144,
+}
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+# Ids may lie outside the vocabulary, as in fine-tunes that kept GPT-2's defaults with a smaller vocabulary.
+MAX_ID = 2**31 - 1
+MAX_END_IDS = 1_024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,32 +46,69 @@ class Config:
 def read_config(folder: Path) -> Config:
     """Read `config.json`, and `generation_config.json` where there is one: its eos and bos ids come first.
 
-    Raises FileNotFoundError or ValueError naming the file and the key.
+    Raises FileNotFoundError or ValueError naming the file and the key; a size must lie within `LIMITS`.
     """
     path = folder / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "gpt2":
-        raise ModelFolderError(f"{path}: model_type is {raw.get('model_type')!r}; this runtime decodes 'gpt2' only")
+        raise ModelFolderError(
+            f"{path}: model_type is {shown(raw.get('model_type'))}; this runtime decodes 'gpt2' only"
+        )
     generation = folder / "generation_config.json"
     ids = raw | (read_json(generation) if generation.is_file() else {})
-    sizes = {key: _count(path, raw, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
-    eos = ids.get("eos_token_id")
-    ends = [_token_id(path, "eos_token_id", id_) for id_ in (eos if isinstance(eos, list) else [eos])]
+    sizes = {key: _size(path, raw, key) for key in SIZES}
     return Config(
         **sizes,
         bos_token_id=_token_id(path, "bos_token_id", ids.get("bos_token_id")),
-        eos_token_ids=frozenset(id_ for id_ in ends if id_ is not None),
+        eos_token_ids=_end_ids(path, ids.get("eos_token_id")),
     )
 
 
-def _count(path: Path, raw: dict[str, Any], key: str) -> int:
-    value = raw.get(key)
+def check_size(key: str, value: object) -> int:
+    """The value of a size. Raises ValueError unless it is a whole number from 1 to `LIMITS[key]`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelFolderError(f"{path}: {key} is {value!r}; a whole number of at least 1 is expected")
+        raise ValueError(f"{key} is {shown(value)}; a whole number of at least 1 is expected")
+    if value > LIMITS[key]:
+        raise ValueError(f"{key} is {shown(value)}; at most {LIMITS[key]:,} is allowed")
     return value
 
 
+def check_token_id(key: str, value: object) -> int | None:
+    """A token id or None. Raises ValueError for anything else, and for an id that no tokenizer has."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} has {shown(value)}; a token id or null is expected")
+    if abs(value) > MAX_ID:
+        raise ValueError(f"{key} has {shown(value)}; no token id is larger than {MAX_ID:,}")
+    return value
+
+
+def check_end_ids(key: str, value: object) -> list[int]:
+    """The ids in `eos_token_id`, which may be one, a list or null. Raises ValueError for anything else."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_END_IDS:
+        raise ValueError(f"{key} has {len(values):,} ids; at most {MAX_END_IDS:,} are allowed")
+    ids = [check_token_id(key, one) for one in values]
+    return [id_ for id_ in ids if id_ is not None]
+
+
+def _size(path: Path, raw: dict[str, Any], key: str) -> int:
+    try:
+        return check_size(key, raw.get(key))
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
+
+
 def _token_id(path: Path, key: str, value: object) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ModelFolderError(f"{path}: {key} has {value!r}; a token id or null is expected")
+    try:
+        return check_token_id(key, value)
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
+
+
+def _end_ids(path: Path, value: object) -> frozenset[int]:
+    try:
+        return frozenset(check_end_ids("eos_token_id", value))
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: {error}") from None

@@ -1,208 +1,212 @@
-"""Are the files of a model folder those that were built? Asked before any other code reads them.
+"""Whether the files of a model folder are those that were built, asked before any other code reads them.
 
-Checksums prove that the files are whole, not who made them: `expect` pins a folder to one that is known.
+`SHA256SUMS` has a checksum of every file. Checksums prove that the files are whole, not who made them: `expect` pins a
+folder to one that is known. A full check reads every byte; a stamp, which is kept in the user's cache and not in the
+folder, records the state of every file that passed one, and the next load of unchanged files compares states alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import re
+import secrets
 import stat
+import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from runtime.errors import ModelFolderError
-from runtime.model import stamp
+from runtime.model.folder import COPY_AGAIN, FileState, ModelFolder
 from runtime.model.onnx_scan import read_references
 
 Verify = Literal["full", "size", "off"]
 CHECKSUMS = "SHA256SUMS"
-COPY_AGAIN = "copy the model folder again"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+GOLDEN = "golden.json"
+QUALITY = "quality.json"
+# What a load keeps the content of where it is there: other modules parse it later.
+KEPT = (GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE, GOLDEN, QUALITY)
 LINE_ENDS = (
     "has other line ends than it was built with, as git makes them on Windows: "
     "clone the folder again with git -c core.autocrlf=false clone, or download it"
 )
-_READ = {"config.json", "tokenizer.json"}  # by every load, besides the graph
-_READ_IF_THERE = {"generation_config.json"}
-_BUILT = {
-    "README.md",
-    "chat_template.jinja",
-    "genai_config.json",
-    "golden.json",
-    "model.onnx",
-    "model.onnx_data",
-    "quality.json",
-    "tokenizer_config.json",
-}
-_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of operators that onnxruntime itself brings
-# files whose line ends git changes
+# Read by every load, besides the graph.
+_READ = {CONFIG, TOKENIZER}
+_BUILT = {*KEPT, "README.md", "genai_config.json", "model.onnx", "model.onnx_data"}
+# Domains of the operators that onnxruntime itself has.
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+# Kinds of files whose line ends git changes.
 _TEXTS = {".json", ".md", ".jinja"}
-# a name with control characters could command the terminal that an error names it on
+# Each is opened at once, and systems limit how many files a process has open.
+_MAX_FILES = 128
+_MAX_CHECKSUMS_BYTES = 1 << 20
+# A name with control characters could command the terminal that an error shows it on.
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f-\x9f]+)")
-Stats = dict[str, os.stat_result]
+Checksums = dict[str, str]  # SHA-256 in hex, by name
 
 
-def verify(graph: Path, how: Verify | None, expect: str | None) -> None:
-    """Check the folder that a graph is in; see `runtime.load` for the arguments, and for what is raised."""
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What a check found."""
+
+    checksums: Checksums | None  # None: the folder has no SHA256SUMS
+    is_whole: bool  # every file has its checksum; False where that was not asked
+    data: tuple[str, ...]  # names of the open files that may hold the graph and its weights
+
+
+class DamagedFileError(ModelFolderError):
+    """A file that differs from its checksum; `name` says which."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+# checks ---------------------------------------------------------------------------------------------------------------
+
+
+def check_arguments(how: Verify | None, expect: str | None) -> None:
+    """Raise ValueError for a level of verification that there is not, and for what is no pin."""
     if how is not None and how not in get_args(Verify):
         raise ValueError(f"verify is {how!r}; {', '.join(map(repr, get_args(Verify)))} or None is expected")
-    if expect is not None:
-        _check_pin(graph.parent, how, expect)
-    if how == "off":
+    if expect is None:
         return
-    folder = graph.parent.resolve()
-    checksums = read_checksums(folder)
-    if how == "full" and checksums is None:
-        raise ValueError(f"{folder} has no {CHECKSUMS} to verify: leave verify out for an export that is not our own")
-    if checksums is None:
-        _regular_files(folder, _READ | {graph.name} | _present(folder, _READ_IF_THERE), listed=False)
-        _check_references(folder / graph.name, None)
-    else:
-        _verify_built(folder / graph.name, how, checksums)
-
-
-def _verify_built(graph: Path, how: Verify | None, checksums: Mapping[str, str]) -> None:
-    """Size and time of change suffice where these very files were checked before."""
-    folder, real = graph.parent, str(graph.parent)
-    _check_listed(folder, _READ | {graph.name} | _present(folder, _READ_IF_THERE | _BUILT), checksums)
-    now, kept = stamp.make(_regular_files(folder, checksums), checksums), stamp.read(real)
-    if kept == now and how != "full":
-        return
-    if how == "size":
-        _check_sizes(folder, now, kept)
-    elif damaged := differing(folder, checksums):
-        if _has_other_line_ends(folder / damaged[0], checksums[damaged[0]]):
-            raise ModelFolderError(f"{folder / damaged[0]} {LINE_ENDS}")
-        raise ModelFolderError(f"{folder / damaged[0]} is damaged: it differs from its checksum; {COPY_AGAIN}")
-    _check_references(graph, checksums)
-    if how != "size":
-        stamp.write(real, now)
-
-
-def read_checksums(folder: Path) -> dict[str, str] | None:
-    """SHA-256 in hex by file name, as `SHA256SUMS` has them; None where there is no such file.
-
-    Raises ValueError for a file that holds something else, or names files outside the folder.
-    """
-    path = folder / CHECKSUMS
-    if not path.exists():
-        return None
-    _regular_files(folder, [CHECKSUMS])
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ModelFolderError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
-    if "\r\n" in text:
-        raise ModelFolderError(f"{path} {LINE_ENDS}")
-    if not text.endswith("\n"):
-        raise ModelFolderError(f"{path} is damaged: its last line has no end; {COPY_AGAIN}")
-    checksums: dict[str, str] = {}
-    for number, line in enumerate(text[:-1].split("\n"), 1):
-        match = _LINE.fullmatch(line)
-        if match is None or match[2] in checksums or not _is_inside(match[2]):
-            raise ModelFolderError(
-                f"{path}, line {number} is damaged: no digest and name of a file in here; {COPY_AGAIN}"
-            )
-        checksums[match[2]] = match[1]
-    return checksums
-
-
-def differing(folder: Path, checksums: Mapping[str, str]) -> list[str]:
-    """Names of the files that are missing or differ from their checksum."""
-    return [name for name, checksum in checksums.items() if _digest(folder / name) != checksum]
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _has_other_line_ends(path: Path, checksum: str) -> bool:
-    """Whether a text would have its checksum with line ends of one character."""
-    if path.suffix not in _TEXTS or not path.is_file():
-        return False
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest() == checksum
-
-
-def _check_pin(folder: Path, how: Verify | None, expect: str) -> None:
     if not isinstance(expect, str) or not re.fullmatch("[0-9a-fA-F]{64}", expect):
         raise ValueError(f"expect is {expect!r}; the SHA-256 of {CHECKSUMS}, 64 hexadecimal digits, is expected")
     if how in ("size", "off"):
         raise ValueError(f"expect pins the checksums, which verify={how!r} does not compare; leave verify out")
-    found = _digest(folder / CHECKSUMS)
-    if found is None:
-        raise FileNotFoundError(f"{folder / CHECKSUMS} is missing, which expect pins")
+
+
+def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | None) -> Verified:
+    """Open the files that a load reads, and check them; see `runtime.load` for the arguments, and for what is raised.
+
+    graph: the name of the ONNX file.
+    """
+    there = set(files.names())
+    checksums = _open_checksums(files) if CHECKSUMS in there else None
+    if expect is not None:
+        _check_pin(files, checksums, expect)
+    if how == "off":
+        return _open_unchecked(files, graph, there)
+    read = _READ | {graph} | (set(KEPT) & there)
+    if checksums is None:
+        if how == "full":
+            raise ValueError(
+                f"{files.folder} has no {CHECKSUMS} to verify: leave verify out for an export that is not our own"
+            )
+        for name in sorted(read):
+            files.open(name, listed=False)
+        return Verified(None, False, _check_references(files, graph, None))
+    _check_listed(files, read | (_BUILT & there), checksums)
+    now = {name: (files.open(name), checksum) for name, checksum in checksums.items()}
+    # A pin is a promise about bytes: a stamp is no substitute for reading them.
+    return _check_built(files, graph, "full" if expect is not None else how, now)
+
+
+def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified:
+    """With verify="off": open what is read, wherever links lead."""
+    weights = {name for name in there if name.startswith(graph)}
+    for name in sorted(_READ | {graph} | weights | (set(KEPT) & there)):
+        files.open(name, any_link=True)
+    checksums = None
+    if CHECKSUMS in there:
+        with contextlib.suppress(ValueError):
+            checksums = _parse_checksums(files)
+    return Verified(checksums, False, tuple(sorted({graph} | weights)))
+
+
+def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp) -> Verified:
+    """Check files that have checksums, by their bytes, their state or their size."""
+    checksums = {name: checksum for name, (_, checksum) in now.items()}
+    data = tuple(name for name in sorted(checksums) if PurePosixPath(name).suffix not in _TEXTS)
+    folder = str(files.folder.resolve())
+    kept = read_stamp(folder)
+    if how != "full" and kept == now:
+        return Verified(checksums, True, data)
+    began = time.time_ns()
+    if how == "size":
+        _check_sizes(files, now, kept)
+    else:
+        _check_digests(files, checksums)
+    _check_references(files, graph, checksums)
+    if how != "size":
+        write_stamp(folder, now, began)
+    return Verified(checksums, how != "size", data)
+
+
+def _check_digests(files: ModelFolder, checksums: Mapping[str, str]) -> None:
+    """Raise DamagedFileError for the first file that differs from its checksum."""
+    for name, checksum in checksums.items():
+        if files.digest(name) == checksum:
+            continue
+        if _has_other_line_ends(files, name, checksum):
+            raise DamagedFileError(f"{files.folder / name} {LINE_ENDS}", name)
+        raise DamagedFileError(f"{files.folder / name} is damaged: it differs from its checksum; {COPY_AGAIN}", name)
+
+
+def _has_other_line_ends(files: ModelFolder, name: str, checksum: str) -> bool:
+    """Whether a text would have its checksum with line ends of one character."""
+    if PurePosixPath(name).suffix not in _TEXTS:
+        return False
+    with files.stream(name) as file:
+        return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest() == checksum
+
+
+def _check_pin(files: ModelFolder, checksums: Checksums | None, expect: str) -> None:
+    if checksums is None:
+        raise FileNotFoundError(f"{files.folder / CHECKSUMS} is missing, which expect pins")
+    found = files.digest(CHECKSUMS)
     if found != expect.lower():
         raise ModelFolderError(
-            f"{folder / CHECKSUMS} has SHA-256 {found}, not the expected {expect}: it is another model"
+            f"{files.folder / CHECKSUMS} has SHA-256 {found}, not the expected {expect}: it is another model"
         )
 
 
-def _present(folder: Path, names: Iterable[str]) -> set[str]:
-    return set(names) & set(os.listdir(folder))  # noqa: PTH208  a load waits for it
-
-
-def _check_listed(folder: Path, names: Iterable[str], checksums: Mapping[str, str]) -> None:
+def _check_listed(files: ModelFolder, names: Iterable[str], checksums: Mapping[str, str]) -> None:
     """What a load reads, and what builds write, must have a checksum."""
     if unlisted := sorted(set(names) - checksums.keys()):
-        raise ModelFolderError(f"{folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}")
-
-
-def _regular_files(folder: Path, names: Iterable[str], *, listed: bool = True) -> Stats:
-    """Of each file, what the system tells. Raises for one that is missing, no file, or a link out of the folder.
-
-    listed: they are in SHA256SUMS, or it itself; then a link to where the hub's cache keeps their content will do.
-    """
-    stats: Stats = {}
-    for name in names:
-        path = os.path.join(folder, name)  # noqa: PTH118  a tenth of the time, and a load waits for it
-        try:
-            found = os.lstat(path)
-            if stat.S_ISLNK(found.st_mode) or os.path.basename(name) != name:  # noqa: PTH119
-                _check_link(folder, Path(path), listed=listed)
-                found = os.stat(path)  # noqa: PTH116
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is missing; a model folder has one: {COPY_AGAIN}") from None
-        if not stat.S_ISREG(found.st_mode):
-            raise ModelFolderError(f"{path} is not a file; {COPY_AGAIN}")
-        stats[name] = found
-    return stats
-
-
-def _check_link(folder: Path, path: Path, *, listed: bool) -> None:
-    inside, target = folder.resolve(), path.resolve()
-    # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST
-    is_blob = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
-    if not target.is_relative_to(inside) and not (listed and is_blob):
         raise ModelFolderError(
-            f"{path} is a link to {path.resolve()}, which is outside the model folder: "
-            "copy the files themselves, or verify='off' follows it"
+            f"{files.folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}"
         )
 
 
-def _check_sizes(folder: Path, now: stamp.Stamp, kept: stamp.Stamp | None) -> None:
+def _check_sizes(files: ModelFolder, now: Stamp, kept: Stamp | None) -> None:
     """Compare with the sizes that were recorded of files with the same checksums, if any."""
-    for name, (size, _, checksum) in now.items():
+    for name, (state, checksum) in now.items():
         known = (kept or {}).get(name)
-        if known is not None and known[2] == checksum and known[0] != size:
-            raise ModelFolderError(f"{folder / name} is damaged: it has {size} bytes, not {known[0]}; {COPY_AGAIN}")
+        if known is not None and known[1] == checksum and known[0].size != state.size:
+            raise DamagedFileError(
+                f"{files.folder / name} is damaged: it has {state.size} bytes, not {known[0].size}; {COPY_AGAIN}", name
+            )
 
 
-def _check_references(graph: Path, checksums: Mapping[str, str] | None) -> None:
-    """Raise ValueError for weights outside the folder, and for operators that onnxruntime has not itself."""
-    references = read_references(graph)
+def _check_references(files: ModelFolder, graph: str, checksums: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Open the files of the graph's weights; returns the names of the files that hold graph and weights.
+
+    Raises ValueError for weights outside the folder, and for operators that onnxruntime has not itself.
+    """
+    path = files.folder / graph
+    references = read_references(files.place / graph)
     if custom := references.domains - _DOMAINS:
-        raise ModelFolderError(f"{graph} has operators of {min(custom)!r}: custom operators are code, and not loaded")
+        raise ModelFolderError(f"{path} has operators of {min(custom)!r}: custom operators are code, and not loaded")
     for location in references.locations:
         if not _is_inside(location):
-            raise ModelFolderError(f"{graph} has its weights in {location!r}, which is outside the model folder")
-    _regular_files(graph.parent, references.locations, listed=checksums is not None)
+            raise ModelFolderError(f"{path} has its weights in {location!r}, which is outside the model folder")
     if checksums is not None:
-        _check_listed(graph.parent, references.locations, checksums)
+        _check_listed(files, references.locations, checksums)
+    for location in sorted(references.locations):
+        files.open(location, listed=checksums is not None)
+    return tuple(sorted({graph} | references.locations))
 
 
 def _is_inside(name: str) -> bool:
@@ -210,3 +214,203 @@ def _is_inside(name: str) -> bool:
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     rooted = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     return not rooted and ".." not in parts and "\0" not in name
+
+
+# SHA256SUMS -----------------------------------------------------------------------------------------------------------
+
+
+def read_checksums(folder: Path) -> Checksums | None:
+    """SHA-256 in hex by file name, as `SHA256SUMS` has them; None where there is no such file.
+
+    Raises ValueError for a file that holds something else, or names files outside the folder.
+    """
+    files = ModelFolder(folder)
+    try:
+        return _open_checksums(files) if CHECKSUMS in files.names() else None
+    finally:
+        files.close()
+
+
+def find_damaged(folder: Path) -> list[str]:
+    """Names of the files that are listed in `SHA256SUMS`, and are missing or differ from their checksum.
+
+    Raises ValueError for a folder without usable checksums, and for a link out of the folder.
+    """
+    files = ModelFolder(folder)
+    damaged = []
+    try:
+        for name, checksum in _open_checksums(files).items():
+            try:
+                files.open(name)
+            except FileNotFoundError:
+                damaged.append(name)
+                continue
+            if files.digest(name) != checksum:
+                damaged.append(name)
+    finally:
+        files.close()
+    return damaged
+
+
+def _open_checksums(files: ModelFolder) -> Checksums:
+    files.open(CHECKSUMS)
+    return _parse_checksums(files)
+
+
+def _parse_checksums(files: ModelFolder) -> Checksums:
+    path = files.folder / CHECKSUMS
+    try:
+        text = files.read(CHECKSUMS, most=_MAX_CHECKSUMS_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFolderError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
+    if "\r\n" in text:
+        raise ModelFolderError(f"{path} {LINE_ENDS}")
+    if not text.endswith("\n"):
+        raise ModelFolderError(f"{path} is damaged: its last line has no end; {COPY_AGAIN}")
+    checksums: Checksums = {}
+    for number, line in enumerate(text[:-1].split("\n"), 1):
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] in checksums or not _is_inside(match[2]):
+            raise ModelFolderError(
+                f"{path}, line {number} is damaged: no digest and name of a file in here; {COPY_AGAIN}"
+            )
+        if number > _MAX_FILES:
+            raise ModelFolderError(f"{path} lists more than {_MAX_FILES} files, which no model folder has")
+        checksums[match[2]] = match[1]
+    return checksums
+
+
+# identity -------------------------------------------------------------------------------------------------------------
+
+
+def identify(files: ModelFolder, verified: Verified) -> str:
+    """SHA-256 that tells models, precisions and tokenizers apart, of the files that were loaded.
+
+    It is the digest of SHA256SUMS where the loaded files have their checksums, else a digest of the loaded files.
+    Raises FolderChangedError where graph or weights were written to since they were opened.
+    """
+    checksums = verified.checksums
+    if checksums is not None and verified.is_whole:
+        return files.digest(CHECKSUMS)
+    digests = {name: files.digest(name) for name in sorted({CONFIG, TOKENIZER, *verified.data})}
+    if checksums is not None and all(checksums.get(name) == digest for name, digest in digests.items()):
+        return files.digest(CHECKSUMS)
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+# stamps ---------------------------------------------------------------------------------------------------------------
+
+ENVIRONMENT = "GPT2_EDGE_CACHE"
+Stamp = dict[str, tuple[FileState, str]]  # state and checksum, by name
+# A file that is written twice within one tick of the file system's clock has the same times. FAT counts in 2 s.
+_TICK_MODIFIED_NS = 2_000_000_000
+# The time of change is finer, unless it shows whole seconds.
+_TICK_CHANGED_NS = 50_000_000
+_MAX_STAMP_BYTES = 1 << 20
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def read_stamp(folder: str) -> Stamp | None:
+    """What was recorded of a folder (its real path).
+
+    None where nothing was, and where somebody else may have: a stamp is believed if it is a regular file of this user,
+    in a folder of this user, and nobody else may write to either. Windows has no such owners and modes; there the
+    access rights of %LOCALAPPDATA% protect the stamps.
+    """
+    try:
+        path = _stamp_path(folder)
+        if not _is_private(path.parent):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123  of a descriptor
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or not _is_own(found) or found.st_size > _MAX_STAMP_BYTES:
+                return None
+            return _parse_stamp(json.loads(file.read(_MAX_STAMP_BYTES)), folder)
+    # RuntimeError: the user has no home folder. RecursionError is one, too.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return None
+
+
+def _parse_stamp(raw: Any, folder: str) -> Stamp | None:
+    """Raises ValueError, TypeError, KeyError or AttributeError for what `write_stamp` did not write."""
+    if raw["folder"] != folder:
+        return None
+    stamp: Stamp = {}
+    for name, (size, modified, checksum, device, inode, changed, owner) in raw["files"].items():
+        state = FileState(device, inode, size, modified, changed, owner)
+        if not isinstance(checksum, str) or not all(type(number) is int for number in state):
+            raise TypeError("no state and checksum of a file")
+        stamp[name] = (state, checksum)
+    return stamp
+
+
+def _as_json(stamp: Stamp) -> dict[str, list[int | str]]:
+    return {
+        name: [state.size, state.modified, checksum, state.device, state.inode, state.changed, state.owner]
+        for name, (state, checksum) in stamp.items()
+    }
+
+
+def write_stamp(folder: str, stamp: Stamp, began: int) -> None:
+    """Record the state of files that passed a full check, which began at `began` (time.time_ns).
+
+    Nothing is recorded where a file changed so shortly before that another change might not show.
+    """
+    if any(_may_change_unseen(state, began) for state, _ in stamp.values()):
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _stamp_path(folder)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(path.parent)
+        beside = path.with_name(f"{path.stem}.{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            with open(os.open(beside, flags, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+                json.dump({"folder": folder, "files": _as_json(stamp)}, file)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _may_change_unseen(state: FileState, began: int) -> bool:
+    # Whole seconds: the file system has no finer clock.
+    tick = _TICK_CHANGED_NS if state.changed % 1_000_000_000 else _TICK_MODIFIED_NS
+    return abs(began - state.modified) < _TICK_MODIFIED_NS or abs(began - state.changed) < tick
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else may write to it. Always on Windows."""
+    if not hasattr(os, "geteuid"):
+        return True
+    return found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_MAY_WRITE
+
+
+def _is_private(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and _is_own(found)
+
+
+def _make_private(folder: Path) -> None:
+    """Close this user's folder to others. Raises PermissionError for the folder of somebody else."""
+    if _is_private(folder):
+        return
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+        raise PermissionError(f"{folder} is not a folder of this user")
+    folder.chmod(0o700)
+
+
+def _stamp_path(folder: str) -> Path:
+    return _cache() / "verified" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
+
+
+def _cache() -> Path:
+    """$GPT2_EDGE_CACHE, else gpt2-edge in the system's place for caches."""
+    if named := os.environ.get(ENVIRONMENT):
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpt2-edge"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gpt2-edge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-edge"

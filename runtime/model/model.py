@@ -6,22 +6,24 @@ import functools
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from tokenizers import Tokenizer
 
 from runtime._checks import check_count
+from runtime._json import parse_json
 from runtime.errors import ModelFolderError, NoModelError
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
 from runtime.model.config import Config, read_config
 from runtime.model.dynamic_kv_cache import GrowingCache
+from runtime.model.folder import ModelFolder, load_unchanged
 from runtime.model.graph_signature import check_interface
 from runtime.model.integrity import Verify
 from runtime.model.kv_cache import Cache, InPlaceCache
 from runtime.model.memory import Budget
-from runtime.model.recovery import close_gap
+from runtime.model.recovery import recover
 from runtime.model.session import Session
 from runtime.model.tokenizer.calls import duplicate
 from runtime.model.tokenizer.file import read_tokenizer
@@ -38,7 +40,9 @@ _FUNCTIONS = (
     "stream",
     "stream_many",
 )
-FORMAT = "1"  # of the fused graph, in model.onnx's metadata
+# In the metadata of model.onnx: the fused graph, whose past and present may share memory, and its format.
+FORMAT_KEY = "gpt2_edge_format"
+FORMAT = "1"
 
 
 class Model:
@@ -55,36 +59,84 @@ class Model:
         prepack: bool = True,
     ) -> None:
         """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
-        close_gap(folder)
+        recover(folder)
         if not folder.is_dir():
             raise NoModelError(f"no model folder at {folder}; python export/build.py makes one")
         if threads is not None:
             threads = check_count("threads", threads, most=MAX_THREADS)
+        if max_memory is not None:
+            max_memory = check_count("max_memory", max_memory)
+        integrity.check_arguments(verify, expect)
         self.folder = folder
-        path = _find_graph(folder)
-        integrity.verify(path, verify, expect)
-        self.config: Config = read_config(folder)
-        self._budget = (
-            None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
-        )
+        files = load_unchanged(folder, lambda files: self._open(files, verify, expect, max_memory, threads, prepack))
+        files.keep_open(self._verified.data)
+        self._files: ModelFolder | None = files
+        if concern := advice(self.kernel, suitable_kernel()):
+            warnings.warn(concern, stacklevel=3)
+
+    def _open(
+        self,
+        files: ModelFolder,
+        how: Verify | None,
+        expect: str | None,
+        max_memory: int | None,
+        threads: int | None,
+        prepack: bool,
+    ) -> ModelFolder:
+        """Check and open everything that decoding needs; all of it is read by way of `files`."""
+        graph = _find_graph(files)
+        path = files.place / graph
+        self._verified = integrity.verify(files, graph, how, expect)
+        self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
+        self.config: Config = read_config(files.place)
+        self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
         self.tokenizer: Tokenizer = read_tokenizer(
-            folder / "tokenizer.json", self.config.vocab_size, trusted=verify == "off"
+            files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
         )
-        # <|endoftext|> written in a text is text
+        # <|endoftext|> written in a text is text.
         self.tokenizer.encode_special_tokens = True
-        self._session: Session | None = Session(path, threads, prepack)
+        data = [files.descriptor(name) for name in self._verified.data]
+        self._session: Session | None = Session(path, threads, prepack, data)
         metadata = self._session.metadata
-        format_ = metadata.get("gpt2_edge_format")
+        format_ = metadata.get(FORMAT_KEY)
         if format_ not in (None, FORMAT):
             raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
         self.is_fused: bool = format_ is not None
-        self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block, dense or mixed
+        # of int8 and int4 products: block, dense or mixed
+        self.kernel: str | None = metadata.get("gpt2_edge_kernel")
         # folders of before the key was written are taken to need it where any block size does
         unsaid = str(int(self.kernel == "block"))
         self.needs_even_rows: bool = metadata.get("gpt2_edge_needs_even_rows", unsaid) != "0"
-        if concern := advice(self.kernel, suitable_kernel()):
-            warnings.warn(concern, stacklevel=3)
         check_interface(path, self._session, self.config, is_fused=self.is_fused)
+        return files
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 in hex that tells models, precisions and tokenizers apart, of what was loaded.
+
+        For a model folder that was checked it is the digest of SHA256SUMS as it was then. Other files are read once
+        more for it, from those that were opened; raises ValueError where they were written to since, or the model is
+        closed.
+        """
+        self._check_open()
+        files = self._check_unwritten()
+        return integrity.identify(files, self._verified)
+
+    def read_text(self, name: str) -> str | None:
+        """A small text file of the folder as it was when the folder was loaded, None where there was none.
+
+        name: one of `runtime.model.integrity.KEPT`. Raises ValueError for bytes that are no UTF-8.
+        """
+        content = self._texts.get(name)
+        try:
+            return None if content is None else content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.folder / name} is no text: {error}") from None
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """As `read_text`, the object in a JSON file. Raises ValueError for anything else."""
+        content = self._texts.get(name)
+        return None if content is None else parse_json(content, self.folder / name)
 
     @functools.cached_property
     def special_tokenizer(self) -> Tokenizer:
@@ -95,11 +147,35 @@ class Model:
 
     @property
     def session(self) -> Session:
-        """The session of onnxruntime. Raises ValueError once it is closed, RuntimeError in a fork of its process."""
+        """The session of onnxruntime.
+
+        Raises ValueError once it is closed, and where the session reads weights from a file that was written to since;
+        RuntimeError in a fork of its process.
+        """
+        session = self._check_open()
+        session.check_process()
+        # Otherwise the weights are in memory of the process, and the file does not matter any more.
+        if session.reads_from_file:
+            self._check_unwritten()
+        return session
+
+    def _check_open(self) -> Session:
         if self._session is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
-        self._session.check_process()
         return self._session
+
+    def _check_unwritten(self) -> ModelFolder:
+        """The open files. Raises ValueError where graph or weights were written to since they were loaded."""
+        files = self._files
+        if files is None:
+            raise ValueError(f"the model {self.folder} is closed; load it again")
+        for name in self._verified.data:
+            if files.was_written(name):
+                raise ModelFolderError(
+                    f"{self.folder / name} was written to after the model was loaded; load it again, and replace "
+                    "model folders as a whole, as a build does"
+                )
+        return files
 
     def new_cache(self, capacity: int, rows: int = 1) -> Cache:
         """An empty key-value cache: `rows` of up to `capacity` tokens each, of which n_positions can be used.
@@ -134,6 +210,8 @@ class Model:
     def close(self) -> None:
         """Free the session. Generation that is under way in other threads ends first, on its own reference."""
         self._session = None
+        # Other threads may be looking at the files; they are closed with the last reference.
+        self._files = None
 
     def __enter__(self) -> Self:
         return self
@@ -157,12 +235,14 @@ class Model:
         return f"<Model {self.folder}{' (closed)' if self._session is None else ''}>"
 
 
-def _find_graph(folder: Path) -> Path:
+def _find_graph(files: ModelFolder) -> str:
     """`model.onnx`, or the folder's only graph (optimum's quantizer writes model_quantized.onnx)."""
-    graphs = sorted(folder.glob("*.onnx"))
-    if folder / "model.onnx" in graphs:
-        return folder / "model.onnx"
+    graphs = [name for name in files.names() if name.endswith(".onnx")]
+    if "model.onnx" in graphs:
+        return "model.onnx"
     if len(graphs) == 1:
         return graphs[0]
-    found = f"there are {', '.join(g.name for g in graphs)}" if graphs else "there is no .onnx file"
-    raise FileNotFoundError(f"{folder / 'model.onnx'} is missing ({found}); python export/build.py makes model folders")
+    found = f"there are {', '.join(graphs)}" if graphs else "there is no .onnx file"
+    raise FileNotFoundError(
+        f"{files.folder / 'model.onnx'} is missing ({found}); python export/build.py makes model folders"
+    )

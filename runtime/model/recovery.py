@@ -1,6 +1,8 @@
-"""Where a system cannot exchange two folders in one step, a build replaces a model by two renames.
+"""Recovery of a model that a killed build left aside.
 
-One that is killed between them leaves the earlier model aside, whole, and nothing in its place.
+Where a system cannot exchange two folders in one step, a build replaces a model by two renames: the old folder is moved
+into the build's workspace, then the new one takes its place. A build that is killed between the two leaves no model at
+its place and the old one, whole, in the workspace. The next load or build puts it back.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ import stat
 import time
 from pathlib import Path
 
-REPLACED = "replaced"  # in the workspace: the model that a build replaces, until it is cleared away
-LOCK = "lock"  # there too, as long as anything else is
-_MOMENT, _N_MOMENTS = 0.1, 10  # seconds: a build that lives needs far less
+# In the workspace: the model that a build replaces, until the build removes it.
+REPLACED = "replaced"
+# In the workspace, as long as anything else is.
+LOCK = "lock"
+# A build that is alive needs far less time between its two renames.
+_PAUSE = 0.1  # seconds
+_N_PAUSES = 10
+_SUFFIX = ".building"
 
 
 def workspace_of(output: Path) -> Path:
     """Where a build of this folder works."""
-    return output.parent / f".{output.name}.building"
+    return output.parent / f".{output.name}{_SUFFIX}"
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder is no link, and on POSIX this user's own.
+    """Whether a path is a folder and no link, and on POSIX belongs to this user.
 
     Where others may write beside a model, they may put anything under the name of its workspace.
     """
@@ -30,7 +37,8 @@ def is_ours(folder: Path) -> bool:
         found = folder.lstat()
     except OSError:
         return False
-    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", False):  # Windows' junctions have a tag
+    # A junction on Windows is a folder with a reparse tag.
+    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", False):
         return False
     return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
 
@@ -38,24 +46,28 @@ def is_ours(folder: Path) -> bool:
 def is_workspace(work: Path) -> bool:
     """Whether a folder is what a build of this user left: it has the build's lock, or nothing at all.
 
-    A folder of the user's that others moved to this name has no lock.
+    A folder of this user that somebody else moved to this name has no lock.
     """
     lock = work / LOCK
     return is_ours(work) and (not any(work.iterdir()) or (lock.is_file() and not lock.is_symlink()))
 
 
-def close_gap(output: Path) -> None:
-    """Put a model back that a killed build of this user left aside; nothing where there is none, or one is in place."""
+def recover(output: Path) -> None:
+    """Put the model back that a killed build of this user left aside.
+
+    Does nothing where there is none, where a model is in place, and where the folder above is read-only.
+    """
     aside = workspace_of(output) / REPLACED
-    for _ in range(_N_MOMENTS):
+    for _ in range(_N_PAUSES):
         if output.exists() or not (is_ours(aside) and is_workspace(aside.parent)):
             return
-        time.sleep(_MOMENT)
-    with contextlib.suppress(OSError):  # of two that mend one is late, and a folder may be read-only
+        time.sleep(_PAUSE)
+    # Another process may have done it in the meantime.
+    with contextlib.suppress(OSError):
         aside.rename(output)
 
 
-def close_gaps(place: Path) -> None:
-    """Do so for every model in a folder."""
-    for work in place.glob(".*.building"):
-        close_gap(place / work.name.removeprefix(".").removesuffix(".building"))
+def recover_all(place: Path) -> None:
+    """Recover every model of a folder of models."""
+    for work in place.glob(f".*{_SUFFIX}"):
+        recover(place / work.name.removeprefix(".").removesuffix(_SUFFIX))

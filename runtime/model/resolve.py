@@ -1,4 +1,4 @@
-"""Which model a call means, and keeping it: loaded once a process."""
+"""Which model a call means. Models that are named by their path are loaded once in a process, and kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime._lock import Lock
 from runtime.errors import NoModelError
 from runtime.model.model import Model
-from runtime.model.recovery import close_gap, close_gaps
+from runtime.model.recovery import recover, recover_all
 
 ENVIRONMENT = "GPT2_EDGE_MODEL"
 ModelOrPath = Model | str | os.PathLike[str] | None
@@ -17,7 +17,7 @@ _lock = Lock()
 
 
 def _forget() -> None:
-    """In a fork: the parent's sessions do not run there."""
+    """Drop all models in a fork: the sessions of the parent process do not run there."""
     _loaded.clear()
 
 
@@ -26,7 +26,10 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 
 def resolve(model: ModelOrPath) -> Model:
-    """A Model as it is; a path or None (see `find`) loaded at its first use and kept."""
+    """A Model as it is; the model of a path or of None (see `find`), loaded at its first use and kept.
+
+    Raises ValueError for a Model that was closed, TypeError for what is neither, and what `runtime.load` raises.
+    """
     if isinstance(model, Model):
         if model.is_closed:
             raise ValueError(f"{model} was closed; load it again")
@@ -40,7 +43,7 @@ def resolve(model: ModelOrPath) -> Model:
 
 
 def check_path(path: object) -> Path:
-    """The path; raises TypeError for what is none."""
+    """The value as a Path. Raises TypeError for what is no path."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"model is {path!r}; a Model, a path or None is expected")
     return Path(path)
@@ -53,11 +56,11 @@ def find() -> Path:
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
-        close_gap(Path(named))
+        recover(Path(named))
         if not Path(named).is_dir():
             raise NoModelError(f"no model folder at {named}, which {ENVIRONMENT} names")
         return Path(named)
-    close_gaps(Path("models"))
+    recover_all(Path("models"))
     built = sorted(path.parent for path in Path("models").glob("*/model.onnx"))
     if len(built) == 1:
         return built[0]

@@ -5,24 +5,34 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
+from runtime._lock import Lock
 from runtime.errors import ModelFolderError
 from runtime.hardware import huge_pages
 from runtime.hardware.threads import usable_threads
+from runtime.model import mapped_weights
 
 # this fusion would put a slower kernel in the place of Add and LayerNormalization
 _SLOWER = {"SkipLayerNormFusion"}
+# One session at a time: see `mapped_weights.detach`.
+_opening = Lock()
 
 
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
     """A session of this process. In a fork of it every run raises RuntimeError: its threads are not there."""
 
-    def __init__(self, path: Path, threads: int | None, prepack: bool) -> None:
-        """Raises ValueError, naming the file, for what onnxruntime cannot open."""
+    def __init__(self, path: Path, threads: int | None, prepack: bool, data: Sequence[int] = ()) -> None:
+        """Open a graph.
+
+        data: descriptors of the files of its weights. What stays mapped from them is moved into memory of the process,
+            where the system lets us and `prepack` is on; see `reads_from_file`.
+        Raises ValueError, naming the file, for what onnxruntime cannot open.
+        """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
         options.intra_op_num_threads = usable_threads() if threads is None else threads
@@ -32,7 +42,10 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
             options.add_session_config_entry("session.disable_prepacking", "1")
         before = huge_pages.anonymous_ranges()
         try:
-            super().__init__(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER)
+            with _opening:
+                mapped = mapped_weights.find(data)
+                super().__init__(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER)
+                self.reads_from_file = not (prepack and mapped_weights.detach(data, mapped))
             self.metadata: dict[str, str] = self.get_modelmeta().custom_metadata_map
             for value in (*self.get_inputs(), *self.get_outputs(), *self.get_overridable_initializers()):
                 _ = value.name, value.type, value.shape  # bytes that are no UTF-8 raise as they are first read

@@ -1,89 +1,114 @@
-"""Prefixes on disk. A file serves only where it was made or where the same computation gives the same bits."""
+"""A safetensors file of one float32 tensor and some strings, so that other tools open it.
+
+The reader trusts nothing: every number is bounded before it is used, and the tensor is read only after the header
+turned out to describe the rest of the file exactly.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import onnxruntime
 
-from runtime.errors import PrefixFileError
-from runtime.model import prefill as grid
-from runtime.model.model import Model
-from runtime.prefixes import tensor_file
-from runtime.prefixes.prefix import Prefix, encode_prefix, identify
+from runtime.model.kv_cache import KeysValues
 
-FORMAT = "gpt2-edge prefix 1"
-_N_PROBE = 16  # ids of the pass whose logits have to be those of the machine that made the file
-_DIFFERENCES = {
-    "format": "its format is {found!r}, and this runtime reads {own!r}",
-    "model": "it is of another model, or another build or precision of it: {found:.12}, not {own:.12}",
-    "special_tokens": "it says {found!r} of special_tokens",
-    "ids": "its text has other ids by this model's tokenizer",
-    "prefill_step": "it was computed {found} tokens a pass, and this runtime takes {own}",
-    "onnxruntime": "it was computed by onnxruntime {found}, and this is {own}",
-    "probe": "its machine does not compute the same bits as this one, by another processor, say",
-}
+_TENSOR = "keys_values"
+_DIGEST = "sha256"
+# Raised where a header is not JSON, or not of such objects.
+_NO_HEADER = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+# A text of n_positions tokens and its ids have some thousands of bytes.
+_MAX_HEADER_BYTES = 2**24
+# A prefix has five: [n_layer, 2, n_head, n_kept, head_dim].
+_MAX_DIMENSIONS = 8
+_MAX_DIMENSION = 2**31 - 1
 
 
-def save(prefix: Prefix, path: Path) -> None:
-    """See `Prefix.save`."""
-    about = _about(prefix) | {"text": prefix.text, "probe": _probe(prefix)}
-    tensor_file.write(path, about, prefix.keys_values)
+class Header(NamedTuple):
+    """What a file says of its tensor."""
+
+    about: dict[str, str]  # the metadata
+    shape: tuple[int, ...]
 
 
-def load(model: Model, path: Path) -> Prefix:
-    """See `runtime.load_prefix`."""
-    with path.open("rb") as file:
-        try:
-            header = tensor_file.read_header(file)
-            prefix = _prefix_of(model, header)
-            keys_values = tensor_file.read_values(file, header)
-        except ValueError as error:
-            raise PrefixFileError(f"{path}: {error}; make the prefix again, with runtime.prefix") from None
-    return dataclasses.replace(prefix, keys_values=keys_values)
+def write(path: Path, about: Mapping[str, str], tensor: KeysValues) -> None:
+    """Write beside the path, then rename: whoever reads the path finds the old file or the new one.
+
+    Raises OSError, naming the path, for a folder, a device, and a place that does not exist.
+    """
+    # A link at the path stays a link, to the new file.
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file; name another")
+    values = np.ascontiguousarray(tensor, "<f4")
+    digest = hashlib.sha256(values.data).hexdigest()
+    header = json.dumps(
+        {
+            "__metadata__": {**about, _DIGEST: digest},
+            _TENSOR: {"dtype": "F32", "shape": values.shape, "data_offsets": [0, values.nbytes]},
+        }
+    ).encode("utf-8")
+    # The values are aligned, as safetensors has them.
+    header += b" " * (-len(header) % 8)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.write(values.data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
-def _prefix_of(model: Model, header: tensor_file.Header) -> Prefix:
-    """What a header is of, still without values. Raises ValueError unless it is of this model on this machine."""
-    about, config = header.about, model.config
-    if missing := {"text", *_DIFFERENCES} - about.keys():
-        raise ValueError(f"it is not the file of a prefix: it says no {min(missing)}")
-    special_tokens = about["special_tokens"] == "true"
-    ids = encode_prefix(model, about["text"], special_tokens)
-    shape = (config.n_layer, 2, config.n_head, grid.last_line(len(ids)), config.head_dim)
-    identity = identify(model.folder)
-    prefix = Prefix(model, about["text"], tuple(ids), np.empty(0, np.float32), special_tokens, identity)
-    for name, own in _about(prefix).items():
-        _compare(name, about[name], own)
-    if header.shape != shape:
-        raise ValueError(f"its tensor is {list(header.shape)}, not {list(shape)}")
-    _compare("probe", about["probe"], _probe(prefix))
-    return prefix
+def read_header(file: BinaryIO) -> Header:
+    """What stands before the values. Raises ValueError for what `write` did not write, or not completely."""
+    size = os.fstat(file.fileno()).st_size
+    n_header = int.from_bytes(file.read(8), "little")
+    if not 2 <= n_header <= min(size - 8, _MAX_HEADER_BYTES):
+        raise ValueError("it is no safetensors file, or only the beginning of one")
+    try:
+        header = _parse(json.loads(file.read(n_header).decode("utf-8")))
+    except _NO_HEADER:
+        raise ValueError(f"it is no safetensors file of one float32 tensor called {_TENSOR}") from None
+    expected = 8 + n_header + 4 * math.prod(header.shape)
+    if size != expected:
+        raise ValueError(f"it is damaged: it has {size} bytes, not {expected}")
+    return header
 
 
-def _about(prefix: Prefix) -> dict[str, str]:
-    """What has to be the same where a file is loaded."""
-    return {
-        "format": FORMAT,
-        "model": prefix.identity,
-        "special_tokens": json.dumps(prefix.special_tokens),
-        "ids": json.dumps(prefix.ids),
-        "prefill_step": str(grid.PREFILL_STEP),
-        "onnxruntime": onnxruntime.__version__,
-    }
+def _parse(raw: Any) -> Header:
+    """The header in a JSON value. Raises one of _NO_HEADER unless it is one."""
+    about = raw["__metadata__"]
+    tensor = raw[_TENSOR]
+    if set(raw) != {"__metadata__", _TENSOR} or not all(isinstance(value, str) for value in about.values()):
+        raise ValueError("more tensors than one, or metadata that is no text")
+    shape = tuple(tensor["shape"])
+    # Before their product: thousands of dimensions of thousands of digits would take minutes to multiply.
+    if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n <= _MAX_DIMENSION for n in shape):
+        raise ValueError("a tensor of another shape")
+    if tensor["dtype"] != "F32":
+        raise ValueError("a tensor of another kind")
+    if tensor["data_offsets"] != [0, 4 * math.prod(shape)] or _DIGEST not in about:
+        raise ValueError("a tensor elsewhere, or without what is said of it")
+    return Header(about, shape)
 
 
-def _compare(name: str, found: str, own: str) -> None:
-    if found != own:
-        raise ValueError(_DIFFERENCES[name].format(found=found, own=own))
-
-
-def _probe(prefix: Prefix) -> str:
-    """SHA-256 of the logits of a short pass: the kernels for another processor round otherwise."""
-    ids = prefix.ids[:_N_PROBE]
-    logits = prefix.model.new_cache(len(ids)).extend(ids, keep=len(ids))
-    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").data).hexdigest()
+def read_values(file: BinaryIO, header: Header) -> KeysValues:
+    """The tensor, read-only; the file is where `read_header` left it. Raises ValueError where it is damaged."""
+    data = file.read()
+    if hashlib.sha256(data).hexdigest() != header.about[_DIGEST]:
+        raise ValueError("it is damaged: its values differ from their checksum")
+    values = np.frombuffer(data, "<f4").reshape(header.shape).astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite")
+    return values

@@ -13,7 +13,7 @@ import pytest
 
 from runtime.diagnostics.check import check_folder
 from runtime.diagnostics.info import describe
-from runtime.model.integrity import differing, read_checksums
+from runtime.model.integrity import find_damaged, read_checksums
 from tests.support.building import FILES
 
 LISTED = sorted(FILES - {"SHA256SUMS"})
@@ -69,7 +69,7 @@ def test_every_file_is_listed(whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} == {*LISTED, "SHA256SUMS"}
     checksums = read_checksums(whole)
     assert checksums is not None
-    assert differing(whole, checksums) == []
+    assert find_damaged(whole) == []
 
 
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])

@@ -17,6 +17,7 @@ from numpy._core._multiarray_umath import __cpu_features__ as instructions  # as
 
 from runtime.diagnostics import check
 from runtime.hardware.cpu_features import suitable_kernel
+from runtime.model.integrity import GOLDEN
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 
@@ -59,7 +60,7 @@ def checked(folder: Path) -> dict[str, Any]:
 
 def decode_step(folder: Path) -> float:
     """Seconds of one step after the first recorded prompt, the median of several."""
-    record = json.loads((folder / check.GOLDEN).read_text(encoding="utf-8"))["records"][0]
+    record = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))["records"][0]
     seconds = []
     with Model(folder, threads=THREADS) as model:
         cache = model.new_cache(len(record["prompt_ids"]) + N_STEPS)

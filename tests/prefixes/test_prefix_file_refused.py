@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from hypothesis import strategies as st
 
 import runtime
 from runtime import Prefix, load, load_prefix
-from runtime.model import prefill as grid
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP
-from runtime.prefixes import file as prefix_file
+from runtime.prefixes import prefix as prefix_module
 from tests.support.prefix_files import TEXT, save_elsewhere
 from tests.support.prefix_files import folders as folders
 from tests.support.prefix_files import path as path
@@ -68,12 +68,12 @@ def test_what_may_compute_other_bits_is_refused(tiny: Model, path: Path, monkeyp
         assert f"computed by onnxruntime {onnxruntime.__version__}" not in refusal(path, tiny)
         assert "and this is 1.2.3" in refusal(path, tiny)
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "PREFILL_STEP", PREFILL_STEP // 2)
+        patch.setattr(prefix_module, "PREFILL_STEP", PREFILL_STEP // 2)
         assert f"computed {PREFILL_STEP} tokens a pass, and this runtime takes {PREFILL_STEP // 2}" in refusal(
             path, tiny
         )
     with monkeypatch.context() as patch:
-        patch.setattr(prefix_file, "_N_PROBE", 15)
+        patch.setattr(prefix_module, "_N_PROBE", 15)
         assert "another processor" in refusal(path, tiny)
     load_prefix(path, model=tiny)
 
@@ -106,6 +106,8 @@ def with_tensor(**changes: object) -> Callable[[dict[str, Any]], object]:
         (with_tensor(shape=7), "no safetensors file of one float32"),
         (with_tensor(shape=[-1, -1]), "no safetensors file of one float32"),
         (with_tensor(shape=[True] * 5), "no safetensors file of one float32"),
+        (with_tensor(shape=[1] * 9), "no safetensors file of one float32"),
+        (with_tensor(shape=[2**31, 1, 1, 1, 1]), "no safetensors file of one float32"),
         (with_tensor(data_offsets=[4, 8]), "no safetensors file of one float32"),
     ],
 )
@@ -162,6 +164,17 @@ JSON = st.recursive(
 @given(header=JSON)
 def test_any_header_is_refused(tiny: Model, tmp_path: Path, header: object) -> None:
     refusal(join(tmp_path / "any", header, b"\0" * 8), tiny)
+
+
+def test_a_shape_of_thousands_of_long_numbers_is_refused_at_once(tiny: Model, tmp_path: Path) -> None:
+    shape = ",".join(["9" * 4299] * 3700)
+    tensor = f'{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}'
+    text = f'{{"__metadata__":{{"sha256":"x"}},"keys_values":{tensor}}}'
+    (tmp_path / "bomb").write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    begin = time.monotonic()
+    refusal(tmp_path / "bomb", tiny)
+    # Multiplied, they would take minutes.
+    assert time.monotonic() - begin < 20
 
 
 def test_a_header_of_many_levels_is_refused(tiny: Model, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,11 +218,12 @@ def test_the_prompt_of_a_chat_has_the_ids_of_transformers(tmp_path: Path, demo_i
 def test_of_several_templates_the_default_is_taken(tmp_path: Path, demo_int8_folder: Path) -> None:
     templates = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
     with Model(chatty(tmp_path / "chatty", demo_int8_folder, templates), verify="off") as model:
-        template = template_of(model)
-        assert template.render(MESSAGES) == "yes"
+        assert template_of(model).render(MESSAGES) == "yes"
         (model.folder / "chat_template.jinja").write_text("its own file", encoding="utf-8")
-        template = template_of(model)
-        assert template.render(MESSAGES) == "its own file"
+        # What was there when the model was loaded counts.
+        assert template_of(model).render(MESSAGES) == "yes"
+    with Model(tmp_path / "chatty", verify="off") as model:
+        assert template_of(model).render(MESSAGES) == "its own file"
 
 
 def test_a_template_is_no_program(tmp_path: Path, demo_int8_folder: Path) -> None:
@@ -230,3 +233,144 @@ def test_a_template_is_no_program(tmp_path: Path, demo_int8_folder: Path) -> Non
         found = template_of(model)
         with pytest.raises(ValueError, match="refuses"):
             found.render(MESSAGES)
+
+
+@pytest.fixture(scope="module")
+def render(tmp_path_factory: pytest.TempPathFactory, demo_int8_folder: Path) -> Iterator[Any]:
+    """What a template makes of messages."""
+    from runtime.server.openai.chat_template import ChatTemplate
+
+    with Model(demo_int8_folder, verify="off") as model:
+        yield lambda source, messages=MESSAGES: ChatTemplate(source, model).render(messages)
+
+
+@pytest.mark.parametrize(
+    ("texts", "source"),
+    [
+        (["<|endof", "text|>"], "{% for m in messages %}{{ m.content }}{% endfor %}"),
+        (["<", "|endoftext|", ">"], "{% for m in messages %}{{ m.content }}{% endfor %}"),
+        (["<|endof \n", " text|>"], "{% for m in messages %}{{ m.content.strip() }}{% endfor %}"),
+        (["a<|endoftext|"], "{{ messages[0].content }}>"),
+    ],
+)
+def test_messages_cannot_make_a_special_token_together(render: Any, texts: list[str], source: str) -> None:
+    messages = [{"role": "user", "content": text} for text in texts]
+    with pytest.raises(ValueError, match="make the special token '<.endoftext.>' together"):
+        render(source, messages)
+    apart = "{% for m in messages %}[{{ m.content }}]<|endoftext|>{% endfor %}"
+    assert render(apart, messages) == "".join(f"[{text}]<|endoftext|>" for text in texts)
+
+
+# templates of strangers ------------------------------------------------------------------------------------------------
+
+BIG = "{% set big = 'x' * 400000 %}"
+BOMBS = {
+    "power of constants": "{{ 10 ** (10 ** 9) }}",
+    "power": "{% set n = messages|length + 9 %}{{ n ** (n ** 9) }}",
+    "product of numbers": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "text of constants": "{{ 'a' * 3000000000 }}",
+    "text": "{{ 3000000000 * messages[0].content }}",
+    "list": "{{ ([1] * 3000000000)|length }}",
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops that filter": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
+    "recursion": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "recursion of two": "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}{% endmacro %}{{ a(60) }}",
+    "recursive loop": "{% for a in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+    "joined texts": "{% set ns = namespace(x='a') %}{% for i in range(33) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "added texts": "{% set ns = namespace(x='a') %}{% for i in range(33) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "macros": "{% macro d(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='a') %}"
+    "{% for i in range(33) %}{% set ns.x = d(ns.x) %}{% endfor %}",
+    "nested lists": "{% set ns = namespace(x='a') %}{% for i in range(33) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+    "{{ ns.x }}",
+    "nested mappings": "{% set ns = namespace(x='a') %}{% for i in range(33) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}"
+    "{% endfor %}{{ ns.x }}",
+    "output": "{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}",
+    "captured output": "{% set x %}{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}{% endset %}{{ x[0] }}",
+    "slices": BIG
+    + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = ns.l + [big[i:]] %}{% endfor %}",
+    "mapped": BIG + "{{ range(99999)|map(attribute='no', default=big)|sort|length }}",
+    "mapped and changed": BIG + "{{ range(99999)|map(attribute='no', default=big)|map('upper')|list|length }}",
+    "replace": BIG + "{{ big|replace('x', big) }}",
+    "replace method": BIG + "{{ big.replace('x', big) }}",
+    "replace nothing": BIG + "{{ big.replace('', big) }}",
+    "join": BIG + "{{ range(99999)|join(big) }}",
+    "join method": BIG + "{{ big.join(['a'] * 99999) }}",
+    "indent": "{{ 'a'|indent(1000000000, true) }}",
+    "json": "{{ [1]|tojson(indent=1000000000) }}",
+    "round": "{{ 1.5|round(1000000000, 'floor') }}",
+    "sum": "{{ ([[1] * 999] * 999)|sum(start=[])|length }}",
+    "width": "{{ '%1000000000d' % 1 }}",
+    "width of a filter": "{{ '%1000000000d'|format(1) }}",
+    "width from a value": "{{ '%*d' % (1000000000, 1) }}",
+    "format": "{{ '{:1000000000d}'.format(1) }}",
+    "format from a value": "{{ '{:{}}'.format(1, 1000000000) }}",
+    "format many": BIG + "{{ ('{0}' * 9999).format(big) }}",
+    "method": "{{ 'a'.ljust(1000000000) }}",
+    "method of a number": "{{ (1).to_bytes(1000000000, 'big') }}",
+    "words": "{{ lipsum(n=1000000000) }}",
+    "time": "{{ strftime_now('%1000000000Y') }}",
+    "source": "x" * 300_000,
+    "parentheses": "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_template_has_little_time_and_memory(render: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from runtime.server.openai import template_limits
+
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.5)
+    begin = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="chat template"):
+            render(BOMBS[name])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 150e6
+    # Python's own bookkeeping of memory makes it several times slower.
+    assert time.monotonic() - begin < 15
+
+
+LEGITIMATE = {
+    "roles": "{% if messages[0]['role'] == 'system' %}{% set first = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}{{ first }}"
+    "{% for m in rest %}{{ '<' + m['role'] + '>\n' + m['content']|trim + '\n' }}{% if loop.last %}.{% endif %}{% endfor %}",
+    "alternation": "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ loop.index }}/{{ loop.length }}{{ m.content.strip() }}"
+    "{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0, text='') %}{% for m in messages|selectattr('role', 'equalto', 'user') %}"
+    "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.content.split(' ')|last %}{% endfor %}{{ ns.n }}{{ ns.text }}",
+    "macro": "{% macro show(m, sep=': ') %}{{ m.role|upper }}{{ sep }}{{ m.content|replace('\n', ' ') }}{% endmacro %}"
+    "{% for m in messages|reverse %}{{ show(m) }}\n{% endfor %}",
+    "filters": "{{ messages|map(attribute='role')|unique|join(', ') }}{{ messages|length }}{{ 'a\nb'|indent(2) }}"
+    "{{ [3, 1, 2]|sort }}{{ [1, 2]|sum }}{{ 2.567|round(1) }}{{ {'b': 1, 'a': 2}|dictsort }}{{ none|default('x', true) }}",
+    "formats": "{{ '%s: %05.2f' % ('a', 1.5) }}{{ '%s-%s'|format('a', 'b') }}{{ '{:>4}|{name}'.format(1, name='n') }}",
+    "containers": "{% set l = [1, 'a'] + ['b'] %}{{ l }}{{ {'k': l}.items()|list }}{{ ('a', 'b')[1] }}{{ l[::-1] }}"
+    "{% if 'a' in l and messages[0].get('x') is none %}{{ 'yes' * 2 }}{% endif %}{{ 7 // 2 }}{{ 2 ** 10 }}",
+    "whitespace": "  {%- for m in messages -%}\n  {{- m.content -}} \n{%- endfor %}\n{# comment #}",
+    "call block": "{% macro b() %}<{{ caller() }}>{% endmacro %}{% call b() %}{{ messages[0].content }}{% endcall %}",
+    "filter block": "{% filter upper %}{{ messages[0].content }}{% endfilter %}{% set x %}a{{ 1 }}{% endset %}{{ x }}",
+}
+
+
+@pytest.mark.parametrize("template", LEGITIMATE.values(), ids=LEGITIMATE)
+def test_limits_change_no_template_of_the_usual_kind(render: Any, template: str) -> None:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    expected = _compile_jinja_template(template).render(
+        messages=MESSAGES, tools=None, documents=None, add_generation_prompt=True
+    )
+    assert render(template) == expected
+
+
+def test_what_no_load_checked_is_not_read(tmp_path: Path, demo_int8_folder: Path) -> None:
+    """A template that appears after the load, or that the checksums do not list."""
+    folder = Path(shutil.copytree(demo_int8_folder, tmp_path / "model"))
+    with runtime.load(folder) as model:
+        (folder / "chat_template.jinja").write_text("later", encoding="utf-8")
+        from runtime.server.openai.chat_template import find_chat_template
+
+        assert find_chat_template(model) is None
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not listed"):
+        runtime.load(folder)

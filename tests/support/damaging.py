@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from export import build
-from runtime.model import integrity, stamp
+from runtime.model import integrity
 from tests.support.building import QUICK, write_tiny
 
 
@@ -30,8 +30,10 @@ def copy_aged(folder: Path, place: Path) -> Path:
 
 
 def age(folder: Path, seconds: float = 60) -> None:
+    """Set the time of modification back, and wait until the time of change counts as settled."""
     for path in folder.iterdir():
         os.utime(path, (time.time() - seconds,) * 2)
+    time.sleep(integrity._TICK_CHANGED_NS / 1e9)
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
@@ -67,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of stamps, for every test where this is imported."""
-    monkeypatch.setenv(stamp.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setenv(integrity.ENVIRONMENT, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

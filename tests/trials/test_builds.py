@@ -39,7 +39,7 @@ def test_the_old_model_or_the_new_one_is_there_whole(kind: str) -> None:
 
 
 def test_a_model_that_nobody_puts_back_is_seen() -> None:
-    counts = outcomes("gap", 10, "import runtime.model; runtime.model.close_gap = lambda _: None")
+    counts = outcomes("gap", 10, "from runtime.model import model; model.recover = lambda _: None")
     assert counts is not None
     assert counts["neither, or something left"] > 0
 

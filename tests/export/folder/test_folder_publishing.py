@@ -12,7 +12,7 @@ import pytest
 
 from export.folder import folder
 from runtime import load
-from runtime.model import recovery as gap
+from runtime.model import recovery
 from tests.support.building import contents, make_link
 from tests.support.damaging import build_small
 
@@ -108,8 +108,8 @@ def test_load_puts_back_what_a_killed_build_left_aside(
 def test_load_leaves_a_build_that_lives_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Path(shutil.copytree(model, tmp_path / "model"))
     leave_gap(output)
-    monkeypatch.setattr(gap.time, "sleep", lambda _: output.exists() or fill(output, "new"))
-    gap.close_gap(output)
+    monkeypatch.setattr(recovery.time, "sleep", lambda _: output.exists() or fill(output, "new"))
+    recovery.recover(output)
     assert (output / "model.onnx").read_text(encoding="utf-8") == "new"
     assert (tmp_path / ".model.building" / "replaced").is_dir()
 
@@ -193,7 +193,7 @@ def test_load_puts_nothing_planted_in_place(tmp_path: Path, plant: Callable[[Pat
     plant(work, precious)
     if not work.is_symlink():
         fill(work / "replaced", "planted")
-    gap.close_gap(tmp_path / "model")
+    recovery.recover(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
