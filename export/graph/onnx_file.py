@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from runtime.graph.data import DATA_FILE, INLINE_BYTES, IR_VERSION, OPSETS, Cons
 PAGE = 4096  # a weight that starts on a page can be mapped as it stands
 
 
-def serialize(graph: Graph, tensors: Iterable[TensorProto]) -> bytes:
+def serialize(graph: Graph, tensors: Sequence[TensorProto]) -> bytes:
     """The bytes of an ONNX model: a described graph with its initializers."""
     made = helper.make_graph(
         [_node(node) for node in graph.nodes],
@@ -47,9 +47,7 @@ def fixed_array(constant: Constant) -> NDArray[Any]:
 
 def _node(node: Node) -> onnx.NodeProto:
     attributes = {attribute.name: attribute.value for attribute in node.attributes}
-    return helper.make_node(
-        node.operator, node.inputs, node.outputs, name=node.name, domain=node.domain, **attributes
-    )
+    return helper.make_node(node.operator, node.inputs, node.outputs, name=node.name, domain=node.domain, **attributes)
 
 
 def _value(value: Value) -> onnx.ValueInfoProto:
@@ -85,7 +83,9 @@ class OnnxFile:
         Raises AssertionError for an array that is not as described.
         """
         if (array.dtype.name, array.shape) != (constant.dtype, constant.shape):
-            raise AssertionError(f"{constant.name} is described as {constant.dtype} {constant.shape}, not {array.dtype}")
+            raise AssertionError(
+                f"{constant.name} is described as {constant.dtype} {constant.shape}, not {array.dtype}"
+            )
         array = np.ascontiguousarray(array)
         external = array.nbytes >= INLINE_BYTES
         self._tensors[constant.name] = (

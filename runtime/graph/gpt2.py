@@ -73,7 +73,7 @@ def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     n_embd, inner = architecture.n_embd, architecture.inner_size
     sizes = dict(zip(PRODUCTS, ((n_embd, 3 * n_embd), (n_embd, n_embd), (n_embd, inner), (inner, n_embd)), strict=True))
     matrices = ("wte",) if architecture.tie_word_embeddings else ("wte", "lm_head")
-    found = {name: (architecture.vocab_size, n_embd) for name in matrices}
+    found = dict.fromkeys(matrices, (architecture.vocab_size, n_embd))
     for layer in range(architecture.n_layer):
         found |= {f"h.{layer}.{name}": size for name, size in sizes.items()}
     return found

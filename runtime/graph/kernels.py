@@ -178,8 +178,8 @@ class Dense:
         largest = self._largest(graph, x, out, floor)
         # a row of zeros is divided by 0: whatever integers that makes are multiplied by 0 again
         graph.node("Div", [x, largest], [f"{out}.unit"])
-        step = graph.fixed(f"{out}.step", np.array(1 / (255 - zero), np.float32))
-        middle = graph.fixed(f"{out}.middle", np.array(zero, np.uint8))
+        step = graph.fixed(f"{out}.step", np.array([1 / (255 - zero)], np.float32))
+        middle = graph.fixed(f"{out}.middle", np.array([zero], np.uint8))
         rounded = graph.node("QuantizeLinear", [f"{out}.unit", step, middle], [f"{out}.rounded"])
         return _Rounded(rounded, step, middle, largest)
 
@@ -189,5 +189,5 @@ class Dense:
         if floor is None:
             return graph.node("ReduceMax", [graph.node("Abs", [x], [f"{out}.abs"]), last], [f"{out}.largest"])
         largest = graph.node("ReduceMax", [x, last], [f"{out}.largest"])
-        least = np.array(-floor * (255 - FLOORED_ZERO) / FLOORED_ZERO, np.float32)
+        least = np.array([-floor * (255 - FLOORED_ZERO) / FLOORED_ZERO], np.float32)
         return graph.node("Max", [largest, graph.fixed(f"{out}.least", least)], [f"{out}.range"])

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 
+from runtime.graph.reader import OnnxModel, read_model
 from runtime.model import stamp
-from runtime.model.onnx_scan import read_references
 
 Verify = Literal["full", "size", "off"]
 CHECKSUMS = "SHA256SUMS"
@@ -35,7 +35,6 @@ _BUILT = {
     "quality.json",
     "tokenizer_config.json",
 }
-_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of operators that onnxruntime itself brings
 # files whose line ends git changes
 _TEXTS = {".json", ".md", ".jinja"}
 # a name with control characters could command the terminal that an error names it on
@@ -43,23 +42,26 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f-\x9f]+)")
 Stats = dict[str, os.stat_result]
 
 
-def verify(graph: Path, how: Verify | None, expect: str | None) -> None:
-    """Check the folder that a graph is in; see `runtime.load` for the arguments, and for what is raised."""
+def verify(graph: Path, how: Verify | None, expect: str | None) -> OnnxModel | None:
+    """Check the folder that a graph is in; see `runtime.load` for the arguments, and for what is raised.
+
+    Returns the graph as it was read; None where `how` is "off", which trusts the folder.
+    """
     if how is not None and how not in get_args(Verify):
         raise ValueError(f"verify is {how!r}; {', '.join(map(repr, get_args(Verify)))} or None is expected")
     if expect is not None:
         _check_pin(graph.parent, how, expect)
     if how == "off":
-        return
+        return None
     folder = graph.parent.resolve()
     checksums = read_checksums(folder)
     if how == "full" and checksums is None:
         raise ValueError(f"{folder} has no {CHECKSUMS} to verify: leave verify out for an export that is not our own")
     if checksums is None:
         _regular_files(folder, _READ | {graph.name} | _present(folder, _READ_IF_THERE), listed=False)
-        _check_references(folder / graph.name, None)
     else:
         _verify_built(folder / graph.name, how, checksums)
+    return _read_graph(folder / graph.name, checksums)
 
 
 def _verify_built(graph: Path, how: Verify | None, checksums: Mapping[str, str]) -> None:
@@ -75,7 +77,6 @@ def _verify_built(graph: Path, how: Verify | None, checksums: Mapping[str, str])
         if _has_other_line_ends(folder / damaged[0], checksums[damaged[0]]):
             raise ValueError(f"{folder / damaged[0]} {LINE_ENDS}")
         raise ValueError(f"{folder / damaged[0]} is damaged: it differs from its checksum; {COPY_AGAIN}")
-    _check_references(graph, checksums)
     if how != "size":
         stamp.write(real, now)
 
@@ -187,17 +188,16 @@ def _check_sizes(folder: Path, now: stamp.Stamp, kept: stamp.Stamp | None) -> No
             raise ValueError(f"{folder / name} is damaged: it has {size} bytes, not {known[0]}; {COPY_AGAIN}")
 
 
-def _check_references(graph: Path, checksums: Mapping[str, str] | None) -> None:
-    """Raise ValueError for weights outside the folder, and for operators that onnxruntime has not itself."""
-    references = read_references(graph)
-    if custom := references.domains - _DOMAINS:
-        raise ValueError(f"{graph} has operators of {min(custom)!r}: custom operators are code, and not loaded")
-    for location in references.locations:
+def _read_graph(graph: Path, checksums: Mapping[str, str] | None) -> OnnxModel:
+    """At every load: it takes some milliseconds. Raises ValueError for weights outside the folder."""
+    model = read_model(graph)
+    for location in model.locations:
         if not _is_inside(location):
             raise ValueError(f"{graph} has its weights in {location!r}, which is outside the model folder")
-    _regular_files(graph.parent, references.locations, listed=checksums is not None)
+    _regular_files(graph.parent, model.locations, listed=checksums is not None)
     if checksums is not None:
-        _check_listed(graph.parent, references.locations, checksums)
+        _check_listed(graph.parent, model.locations, checksums)
+    return model
 
 
 def _is_inside(name: str) -> bool:

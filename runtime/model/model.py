@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from tokenizers import Tokenizer
 
+from runtime.graph.check import check_format, check_graph
+from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, KERNEL_KEY
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
@@ -36,7 +38,6 @@ _FUNCTIONS = (
     "stream",
     "stream_many",
 )
-FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 
 
 class Model:
@@ -60,22 +61,23 @@ class Model:
             threads = check_count("threads", threads, most=MAX_THREADS)
         self.folder = folder
         path = _find_graph(folder)
-        integrity.verify(path, verify, expect)
+        graph = integrity.verify(path, verify, expect)
         self.config: Config = read_config(folder)
+        if graph is not None:
+            check_graph(graph)
         self._budget = (
             None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
         )
         self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
         self._session: Session | None = Session(path, threads, prepack)
         metadata = self._session.metadata
-        format_ = metadata.get("gpt2_edge_format")
-        if format_ not in (None, FORMAT):
-            raise ValueError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+        format_ = metadata.get(FORMAT_KEY)
+        check_format(path, format_)
         self.is_fused: bool = format_ is not None
-        self.kernel: str | None = metadata.get("gpt2_edge_kernel")  # of int8 and int4 products: block, dense or mixed
+        self.kernel: str | None = metadata.get(KERNEL_KEY)  # of int8 and int4 products: block, dense or mixed
         # folders of before the key was written are taken to need it where any block size does
         unsaid = str(int(self.kernel == "block"))
-        self.needs_even_rows: bool = metadata.get("gpt2_edge_needs_even_rows", unsaid) != "0"
+        self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, unsaid) != "0"
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
         check_interface(path, self._session, self.config, is_fused=self.is_fused)

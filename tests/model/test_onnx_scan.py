@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from runtime.model.onnx_scan import read_references
 
 from runtime import load
-from runtime.model.onnx_scan import read_references
 from tests.support.damaging import build_small, copy_aged, link, list_again
 
 

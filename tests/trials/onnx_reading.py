@@ -20,8 +20,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
-
 from runtime.model.onnx_scan import References, read_references
+
 from tests.trials.table import Row, record
 
 REFUSED, READ, NEITHER, BLIND = "refused by both or ours", "read alike", "read by ours alone", "missed"

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+from runtime.model.onnx_scan import read_references
 
 from runtime.model import onnx_scan as onnx_file
-from runtime.model.onnx_scan import read_references
 from tests.trials import onnx_reading as trial
 
 
