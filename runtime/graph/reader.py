@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import operator
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ Bytes = bytes | mmap.mmap
 Fields = dict[str, Any]
 READ_AT_ONCE = 64 << 20  # bytes; only plain exports with their weights inside are larger, and are mapped
 KEPT_BYTES = 1 << 16  # of a tensor; of larger ones only the length is kept
+SHORT_BYTES = 64  # of an attribute that is compared with those read before
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-_MAX_LENGTH = 2**31 - 1
+_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types
 
-# name, wire type or message, and "*" if repeated. Those without a type are refused by name.
+# name, type or message, and "*" if repeated. What ends in "!" is refused by that name.
 _SCHEMA: dict[str, dict[int, str]] = {
     "Model": {
         1: "ir_version int64",
@@ -39,9 +40,9 @@ _SCHEMA: dict[str, dict[int, str]] = {
         7: "graph Graph",
         8: "opset_import* Opset",
         14: "metadata_props* Entry",
-        20: "training_info",
-        25: "functions",
-        26: "configuration",
+        20: "training information!",
+        25: "functions!",
+        26: "device configurations!",
     },
     "Graph": {
         1: "node* Node",
@@ -51,8 +52,8 @@ _SCHEMA: dict[str, dict[int, str]] = {
         11: "input* ValueInfo",
         12: "output* ValueInfo",
         13: "value_info* ValueInfo",
-        14: "quantization_annotation",
-        15: "sparse_initializer",
+        14: "quantization annotations!",
+        15: "sparse weights!",
         16: "metadata_props* Entry",
     },
     "Node": {
@@ -63,9 +64,9 @@ _SCHEMA: dict[str, dict[int, str]] = {
         5: "attribute* Attribute",
         6: "doc_string string",
         7: "domain string",
-        8: "overload",
+        8: "an overload of an operator!",
         9: "metadata_props* Entry",
-        10: "device_configurations",
+        10: "device configurations!",
     },
     "Attribute": {
         1: "name string",
@@ -73,52 +74,52 @@ _SCHEMA: dict[str, dict[int, str]] = {
         3: "i int64",
         4: "s bytes",
         5: "t Tensor",
-        6: "g",
+        6: "a graph inside a node!",
         7: "floats* float",
         8: "ints* int64",
         9: "strings* bytes",
-        10: "tensors",
-        11: "graphs",
+        10: "a list of tensors inside a node!",
+        11: "graphs inside a node!",
         13: "doc_string string",
-        14: "tp",
-        15: "type_protos",
+        14: "a type inside a node!",
+        15: "types inside a node!",
         20: "type int32",
-        21: "ref_attr_name",
-        22: "sparse_tensor",
-        23: "sparse_tensors",
+        21: "an attribute of a function!",
+        22: "a sparse tensor inside a node!",
+        23: "sparse tensors inside a node!",
     },
     "Tensor": {
         1: "dims* int64",
         2: "data_type int32",
-        3: "segment",
+        3: "a segment of a tensor!",
         4: "float_data bytes",
         5: "int32_data bytes",
-        6: "string_data",
+        6: "a tensor of texts!",
         7: "int64_data bytes",
         8: "name string",
         9: "raw_data payload",
-        10: "double_data",
-        11: "uint64_data",
+        10: "a tensor of double_data!",
+        11: "a tensor of uint64_data!",
         12: "doc_string string",
         13: "external_data* Entry",
         14: "data_location int32",
-        16: "metadata_props",
+        16: "metadata of a tensor!",
     },
     "Entry": {1: "key string", 2: "value string"},
     "Opset": {1: "domain string", 2: "version int64"},
-    "ValueInfo": {1: "name string", 2: "type Type", 3: "doc_string string", 4: "metadata_props"},
+    "ValueInfo": {1: "name string", 2: "type Type", 3: "doc_string string", 4: "metadata of a value!"},
     "Type": {
         1: "tensor_type TensorType",
-        4: "sequence_type",
-        5: "map_type",
-        6: "denotation",
-        7: "opaque_type",
-        8: "sparse_tensor_type",
-        9: "optional_type",
+        4: "a value that is a sequence!",
+        5: "a value that is a map!",
+        6: "a denotation of a type!",
+        7: "a value of opaque type!",
+        8: "a value that is sparse!",
+        9: "a value that is optional!",
     },
     "TensorType": {1: "elem_type int32", 2: "shape Shape"},
     "Shape": {1: "dim* Dimension"},
-    "Dimension": {1: "dim_value int64", 2: "dim_param string", 3: "denotation"},
+    "Dimension": {1: "dim_value int64", 2: "dim_param string", 3: "a denotation of a dimension!"},
 }
 _WIRE = {"int32": _VARINT, "int64": _VARINT, "float": _FIXED32}
 # AttributeProto.AttributeType -> its name here, and the field that holds it
@@ -135,6 +136,9 @@ _DEFAULTS: Fields = {"f": 0.0, "i": 0, "s": b"", "floats": (), "ints": (), "stri
 # TensorProto.DataType -> numpy's name
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int32": 4, "int64": 8, "bool": 1, "float16": 2, "float64": 8}
+
+
+_HOLDERS = frozenset({"raw_data", "float_data", "int32_data", "int64_data", "external_data"})
 
 
 class _Field(NamedTuple):
@@ -213,21 +217,27 @@ class _Reader:
     def __init__(self, data: Bytes) -> None:
         self._data = data
         self._attributes: dict[bytes, Attribute] = {}  # the same few come again in every layer
+        self._quick: dict[str, Callable[[int, int], Any]] = {
+            "Node": self._node_at,
+            "Attribute": self._attribute_at,
+            "Entry": self._entry_at,
+            "Tensor": self._tensor_at,
+        }
 
     def model(self, path: Path) -> OnnxModel:
         fields = self._message(0, len(self._data), _TABLES["Model"])
         if "graph" not in fields:
             raise ValueError("it has no graph")
         graph = fields["graph"]
-        constants = [self._tensor(one) for one in graph.get("initializer", ())]
+        constants: list[Tensor] = graph.get("initializer", [])
         return OnnxModel(
             path=path,
             ir_version=fields.get("ir_version", 0),
             opsets=_once(
                 "opset", ((one.get("domain", ""), one.get("version", 0)) for one in _all(fields, "opset_import"))
             ),
-            metadata=_once("metadata", map(_entry, _all(fields, "metadata_props"))),
-            nodes=[self._node(one) for one in _all(graph, "node")],
+            metadata=_once("metadata", fields.get("metadata_props", ())),
+            nodes=graph.get("node", []),
             constants=_once("initializer", ((one.name, one) for one in constants)),
             inputs=[_declared(one) for one in _all(graph, "input")],
             outputs=[_declared(one) for one in _all(graph, "output")],
@@ -247,55 +257,125 @@ class _Reader:
             field = table.get(tag)
             if field is None:
                 raise ValueError(_unknown(begin, tag, table))
-            name, kind, wire, is_repeated, inner = field
-            value: Any = data[at]
-            at += 1
-            if wire == _FIXED32:
-                (value,) = struct.unpack("<f", data[at - 1 : at + 3])
-                at += 3
-            elif value > 0x7F:
-                value, at = self._varint(at - 1)
-            if wire == _BYTES:
-                end = at + value
-                if end > stop:
-                    raise ValueError(f"byte {begin}: {name} ends at byte {end}, what holds it at {stop}")
-                value = self._bytes(at, end, kind, inner)
-                at = end
-            elif kind != "float" and (value >= 1 << 31):
-                value = _signed(value, kind, begin)
+            value, at = self._value(field, at)
             if at > stop:
-                raise ValueError(f"byte {begin}: {name} ends at byte {at}, what holds it at {stop}")
-            if is_repeated:
-                if name in found:
-                    found[name].append(value)
-                else:
-                    found[name] = [value]
-            elif name in found:
-                raise ValueError(f"byte {begin}: {name} comes twice")
+                raise ValueError(f"byte {begin}: {field.name} ends at byte {at}, what holds it at {stop}")
+            if field.is_repeated:
+                found.setdefault(field.name, []).append(value)
+            elif field.name in found:
+                raise ValueError(f"byte {begin}: {field.name} comes twice")
             else:
-                found[name] = value
+                found[field.name] = value
         return found
 
-    def _bytes(self, begin: int, end: int, kind: str, table: dict[int, _Field] | None) -> Any:
-        """What a field holds that has a length."""
-        if kind == "string":
-            return self._data[begin:end].decode("utf-8")
-        if table is None:
-            is_long = kind == "payload" and end - begin > KEPT_BYTES
-            return (
-                (end - begin, None if is_long else self._data[begin:end])
-                if kind == "payload"
-                else self._data[begin:end]
-            )
-        if kind == "Attribute":
-            written = self._data[begin:end] if end - begin < 64 else b""
-            if written not in self._attributes:
-                made = self._attribute(self._message(begin, end, table))
-                if not written:
-                    return made
-                self._attributes[written] = made
-            return self._attributes[written]
-        return self._message(begin, end, table)
+    def _value(self, field: _Field, at: int) -> tuple[Any, int]:
+        """What a field holds, and where it ends."""
+        data = self._data
+        if field.wire == _FIXED32:
+            return struct.unpack("<f", data[at : at + 4])[0], at + 4
+        value = data[at]
+        at += 1
+        if value > 0x7F:
+            value, at = self._varint(at - 1)
+        if field.wire == _VARINT:
+            return (_signed(value, field.kind, at) if value >= 1 << 31 else value), at
+        end = at + value
+        if end > len(data):
+            raise ValueError(f"{field.name} ends at byte {end}, the file at {len(data)}")
+        if field.kind == "string":
+            return data[at:end].decode("utf-8"), end
+        if field.kind == "payload":
+            return (value, data[at:end] if value <= KEPT_BYTES else None), end
+        if field.table is None:
+            return data[at:end], end
+        if field.kind in self._quick:
+            return self._quick[field.kind](at, end), end
+        return self._message(at, end, field.table), end
+
+    # what most of a file is made of, in loops of their own: they read what is usual, and leave the rest to _message
+
+    def _node_at(self, at: int, end: int) -> Node:
+        data = self._data
+        begin = at
+        inputs: list[str] = []
+        outputs: list[str] = []
+        attributes: list[Attribute] = []
+        texts: dict[int, str] = {}
+        while at < end:
+            tag = data[at]
+            start = at + 2
+            # a length of more bytes ends beyond the message here, or gives a number above 127
+            at = start + data[at + 1]
+            if at > end or at - start > 0x7F:
+                return self._node(self._message(begin, end, _TABLES["Node"]))
+            if tag == _INPUT:
+                inputs.append(data[start:at].decode("utf-8"))
+            elif tag == _OUTPUT:
+                outputs.append(data[start:at].decode("utf-8"))
+            elif tag == _ATTRIBUTE:
+                attributes.append(self._attribute_at(start, at))
+            elif tag in _NODE_TEXTS and tag not in texts:
+                texts[tag] = data[start:at].decode("utf-8")
+            else:
+                return self._node(self._message(begin, end, _TABLES["Node"]))
+        name, operator_, domain = (texts.get(tag, "") for tag in _NODE_TEXTS)
+        return Node(operator_, tuple(inputs), tuple(outputs), domain, _in_order(attributes), name)
+
+    def _attribute_at(self, begin: int, end: int) -> Attribute:
+        """Read once however often the same bytes come."""
+        if end - begin > SHORT_BYTES:
+            return self._attribute(self._message(begin, end, _TABLES["Attribute"]))
+        written = self._data[begin:end]
+        found = self._attributes.get(written)
+        if found is None:
+            found = self._attribute(self._message(begin, end, _TABLES["Attribute"]))
+            self._attributes[written] = found
+        return found
+
+    def _tensor_at(self, begin: int, end: int) -> Tensor:
+        fields = self._tensor_fields(begin, end)
+        return self._tensor(self._message(begin, end, _TABLES["Tensor"]) if fields is None else fields)
+
+    def _tensor_fields(self, at: int, end: int) -> Fields | None:
+        """None for what is unusual: `_message` reads it, or says what is wrong."""
+        data = self._data
+        fields: Fields = {}
+        while at < end:
+            tag = data[at]
+            value = data[at + 1]
+            start = at + 2
+            at = start
+            name = _TENSOR_NUMBERS.get(tag)
+            if name is not None:
+                if value > 0x7F:
+                    value, at = self._varint(start - 1)
+            else:
+                at = start + value
+                name = _TENSOR_BYTES.get(tag)
+                if name is None or at > end or value > 0x7F:
+                    return None
+            if tag == _DIMENSION:
+                fields.setdefault(name, []).append(value)
+            elif tag == _EXTERNAL:
+                fields.setdefault(name, []).append(self._entry_at(start, at))
+            elif name in fields:
+                return None
+            elif tag == _TENSOR_NAME:
+                fields[name] = data[start:at].decode("utf-8")
+            else:
+                fields[name] = (value, data[start:at]) if tag == _RAW else value
+        return fields if at == end and max(fields.get("dims", ()), default=0) < 1 << 31 else None
+
+    def _entry_at(self, begin: int, end: int) -> tuple[str, str]:
+        """A key and a value of less than 128 bytes, in this order."""
+        data = self._data
+        middle = begin + 2 + data[begin + 1]
+        if middle + 2 <= end <= begin + 0x7F and data[begin] == _KEY and data[middle] == _VALUE:
+            start = middle + 2
+            if start + data[middle + 1] == end:
+                return data[begin + 2 : middle].decode("utf-8"), data[start:end].decode("utf-8")
+        fields = self._message(begin, end, _TABLES["Entry"])
+        return fields.get("key", ""), fields.get("value", "")
 
     def _varint(self, at: int) -> tuple[int, int]:
         """A number without sign, written as short as it can be, and where it ends."""
@@ -315,16 +395,12 @@ class _Reader:
         return value, at
 
     def _node(self, fields: Fields) -> Node:
-        attributes = fields.get("attribute", ())
-        if len(attributes) > 1:
-            attributes = sorted(attributes)
-            _once("attribute", ((one.name, one) for one in attributes))
         return Node(
             fields.get("op_type", ""),
             tuple(fields.get("input", ())),
             tuple(fields.get("output", ())),
             fields.get("domain", ""),
-            tuple(attributes),
+            _in_order(fields.get("attribute", [])),
             fields.get("name", ""),
         )
 
@@ -338,7 +414,7 @@ class _Reader:
         if kind == "tensor":
             if holder not in fields:
                 raise ValueError(f"attribute {name!r} has no tensor")
-            return Attribute(name, kind, self._tensor(fields[holder]))
+            return Attribute(name, kind, fields[holder])
         value = fields.get(holder, _DEFAULTS[holder])
         return Attribute(name, kind, tuple(value) if isinstance(value, list) else value)
 
@@ -352,7 +428,7 @@ class _Reader:
                 raise ValueError(f"tensor {name!r} has a dimension of {size}")
             n_items *= size
         n_bytes = n_items * ITEM_BYTES[dtype]
-        holders = fields.keys() & {"raw_data", "float_data", "int32_data", "int64_data", "external_data"}
+        holders = fields.keys() & _HOLDERS
         if fields.get("data_location", 0) not in (0, 1):
             raise ValueError(f"tensor {name!r} has data_location {fields['data_location']}")
         if len(holders) > 1 or (fields.get("data_location", 0) == 1) != (holders == {"external_data"}):
@@ -363,6 +439,14 @@ class _Reader:
         if length != n_bytes:
             raise ValueError(f"tensor {name!r} has {length} bytes; {dtype} of shape {list(shape)} has {n_bytes}")
         return Tensor(name, dtype, shape, None, value)
+
+
+def _in_order(attributes: list[Attribute]) -> tuple[Attribute, ...]:
+    """By name. Raises ValueError for a name that comes twice."""
+    if len(attributes) > 1:
+        attributes.sort(key=operator.itemgetter(0))
+        _once("attribute", ((one.name, one) for one in attributes))
+    return tuple(attributes)
 
 
 def _payload(name: str, dtype: str, fields: Fields) -> tuple[int, bytes | None]:
@@ -403,9 +487,9 @@ def _packed(written: bytes, kind: str) -> Iterator[int]:
         yield value
 
 
-def _place(name: str, entries: list[Fields], n_bytes: int) -> Place:
+def _place(name: str, entries: list[tuple[str, str]], n_bytes: int) -> Place:
     """Where external data lies. Raises ValueError for other keys, and for numbers that are none."""
-    found = _once("entry", map(_entry, entries))
+    found = _once("entry", entries)
     if not {"location"} <= found.keys() <= {"location", "offset", "length", "checksum"}:
         raise ValueError(f"tensor {name!r} says {sorted(found)} of its bytes")
     numbers = {"offset": "0", "length": str(n_bytes)} | {
@@ -448,21 +532,17 @@ def _dtype(name: str, data_type: int) -> str:
     return DTYPES[data_type]
 
 
-def _entry(fields: Fields) -> tuple[str, str]:
-    return fields.get("key", ""), fields.get("value", "")
-
-
 def _all(fields: Fields, name: str) -> list[Fields]:
     found: list[Fields] = fields.get(name, [])
     return found
 
 
-def _once(what: str, pairs: Any) -> dict[str, Any]:
+def _once(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary of pairs. Raises ValueError for a key that comes twice."""
-    pairs = list(pairs)
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
+    listed = list(pairs)
+    found = dict(listed)
+    if len(found) != len(listed):
+        keys = [key for key, _ in listed]
         raise ValueError(f"{what} {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
     return found
 
@@ -477,14 +557,14 @@ def _signed(value: int, kind: str, at: int) -> int:
 
 def _unknown(at: int, tag: int, table: dict[int, _Field]) -> str:
     """The message for a field that is not read."""
-    number, wire = tag >> 3, tag & 7
-    for message, known in _TABLES.items():
-        if known is table and number in _SCHEMA[message]:
-            name, _, kind = _SCHEMA[message][number].partition(" ")
-            if not kind:
-                return f"byte {at}: a {message.lower()} with {name}, which is not read here"
-            return f"byte {at}: {name.rstrip('*')} of a {message.lower()} has wire type {wire}"
-    return f"byte {at} begins a field of number {number} and wire type {wire}, which is not known"
+    number = tag >> 3
+    message = next(name for name, known in _TABLES.items() if known is table)
+    written = _SCHEMA[message].get(number)
+    if written is None:
+        return f"byte {at} begins field {number} of a {message}, which is not known"
+    if written.endswith("!"):
+        return f"byte {at} begins {written[:-1]}, which this runtime does not read"
+    return f"byte {at} begins {written.split()[0].rstrip('*')} of a {message} with wire type {tag & 7}"
 
 
 def _tables() -> dict[str, dict[int, _Field]]:
@@ -492,8 +572,8 @@ def _tables() -> dict[str, dict[int, _Field]]:
     tables: dict[str, dict[int, _Field]] = {message: {} for message in _SCHEMA}
     for message, fields in _SCHEMA.items():
         for number, written in fields.items():
-            name, _, kind = written.partition(" ")
-            if kind:
+            if not written.endswith("!"):
+                name, kind = written.split()
                 wire = _WIRE.get(kind, _BYTES)
                 one = _Field(name.rstrip("*"), kind, wire, name.endswith("*"), tables.get(kind))
                 tables[message][number << 3 | wire] = one
@@ -501,3 +581,9 @@ def _tables() -> dict[str, dict[int, _Field]]:
 
 
 _TABLES = _tables()
+_INPUT, _OUTPUT, _ATTRIBUTE = 1 << 3 | _BYTES, 2 << 3 | _BYTES, 5 << 3 | _BYTES  # tags of a node
+_NODE_TEXTS = (3 << 3 | _BYTES, 4 << 3 | _BYTES, 7 << 3 | _BYTES)  # name, operator, domain
+_TENSOR_NUMBERS = {1 << 3: "dims", 2 << 3: "data_type", 14 << 3: "data_location"}
+_DIMENSION, _TENSOR_NAME, _RAW, _EXTERNAL = 1 << 3, 8 << 3 | _BYTES, 9 << 3 | _BYTES, 13 << 3 | _BYTES
+_TENSOR_BYTES = {_TENSOR_NAME: "name", _RAW: "raw_data", _EXTERNAL: "external_data"}
+_KEY, _VALUE = 1 << 3 | _BYTES, 2 << 3 | _BYTES  # of an entry
