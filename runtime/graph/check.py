@@ -76,8 +76,7 @@ def _check_described(model: OnnxModel, architecture: Architecture) -> None:
     _check_equal(model, "input", model.inputs, graph.inputs)
     _check_equal(model, "output", model.outputs, graph.outputs)
     _check_constants(model, graph.constants)
-    if model.nodes != graph.nodes:
-        _check_equal(model, "node", [_shown(node) for node in model.nodes], [_shown(node) for node in graph.nodes])
+    _check_equal(model, "node", model.nodes, graph.nodes)
 
 
 def _refuse(model: OnnxModel, what: str) -> NoReturn:
@@ -124,13 +123,14 @@ def _check_equal(model: OnnxModel, kind: str, found: Sequence[object], expected:
 
 
 def _told(one: object) -> str:
-    return "none" if one is None else str(one)
-
-
-def _shown(node: Node) -> str:
-    """A node on one line."""
-    attributes = ", ".join(f"{one.name}={one.value}" for one in node.attributes)
-    return f"{node.name!r} {node.operator}({', '.join(node.inputs)}; {attributes}) -> {', '.join(node.outputs)}"
+    """A node, an input or an output, on one line."""
+    if one is None:
+        return "none"
+    if not isinstance(one, Node):
+        return str(tuple(one)) if isinstance(one, tuple) else str(one)
+    attributes = ", ".join(f"{each.name}={each.value!r}" for each in one.attributes)
+    operator = f"{one.domain}.{one.operator}" if one.domain else one.operator
+    return f"{one.name!r} = {operator}({', '.join(one.inputs)}; {attributes}) -> {', '.join(one.outputs)}"
 
 
 def _check_constants(model: OnnxModel, expected: Mapping[str, Constant]) -> None:

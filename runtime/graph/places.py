@@ -18,7 +18,7 @@ def check_places(model: OnnxModel, names: set[str]) -> None:
             size = (path.parent / location).stat().st_size
         except FileNotFoundError:
             raise FileNotFoundError(f"{path.parent / location} is missing, which holds the weights of {path}") from None
-        for tensor in model.constants.values():
+        for tensor in model.tensors:
             if tensor.place is not None and tensor.place.offset + tensor.place.length > size:
                 raise ValueError(
                     f"{path} has {tensor.name!r} up to byte {tensor.place.offset + tensor.place.length} of {location}, "

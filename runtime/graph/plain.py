@@ -148,10 +148,15 @@ def _check_node(model: OnnxModel, node: Node) -> None:
 def _check_embeddings(model: OnnxModel, architecture: Architecture) -> None:
     """The sizes of config.json, which bound the numbers, must be those of weights that are there."""
     shapes = {tensor.shape for tensor in model.constants.values()}
-    for name in ("vocab_size", "n_positions"):
-        shape = (getattr(architecture, name), architecture.n_embd)
+    n_embd, inner = architecture.n_embd, architecture.inner_size
+    expected = {
+        "vocab_size and n_embd": (architecture.vocab_size, n_embd),
+        "n_positions and n_embd": (architecture.n_positions, n_embd),
+        "n_embd and n_inner": (n_embd, inner),
+    }
+    for name, shape in expected.items():
         if shape not in shapes:
-            _refuse(model, f"it has no weight of shape {list(shape)}, {name} and n_embd in config.json")
+            _refuse(model, f"it has no weight of shape {list(shape)}, {name} in config.json")
 
 
 def _numbers(model: OnnxModel) -> Iterator[tuple[str, Tensor]]:

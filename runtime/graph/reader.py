@@ -190,11 +190,15 @@ class OnnxModel:
     others: list[Declared]  # value_info
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Constants, and those inside nodes."""
+        inside = [one.value for node in self.nodes for one in node.attributes if one.type == "tensor"]
+        return [*self.constants.values(), *inside]
+
+    @property
     def locations(self) -> set[str]:
         """Files of weights, as written."""
-        inside = (one.value for node in self.nodes for one in node.attributes if one.type == "tensor")
-        tensors = (*self.constants.values(), *inside)
-        return {tensor.place.location for tensor in tensors if tensor.place is not None}
+        return {tensor.place.location for tensor in self.tensors if tensor.place is not None}
 
 
 def read_model(path: Path) -> OnnxModel:
