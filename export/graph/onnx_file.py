@@ -1,7 +1,8 @@
-"""An ONNX graph under construction: nodes in memory, weights written to `model.onnx_data` as they come."""
+"""A described graph as an ONNX file: `model.onnx`, and its weights in `model.onnx_data`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,62 +12,54 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-MICROSOFT = "com.microsoft"  # onnxruntime's own operators
-OPSET, IR_VERSION = 18, 10
-INLINE_BYTES = 1024  # smaller constants stay in model.onnx
+from runtime.graph.data import DATA_FILE, INLINE_BYTES, IR_VERSION, OPSETS, Constant, Graph, Node, Value
+
 PAGE = 4096  # a weight that starts on a page can be mapped as it stands
 
-ValueInfo = tuple[str, int, list[str | int]]  # name, element type, shape
+
+def serialize(graph: Graph, tensors: Sequence[TensorProto]) -> bytes:
+    """The bytes of an ONNX model: a described graph with its initializers."""
+    made = helper.make_graph(
+        [_node(node) for node in graph.nodes],
+        "gpt2",
+        [_value(value) for value in graph.inputs],
+        [_value(value) for value in graph.outputs],
+        tensors,
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gpt2-edge")
+    helper.set_model_props(model, graph.metadata)
+    found: bytes = model.SerializeToString()
+    return found
 
 
-class OnnxGraph:
-    """Collects nodes and constants, all in memory."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-
-    def node(self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
-        """Append a node, named after its first output; returns that output."""
-        self._nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], domain=domain, **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Append an initializer; returns its name."""
-        self._constants[name] = self._tensor(name, np.ascontiguousarray(array))
-        return name
-
-    def _tensor(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
-        return numpy_helper.from_array(array, name)
-
-    def same_bytes(self, name: str, source: str, shape: list[int]) -> None:
-        """Append an initializer that reads the bytes of `source` in another shape; nothing is written twice."""
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(self._constants[source])
-        tensor.name, tensor.dims[:] = name, shape
-        self._constants[name] = tensor
-
-    def shape(self, name: str) -> list[int]:
-        """Shape of an initializer."""
-        return list(self._constants[name].dims)
-
-    def serialize(self, inputs: list[ValueInfo], outputs: list[ValueInfo], metadata: dict[str, str]) -> bytes:
-        """The bytes of an ONNX model: the graph with these inputs and outputs, and key-value metadata."""
-        graph = helper.make_graph(
-            self._nodes,
-            "gpt2",
-            [helper.make_tensor_value_info(*value) for value in inputs],
-            [helper.make_tensor_value_info(*value) for value in outputs],
-            list(self._constants.values()),
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gpt2-edge")
-        helper.set_model_props(model, metadata)
-        found: bytes = model.SerializeToString()
-        return found
+def inline_tensor(name: str, array: NDArray[Any]) -> TensorProto:
+    """An initializer that holds its own bytes."""
+    return numpy_helper.from_array(np.ascontiguousarray(array), name)
 
 
-class OnnxFile(OnnxGraph):
+def fixed_array(constant: Constant) -> NDArray[Any]:
+    """The value of a constant that is the same in every model."""
+    if constant.value is None:
+        raise AssertionError(f"{constant.name} is a weight")
+    return np.frombuffer(constant.value, np.dtype(constant.dtype).newbyteorder("<")).reshape(constant.shape)
+
+
+def _node(node: Node) -> onnx.NodeProto:
+    attributes = {attribute.name: attribute.value for attribute in node.attributes}
+    return helper.make_node(node.operator, node.inputs, node.outputs, name=node.name, domain=node.domain, **attributes)
+
+
+def _value(value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(value.name, _data_type(value.dtype), value.shape)
+
+
+def _data_type(dtype: str) -> int:
+    found: int = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return found
+
+
+class OnnxFile:
     """Streams weights to disk one by one, so that no model is ever in memory whole.
 
     Use with `with`: leaving it closes the data file. `save` writes `model.onnx`.
@@ -74,9 +67,9 @@ class OnnxFile(OnnxGraph):
 
     def __init__(self, folder: Path) -> None:
         """Create `model.onnx_data` in an existing folder."""
-        super().__init__()
         self._folder = folder
-        self._data = (folder / "model.onnx_data").open("xb")
+        self._tensors: dict[str, TensorProto] = {}
+        self._data = (folder / DATA_FILE).open("xb")
 
     def __enter__(self) -> Self:
         return self
@@ -84,20 +77,41 @@ class OnnxFile(OnnxGraph):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._data.close()
 
-    def _tensor(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
-        """Written out at once if it is large."""
-        if array.nbytes < INLINE_BYTES:
-            return super()._tensor(name, array)
+    def add(self, constant: Constant, array: NDArray[Any]) -> None:
+        """Store a constant, and write it out at once if it is large.
+
+        Raises AssertionError for an array that is not as described.
+        """
+        if (array.dtype.name, array.shape) != (constant.dtype, constant.shape):
+            raise AssertionError(
+                f"{constant.name} is described as {constant.dtype} {constant.shape}, not {array.dtype}"
+            )
+        array = np.ascontiguousarray(array)
+        external = array.nbytes >= INLINE_BYTES
+        self._tensors[constant.name] = (
+            self._write(constant.name, array) if external else inline_tensor(constant.name, array)
+        )
+
+    def add_same_bytes(self, constant: Constant) -> None:
+        """Store a constant that reads another one's bytes; nothing is written twice."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._tensors[constant.same_bytes or ""])
+        tensor.name = constant.name
+        tensor.dims[:] = constant.shape
+        self._tensors[constant.name] = tensor
+
+    def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
         self._data.write(bytes(-self._data.tell() % PAGE))
-        place = {"location": "model.onnx_data", "offset": self._data.tell(), "length": array.nbytes}
+        place = {"location": DATA_FILE, "offset": self._data.tell(), "length": array.nbytes}
         self._data.write(array.data)
-        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        data_type = _data_type(array.dtype.name)
         tensor = TensorProto(name=name, data_type=data_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
-    def save(self, inputs: list[ValueInfo], outputs: list[ValueInfo], metadata: dict[str, str]) -> None:
-        """Write `model.onnx`: the graph with these inputs and outputs, and key-value metadata."""
+    def save(self, graph: Graph) -> None:
+        """Write `model.onnx`: the graph, whose constants are all stored."""
         self._data.flush()
-        (self._folder / "model.onnx").write_bytes(self.serialize(inputs, outputs, metadata))
+        tensors = [self._tensors[name] for name in graph.constants]
+        (self._folder / "model.onnx").write_bytes(serialize(graph, tensors))

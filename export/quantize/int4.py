@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph.onnx_file import MICROSOFT, OnnxGraph
 from export.quantize.gptq import Doubles, round_together
 from export.quantize.int4_blocks import round_alone
-from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Floats, Int8, Linear
+from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Arrays, Floats, Int8
+from runtime.graph.kernels import Blocks, Kernel
 
 Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
 
@@ -76,12 +76,12 @@ class Int4(Int8):
         """See `Precision.needs_even_rows`."""
         return self.block_size > MAX_ANY_ROWS_BLOCK_SIZES["int4"]
 
-    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
-        """See `Precision.linear`."""
-        found = quantize_int4(linear.weight.T, self.block_size) if self.rounded is None else self.rounded[name]
+    def kernel_of(self, name: str) -> Kernel:
+        """See `Precision.kernel_of`."""
+        return Blocks(8 if name in ("wte", "lm_head") else 4, self.block_size)
+
+    def round_linear(self, name: str, weight: Floats) -> Arrays:
+        """See `Precision.round_linear`."""
+        found = quantize_int4(weight.T, self.block_size) if self.rounded is None else self.rounded[name]
         packed, scales, zeros = found
-        stored = [file.constant(f"{name}.q", packed), file.constant(f"{name}.scale", scales)]
-        stored += [file.constant(f"{name}.zero", zeros)]
-        inputs = [x, *stored, "", file.constant(f"{name}.bias", linear.bias)]
-        sizes = {"N": linear.weight.shape[1], "K": linear.weight.shape[0], "bits": 4, "block_size": self.block_size}
-        return file.node("MatMulNBits", inputs, [f"{name}.out"], MICROSOFT, accuracy_level=4, **sizes), ""
+        return {f"{name}.q": packed, f"{name}.scale": scales, f"{name}.zero": zeros}

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from export.graph.onnx_file import OnnxGraph
 from export.quantize.dense import DenseInt8
 from export.quantize.int4 import Int4, Rounded
-from export.quantize.precision import Float32, Floats, Int8, Linear, Precision
+from export.quantize.precision import Arrays, Float32, Floats, Int8, Precision
+from runtime.graph.kernels import Kernel
 
 FP32, DENSE = "fp32", "dense"
 # what a product is given where its kernel loses too much, each more exact than those before it
@@ -74,17 +74,14 @@ class Mixed:
         """Whether any of them does."""
         return any(one.needs_even_rows for one in (self.usual, *self.others.values()))
 
-    def store(self, file: OnnxGraph, name: str, matrix: Floats) -> None:
-        self._of(name).store(file, name, matrix)
+    def kernel_of(self, name: str) -> Kernel:
+        return self._of(name).kernel_of(name)
 
-    def embed(self, file: OnnxGraph, name: str, out: str) -> str:
-        return self._of(name).embed(file, name, out)
+    def round_matrix(self, name: str, matrix: Floats) -> Arrays:
+        return self._of(name).round_matrix(name, matrix)
 
-    def logits(self, file: OnnxGraph, x: str, name: str, out: str) -> str:
-        return self._of(name).logits(file, x, name, out)
-
-    def linear(self, file: OnnxGraph, x: str, name: str, linear: Linear) -> tuple[str, str]:
-        return self._of(name).linear(file, x, name, linear)
+    def round_linear(self, name: str, weight: Floats) -> Arrays:
+        return self._of(name).round_linear(name, weight)
 
     def _of(self, name: str) -> Precision:
         return self.others.get(name, self.usual)

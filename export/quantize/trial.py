@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
 
-from export.graph.onnx_file import OnnxGraph, ValueInfo
+from export.graph.onnx_file import fixed_array, inline_tensor, serialize
 from export.quantize.inputs import Doubles, open_graph
-from export.quantize.precision import Floats, Linear, Precision
+from export.quantize.precision import Arrays, Floats, Linear, Precision
+from runtime.graph.data import Graph, Value
 
 COLUMNS = 256
 """How many columns of a product are tried: each is rounded by itself, so some from all over tell enough."""
@@ -27,24 +27,32 @@ def relative_error(found: Floats, expected: Doubles, weights: Doubles) -> float:
 
 def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
     """x [n, n_in] -> [n, n_out], without the bias."""
-    graph = OnnxGraph()
-    no_bias = linear._replace(bias=np.zeros_like(linear.bias))
-    out, _ = precision.linear(graph, "x", "product", no_bias)
-    return _run(graph, out, x, linear.weight.shape[1])
+    graph = Graph()
+    sizes = (linear.weight.shape[0], linear.weight.shape[1])
+    out, _ = precision.kernel_of("product").linear(graph, "x", "product", sizes, linear.floor)
+    arrays = precision.round_linear("product", linear.weight)
+    return _run(graph, arrays | {"product.bias": np.zeros_like(linear.bias)}, out, x, sizes[1])
 
 
 def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
     """x [n, n_embd] times a matrix [n_vocab, n_embd] transposed -> [n, n_vocab]."""
-    graph = OnnxGraph()
-    precision.store(graph, "matrix", matrix)
-    out = precision.logits(graph, "x", "matrix", "out")
-    return _run(graph, out, x, len(matrix))
+    graph = Graph()
+    sizes = (matrix.shape[0], matrix.shape[1])
+    kernel = precision.kernel_of("wte")
+    kernel.store(graph, "wte", sizes)
+    out = kernel.logits(graph, "x", "wte", sizes, "out")
+    return _run(graph, precision.round_matrix("wte", matrix), out, x, len(matrix))
 
 
-def _run(graph: OnnxGraph, out: str, x: Floats, n_out: int) -> Floats:
+def _run(graph: Graph, arrays: Arrays, out: str, x: Floats, n_out: int) -> Floats:
     """Run a graph of x [1, n, n_in] alone."""
-    read: ValueInfo = ("x", TensorProto.FLOAT, [1, "n", x.shape[-1]])
-    written: ValueInfo = (out, TensorProto.FLOAT, [1, "n", n_out])
-    session = open_graph(graph.serialize([read], [written], {}))
+    graph.inputs.append(Value("x", "float32", (1, "n", x.shape[-1])))
+    graph.outputs.append(Value(out, "float32", (1, "n", n_out)))
+    # a copy in another shape is only for the lookup
+    constants = [constant for constant in graph.constants.values() if constant.same_bytes is None]
+    tensors = [
+        inline_tensor(one.name, arrays[one.name] if one.value is None else fixed_array(one)) for one in constants
+    ]
+    session = open_graph(serialize(graph, tensors))
     result: Floats = session.run([out], {"x": x[None]})[0][0]
     return result

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ModelFolderError
+from runtime.graph.check import check_layers
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
 from runtime.model.session import Session
@@ -19,7 +20,8 @@ Values = dict[str, tuple[str, Dimensions]]  # type and shape, by name
 def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool) -> None:
     """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies."""
     inputs, outputs = ({v.name: v for v in values} for values in (session.get_inputs(), session.get_outputs()))
-    _check_layers(path, list(inputs), config)
+    check_layers(path, list(inputs), config.n_layer)
+    _check_heads(path, config)
     names, past = tensor_names(config), (None, config.n_head, None, config.head_dim)
     expected: Values = {name.format("past_key_values"): (_FLOATS, past) for name in names}
     expected |= {"input_ids": (_IDS, (None, None)), "attention_mask": (_IDS, (None, None))}
@@ -34,16 +36,7 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
     _check_values(path, "output", outputs, results, {})
 
 
-def _check_layers(path: Path, inputs: Sequence[str], config: Config) -> None:
-    """First, and by counting: config.json may say any number."""
-    n_past = sum(name.startswith("past_key_values.") for name in inputs)
-    if not n_past:
-        raise ModelFolderError(
-            f"{path} has no input 'past_key_values.0.key': it is not a GPT-2 with past-key-values "
-            "(optimum exports one with --task text-generation-with-past)"
-        )
-    if n_past != 2 * config.n_layer:
-        raise ModelFolderError(f"{path} has n_layer {n_past / 2:g}, but config.json says {config.n_layer}")
+def _check_heads(path: Path, config: Config) -> None:
     if config.n_embd % config.n_head:
         raise ModelFolderError(
             f"{path.parent / 'config.json'}: n_embd {config.n_embd} is no multiple of n_head {config.n_head}"

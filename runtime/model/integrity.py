@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, get_args
 
 from runtime.errors import ModelFolderError
+from runtime.graph.reader import OnnxModel, read_model
 from runtime.model.folder import COPY_AGAIN, FileState, ModelFolder
-from runtime.model.onnx_scan import read_references
 
 Verify = Literal["full", "size", "off"]
 CHECKSUMS = "SHA256SUMS"
@@ -43,8 +43,6 @@ LINE_ENDS = (
 # Read by every load, besides the graph.
 _READ = {CONFIG, TOKENIZER}
 _BUILT = {*KEPT, "README.md", "genai_config.json", "model.onnx", "model.onnx_data"}
-# Domains of the operators that onnxruntime itself has.
-_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 # Kinds of files whose line ends git changes.
 _TEXTS = {".json", ".md", ".jinja"}
 # Each is opened at once, and systems limit how many files a process has open.
@@ -62,6 +60,7 @@ class Verified:
     checksums: Checksums | None  # None: the folder has no SHA256SUMS
     is_whole: bool  # every file has its checksum; False where that was not asked
     data: tuple[str, ...]  # names of the open files that may hold the graph and its weights
+    graph: OnnxModel | None  # None: the folder is trusted, and its graph was not read
 
 
 class DamagedFileError(ModelFolderError):
@@ -106,7 +105,8 @@ def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | Non
             )
         for name in sorted(read):
             files.open(name, listed=False)
-        return Verified(None, False, _check_references(files, graph, None))
+        model = _read_graph(files, graph, None)
+        return Verified(None, False, tuple(sorted({graph} | model.locations)), model)
     _check_listed(files, read | (_BUILT & there), checksums)
     now = {name: (files.open(name), checksum) for name, checksum in checksums.items()}
     # A pin is a promise about bytes: a stamp is no substitute for reading them.
@@ -122,7 +122,7 @@ def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified
     if CHECKSUMS in there:
         with contextlib.suppress(ValueError):
             checksums = _parse_checksums(files)
-    return Verified(checksums, False, tuple(sorted({graph} | weights)))
+    return Verified(checksums, False, tuple(sorted({graph} | weights)), None)
 
 
 def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp) -> Verified:
@@ -131,17 +131,17 @@ def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp)
     data = tuple(name for name in sorted(checksums) if PurePosixPath(name).suffix not in _TEXTS)
     folder = str(files.folder.resolve())
     kept = read_stamp(folder)
+    model = _read_graph(files, graph, checksums)
     if how != "full" and kept == now:
-        return Verified(checksums, True, data)
+        return Verified(checksums, True, data, model)
     began = time.time_ns()
     if how == "size":
         _check_sizes(files, now, kept)
     else:
         _check_digests(files, checksums)
-    _check_references(files, graph, checksums)
     if how != "size":
         write_stamp(folder, now, began)
-    return Verified(checksums, how != "size", data)
+    return Verified(checksums, how != "size", data, model)
 
 
 def _check_digests(files: ModelFolder, checksums: Mapping[str, str]) -> None:
@@ -190,23 +190,21 @@ def _check_sizes(files: ModelFolder, now: Stamp, kept: Stamp | None) -> None:
             )
 
 
-def _check_references(files: ModelFolder, graph: str, checksums: Mapping[str, str] | None) -> tuple[str, ...]:
-    """Open the files of the graph's weights; returns the names of the files that hold graph and weights.
+def _read_graph(files: ModelFolder, graph: str, checksums: Mapping[str, str] | None) -> OnnxModel:
+    """Read the graph, and open the files of its weights. It takes some milliseconds.
 
-    Raises ValueError for weights outside the folder, and for operators that onnxruntime has not itself.
+    Raises ModelFolderError for weights outside the folder.
     """
-    path = files.folder / graph
-    references = read_references(files.place / graph)
-    if custom := references.domains - _DOMAINS:
-        raise ModelFolderError(f"{path} has operators of {min(custom)!r}: custom operators are code, and not loaded")
-    for location in references.locations:
+    model = read_model(files.place / graph)
+    for location in sorted(model.locations):
         if not _is_inside(location):
-            raise ModelFolderError(f"{path} has its weights in {location!r}, which is outside the model folder")
-    if checksums is not None:
-        _check_listed(files, references.locations, checksums)
-    for location in sorted(references.locations):
+            raise ModelFolderError(
+                f"{files.folder / graph} has its weights in {location!r}, which is outside the model folder"
+            )
+        if checksums is not None:
+            _check_listed(files, [location], checksums)
         files.open(location, listed=checksums is not None)
-    return tuple(sorted({graph} | references.locations))
+    return model
 
 
 def _is_inside(name: str) -> bool:

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from runtime._checks import check_count
 from runtime._json import parse_json
 from runtime.errors import ModelFolderError, NoModelError
+from runtime.graph.check import check_format, check_graph
+from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, KERNEL_KEY
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
@@ -40,9 +42,6 @@ _FUNCTIONS = (
     "stream",
     "stream_many",
 )
-# In the metadata of model.onnx: the fused graph, whose past and present may share memory, and its format.
-FORMAT_KEY = "gpt2_edge_format"
-FORMAT = "1"
 
 
 class Model:
@@ -89,6 +88,8 @@ class Model:
         self._verified = integrity.verify(files, graph, how, expect)
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
+        if self._verified.graph is not None:
+            check_graph(self._verified.graph)
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
         self.tokenizer: Tokenizer = read_tokenizer(
             files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
@@ -99,14 +100,13 @@ class Model:
         self._session: Session | None = Session(path, threads, prepack, data)
         metadata = self._session.metadata
         format_ = metadata.get(FORMAT_KEY)
-        if format_ not in (None, FORMAT):
-            raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+        check_format(path, format_)
         self.is_fused: bool = format_ is not None
         # of int8 and int4 products: block, dense or mixed
-        self.kernel: str | None = metadata.get("gpt2_edge_kernel")
+        self.kernel: str | None = metadata.get(KERNEL_KEY)
         # folders of before the key was written are taken to need it where any block size does
         unsaid = str(int(self.kernel == "block"))
-        self.needs_even_rows: bool = metadata.get("gpt2_edge_needs_even_rows", unsaid) != "0"
+        self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, unsaid) != "0"
         check_interface(path, self._session, self.config, is_fused=self.is_fused)
         return files
 

@@ -10,7 +10,9 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import SparseTensorProto, TensorProto, helper
 from packaging.version import Version
 
 from export.verify.golden import TOLERANCE
@@ -108,6 +110,66 @@ def test_log_probabilities_are_those_of_the_locked_versions(report: Report, lock
 
 def test_the_check_passes(report: Report) -> None:
     assert report["failed checks"] == []
+
+
+# where a graph can have weights, and what they can name: a file beside it, and what onnxruntime must not read
+HIDDEN = ("initializer", "constant", "branch", "sparse")
+NAMED = ("weights", "*/_ORT_MEM_ADDR_/*", "*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*", "../outside", "ABSOLUTE")
+OPEN = """
+import sys, onnxruntime
+for path in sys.argv[1:]:
+    try:
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {})
+    except Exception as error:
+        print("refused")
+    else:
+        print("read")
+"""
+
+
+def hide_weights(where: str, location: str) -> onnx.ModelProto:
+    """A graph whose only weights are elsewhere."""
+    offset = "65536" if location.startswith("*") else "0"
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, "offset": offset, "length": "16"}.items():
+        weights.external_data.add(key=key, value=value)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output])
+    if where == "initializer":
+        graph.initializer.append(weights)
+    elif where == "constant":
+        graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=weights))
+    elif where == "sparse":
+        indices = helper.make_tensor("i", TensorProto.INT64, [4], range(4))
+        graph.sparse_initializer.append(SparseTensorProto(values=weights, indices=indices, dims=[8]))
+    else:
+        graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+        branch = helper.make_graph([helper.make_node("Identity", ["w"], ["b"])], "b", [], [output], [weights])
+        branch.output[0].name = "b"
+        graph.node[0].CopyFrom(helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_onnxruntime_itself_refuses_addresses_and_other_folders(python: Path, tmp_path: Path) -> None:
+    """The floor of its versions: what our check refuses first must not be all there is."""
+    (tmp_path / "outside").write_bytes(bytes(64))
+    paths = []
+    for where in HIDDEN:
+        for index, name in enumerate(NAMED):
+            folder = tmp_path / f"{where}-{index}"
+            folder.mkdir()
+            (folder / "weights").write_bytes(bytes(64))
+            if name.startswith("*"):
+                # a file of this very name, for checks that it exists
+                (folder / name).parent.mkdir(parents=True)
+                (folder / name).write_bytes(bytes(64))
+            location = str(tmp_path / "outside") if name == "ABSOLUTE" else name
+            paths.append(folder / "model.onnx")
+            paths[-1].write_bytes(hide_weights(where, location).SerializeToString())
+    done = run(python, "-c", OPEN, *paths, cwd=tmp_path, env={"PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    # only the first of the names is a file in the folder
+    assert done.stdout.split() == ["read", *["refused"] * (len(NAMED) - 1)] * len(HIDDEN)
 
 
 def test_the_command_writes(python: Path, demo_fp32_folder: Path, locked: Report, tmp_path: Path) -> None:

@@ -7,27 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from runtime.model import onnx_scan as onnx_file
-from runtime.model.onnx_scan import read_references
+from runtime.graph import reader
 from tests.trials import onnx_reading as trial
 
 
-def test_nothing_is_missed() -> None:
+def test_what_ours_reads_is_what_protobuf_reads() -> None:
     counts, missed = trial.try_changes(1500, seed=1)
     assert missed == []
     assert counts[trial.READ] > 30
     assert counts[trial.REFUSED] > 100
 
 
+def test_the_graph_that_is_changed_is_read_whole(tmp_path: Path) -> None:
+    assert trial.compare(trial.make_graph().SerializeToString(), tmp_path / "model.onnx") == trial.READ
+
+
 def test_a_blind_reader_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One that steps over what it does not expect, as protobuf does, but sees numbers of other bits."""
-    monkeypatch.setattr(onnx_file, "_number", onnx_file._varint)
+    """One that takes the last of what comes twice, as protobuf does with numbers, but not with messages."""
     whole = trial.make_graph()
-    graph = whole.graph.SerializeToString()
-    whole.ClearField("graph")
-    hidden = whole.SerializeToString() + b"\xba\x80\x80\x80\x10" + trial.varint(len(graph)) + graph
-    monkeypatch.setattr(trial, "read_by_protobuf", lambda _: iter([trial.make_graph()]))
-    assert trial.compare(hidden, tmp_path / "model.onnx") == trial.BLIND
+    more = trial.make_graph()
+    del more.graph.node[1:]
+    twice = whole.SerializeToString() + more.SerializeToString()
+    assert trial.compare(twice, tmp_path / "model.onnx") == trial.REFUSED
+    read = trial.read_model
+    (tmp_path / "more.onnx").write_bytes(more.SerializeToString())
+    monkeypatch.setattr(trial, "read_model", lambda _: read(tmp_path / "more.onnx"))
+    assert trial.compare(twice, tmp_path / "model.onnx") == trial.BLIND
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_numbers_that_readers_read_differently_are_refused(tmp_path: Path, begin
     graph = whole.graph.SerializeToString()
     (tmp_path / "model.onnx").write_bytes(begin + trial.varint(len(graph)) + graph)
     with pytest.raises(ValueError, match="damaged, or no ONNX file"):
-        read_references(tmp_path / "model.onnx")
+        reader.read_model(tmp_path / "model.onnx")
 
 
 def test_changes_are_of_every_kind() -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from export.checkpoint.config import ACTIVATIONS, Config
-from export.graph import graph
+from runtime.graph import gpt2
 from runtime.model.model import Model
 from tests.support.building import byte_tokenizer
 from tests.support.checkpoints import (
@@ -102,7 +102,7 @@ def test_every_activation_matters(tmp_path: Path) -> None:
         logits[name] = torch_logits(model.eval(), some_ids(64))
     pairs = [(a, b) for a in logits for b in logits if a != b]
     assert min(difference(logits[a], logits[b]) for a, b in pairs) > 2 * CLOSE
-    assert set(graph._ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(gpt2.ACTIVATIONS) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

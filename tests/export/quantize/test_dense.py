@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from onnx import TensorProto
 from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save_file
 
 import runtime
 from export import build
-from export.graph.onnx_file import OnnxFile
+from export.graph.onnx_file import fixed_array, inline_tensor, serialize
 from export.quantize.dense import DenseInt8, quantize_columns
 from export.quantize.precision import Linear
 from runtime.diagnostics.check import check_folder
+from runtime.graph.data import Graph, Value
 from runtime.model.model import Model
 from tests.conftest import DEMO
 from tests.export.checkpoint.test_variants import VARIANTS
@@ -70,10 +70,10 @@ def test_two_neighbours_in_a_column_never_saturate_16_bits(matrix: Floats) -> No
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("first", [128, 64, 0])
-def test_the_product_is_exact_where_it_is_nearest_to_saturation(tmp_path: Path, sign: int, first: int) -> None:
+def test_the_product_is_exact_where_it_is_nearest_to_saturation(sign: int, first: int) -> None:
     weight = np.tile(np.array([[first], [128 - first]], np.float32), (32, 40)) * sign / 128
     x = np.array([[[1.0] * 64, [1, -1] * 32, [-1] * 64]], np.float32)
-    result = linear(tmp_path, x, Linear(weight, np.zeros(40, np.float32)))
+    result = linear(x, Linear(weight, np.zeros(40, np.float32)))
     expected = x @ dequantized(weight)
     assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
 
@@ -146,58 +146,63 @@ def test_a_row_in_a_batch_is_bit_equal_to_alone(model_folder: Path) -> None:
                 assert np.array_equal(alone.step([step[row]])[0], logits[row])
 
 
-def run_graph(folder: Path, file: OnnxFile, feeds: dict[str, Any], shape: list[str | int]) -> Floats:
-    """Save the nodes with the output `y` and run them."""
-    types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-    inputs = [
-        (name, types[array.dtype.name], [f"{name}.{i}" for i in range(array.ndim)]) for name, array in feeds.items()
+def run_graph(graph: Graph, arrays: dict[str, Any], feeds: dict[str, Any], shape: tuple[str | int, ...]) -> Floats:
+    """Run the nodes with the output `y`."""
+    graph.inputs += [
+        Value(name, array.dtype.name, tuple(f"{name}.{i}" for i in range(array.ndim))) for name, array in feeds.items()
     ]
-    file.save(inputs, [("y", TensorProto.FLOAT, shape)], {})
-    result: Floats = InferenceSession(folder / "model.onnx").run(["y"], feeds)[0]
+    graph.outputs.append(Value("y", "float32", shape))
+    tensors = [
+        inline_tensor(one.name, arrays[one.name] if one.value is None else fixed_array(one))
+        for one in graph.constants.values()
+    ]
+    result: Floats = InferenceSession(serialize(graph, tensors)).run(["y"], feeds)[0]
     return result
 
 
-def test_embedding_rows_are_the_dequantized_ones_exactly(tmp_path: Path) -> None:
+def test_embedding_rows_are_the_dequantized_ones_exactly() -> None:
     matrix = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
     ids = np.array([[0, 49, 7], [7, 7, 1]], np.int64)
-    with OnnxFile(tmp_path) as file:
-        DenseInt8().store(file, "wte", matrix)
-        DenseInt8().embed(file, "wte", "y")
-        rows = run_graph(tmp_path, file, {"input_ids": ids}, ["a", "b", 64])
+    graph = Graph()
+    kernel = DenseInt8().kernel_of("wte")
+    kernel.store(graph, "wte", (50, 64))
+    kernel.embed(graph, "wte", "y")
+    rows = run_graph(graph, DenseInt8().round_matrix("wte", matrix), {"input_ids": ids}, ("a", "b", 64))
     assert np.array_equal(rows, dequantized(matrix.T).T[ids])
 
 
-def linear(folder: Path, x: Floats, one: Linear) -> Floats:
+def linear(x: Floats, one: Linear) -> Floats:
     """What the product makes of `x` [batch, sequence, n_in], the bias added."""
-    with OnnxFile(folder) as file:
-        product, bias = DenseInt8().linear(file, "x", "c", one)
-        file.node("Add", [product, bias], ["y"])
-        return run_graph(folder, file, {"x": x}, ["a", "b", one.weight.shape[1]])
+    n_in, n_out = one.weight.shape
+    graph = Graph()
+    product, bias = DenseInt8().kernel_of("c").linear(graph, "x", "c", (n_in, n_out), one.floor)
+    graph.node("Add", [product, bias], ["y"])
+    arrays = DenseInt8().round_linear("c", one.weight) | {"c.bias": one.bias}
+    return run_graph(graph, arrays, {"x": x}, ("a", "b", n_out))
 
 
 @pytest.mark.parametrize("floor", [None, -0.17, 0.0])
-def test_rows_have_their_own_scales_and_zeros_give_the_bias(tmp_path: Path, floor: float | None) -> None:
+def test_rows_have_their_own_scales_and_zeros_give_the_bias(floor: float | None) -> None:
     noise = np.random.default_rng(1)
     weight, bias = (noise.standard_normal(shape).astype(np.float32) for shape in ((64, 40), (40,)))
     x = noise.standard_normal((1, 3, 64)).astype(np.float32) * np.array([[1], [0], [1000]], np.float32)
     if floor is not None:
         x = np.maximum(x, np.float32(floor))
-    result = linear(tmp_path, x, Linear(weight, bias, floor))
+    result = linear(x, Linear(weight, bias, floor))
     assert np.array_equal(result[0, 1], bias)
     expected = x @ dequantized(weight) + bias
     for row in range(3):
         assert relative_error(result[0, row], expected[0, row]) < 0.02
 
 
-def test_what_has_a_floor_is_rounded_finer(tmp_path: Path) -> None:
+def test_what_has_a_floor_is_rounded_finer() -> None:
     noise = np.random.default_rng(2)
     weight, bias = noise.standard_normal((256, 40)).astype(np.float32), np.zeros(40, np.float32)
     x = np.maximum(noise.standard_normal((1, 64, 256)).astype(np.float32), np.float32(-0.17))
     expected = x @ dequantized(weight)
     errors = {}
     for name, floor in (("symmetric", None), ("floored", -0.17)):
-        (tmp_path / name).mkdir()
-        errors[name] = relative_error(linear(tmp_path / name, x, Linear(weight, bias, floor)), expected)
+        errors[name] = relative_error(linear(x, Linear(weight, bias, floor)), expected)
     assert errors["floored"] < 0.75 * errors["symmetric"]
 
 

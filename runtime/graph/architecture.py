@@ -1,0 +1,88 @@
+"""What shapes the graph of a GPT-2: the part of its `config.json` that the description reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from runtime._json import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Field names and defaults are transformers' `GPT2Config`.
+
+    >>> Architecture(n_layer=12, n_head=12, n_embd=768, n_positions=1024, vocab_size=50257).head_dim
+    64
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_positions: int
+    vocab_size: int
+    n_inner: int | None = None  # None: 4 n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.n_inner or 4 * self.n_embd
+
+    def attention_scale(self, layer: int) -> float:
+        """Factor on query times key in this layer, as `GPT2Attention` has it."""
+        scale: float = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+_FIELDS = dataclasses.fields(Architecture)
+_TYPES: dict[str, tuple[type, ...]] = {
+    **{field.name: (int,) for field in _FIELDS if field.name.startswith("n_")},
+    "vocab_size": (int,),
+    "n_inner": (int, type(None)),
+    "activation_function": (str,),
+    "layer_norm_epsilon": (float,),
+    "scale_attn_weights": (bool,),
+    "scale_attn_by_inverse_layer_idx": (bool,),
+    "tie_word_embeddings": (bool,),
+}
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Of a model folder. Raises FileNotFoundError or ValueError naming `config.json` and the key.
+
+    >>> read_architecture(Path("models/demo-int8")).n_layer
+    6
+    """
+    path = folder / "config.json"
+    raw = read_json(path)
+    known = {field.name: raw[field.name] for field in _FIELDS if field.name in raw}
+    for field in _FIELDS:
+        if field.name not in raw and field.default is dataclasses.MISSING:
+            raise ValueError(f"{path}: {field.name} is missing")
+    for key, value in known.items():
+        _check(path, key, value)
+    if known["n_embd"] % known["n_head"]:
+        raise ValueError(f"{path}: n_embd {known['n_embd']} is no multiple of n_head {known['n_head']}")
+    return Architecture(**known)
+
+
+def _check(path: Path, key: str, value: Any) -> None:
+    """Raise ValueError for a value that no graph can have."""
+    if type(value) not in _TYPES[key]:
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _TYPES[key])
+        raise ValueError(f"{path}: {key} is {value!r}; {names} is expected")
+    if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value < 2**31:
+        raise ValueError(f"{path}: {key} is {value!r}; a whole number from 1 to 2**31 - 1 is expected")
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError(f"{path}: {key} is {value!r}; a number between 0 and 1 is expected")

@@ -1,0 +1,160 @@
+"""Is the graph of a model folder what its config.json describes? Asked before onnxruntime opens it.
+
+Our own graphs must equal the description in all but the weights. Which kernel each product has is told by the
+constants that the file holds for it. Plain exports are checked by `runtime.graph.plain`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from runtime.errors import ModelFolderError
+from runtime.graph import plain
+from runtime.graph.architecture import Architecture, read_architecture
+from runtime.graph.data import DATA_FILE, IR_VERSION, OPSETS, Constant, Graph, Node
+from runtime.graph.gpt2 import (
+    ACTIVATIONS,
+    EVEN_ROWS_KEY,
+    FACTOR,
+    FORMAT,
+    FORMAT_KEY,
+    KERNEL_KEY,
+    Layout,
+    describe,
+    product_sizes,
+)
+from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, Kernel
+from runtime.graph.places import check_places
+from runtime.graph.reader import OnnxModel, Tensor
+
+CURE = "build the model again, or copy the folder again; verify='off' trusts it as it is"
+# what the export stage adds to the description's metadata, and the values that it writes
+_METADATA = {KERNEL_KEY: {"block", "dense", "mixed"}, EVEN_ROWS_KEY: {"0", "1"}}
+
+
+def check_graph(model: OnnxModel) -> None:
+    """Raise ValueError, naming the file and what differs, for a graph that is not what it should be.
+
+    >>> from pathlib import Path
+    >>> from runtime.graph.reader import read_model
+    >>> check_graph(read_model(Path("models/demo-int8/model.onnx")))
+    """
+    format_ = model.metadata.get(FORMAT_KEY)
+    check_format(model.path, format_)
+    architecture = read_architecture(model.path.parent)
+    check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
+    if format_ is None:
+        plain.check_plain(model, architecture)
+    else:
+        _check_described(model, architecture)
+
+
+def check_format(path: object, format_: str | None) -> None:
+    """Raise ValueError for a graph of ours that a later version wrote; None is a plain export."""
+    if format_ not in (None, FORMAT):
+        raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+
+
+def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
+    """First, and by counting the inputs by name: config.json may say any number."""
+    n_past = sum(name.startswith("past_key_values.") for name in inputs)
+    if not n_past:
+        raise ModelFolderError(
+            f"{path} has no input 'past_key_values.0.key': it is not a GPT-2 with past-key-values "
+            "(optimum exports one with --task text-generation-with-past)"
+        )
+    if n_past != 2 * n_layer:
+        raise ModelFolderError(f"{path} has n_layer {n_past / 2:g}, but config.json says {n_layer}")
+
+
+def _check_described(model: OnnxModel, architecture: Architecture) -> None:
+    if architecture.activation_function not in ACTIVATIONS:
+        _refuse(model, f"config.json has activation_function {architecture.activation_function!r}")
+    graph = describe(architecture, _layout(model, architecture))
+    _check_header(model, graph)
+    _check_equal(model, "input", model.inputs, graph.inputs)
+    _check_equal(model, "output", model.outputs, graph.outputs)
+    _check_constants(model, graph.constants)
+    _check_equal(model, "node", model.nodes, graph.nodes)
+
+
+def _refuse(model: OnnxModel, what: str) -> NoReturn:
+    raise ModelFolderError(f"{model.path} is not the graph that config.json describes: {what}; {CURE}")
+
+
+def _layout(model: OnnxModel, architecture: Architecture) -> Layout:
+    """Which kernel each product has in this file."""
+    kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
+    return Layout(kernels, has_factor=FACTOR in model.constants)
+
+
+def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
+    packed = model.constants.get(f"{name}.q")
+    if packed is None:
+        return Fp32()
+    if packed.dtype == "int8":
+        return Dense()
+    is_matrix = "." not in name
+    bits = 4 if f"{name}.zero" in model.constants and not is_matrix else 8
+    size = packed.shape[-1] * 8 // bits if packed.shape else 0
+    # a matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] transposed
+    n_in = sizes[1] if is_matrix else sizes[0]
+    if size not in BLOCK_SIZES[bits] or n_in % size:
+        _refuse(model, f"constant {packed.name!r} of shape {list(packed.shape)} is not in blocks of an allowed size")
+    return Blocks(bits, size)
+
+
+def _check_header(model: OnnxModel, graph: Graph) -> None:
+    if model.ir_version != IR_VERSION or model.opsets != OPSETS:
+        _refuse(model, f"it has IR version {model.ir_version} and operator sets {model.opsets}")
+    if model.others:
+        _refuse(model, f"it says the shape of {model.others[0].name!r}")
+    for key, value in model.metadata.items():
+        if graph.metadata.get(key) != value and value not in _METADATA.get(key, ()):
+            _refuse(model, f"its metadata says {value!r} of {key!r}")
+
+
+def _check_equal(model: OnnxModel, kind: str, found: Sequence[object], expected: Sequence[object]) -> None:
+    """Of sequences of tuples."""
+    for one, wanted in itertools.zip_longest(found, expected):
+        if one != wanted:
+            _refuse(model, f"{kind} {_told(one)} is there, {_told(wanted)} is expected")
+
+
+def _told(one: object) -> str:
+    """A node, an input or an output, on one line."""
+    if one is None:
+        return "none"
+    if not isinstance(one, Node):
+        return str(tuple(one)) if isinstance(one, tuple) else str(one)
+    attributes = ", ".join(f"{each.name}={each.value!r}" for each in one.attributes)
+    operator = f"{one.domain}.{one.operator}" if one.domain else one.operator
+    return f"{one.name!r} = {operator}({', '.join(one.inputs)}; {attributes}) -> {', '.join(one.outputs)}"
+
+
+def _check_constants(model: OnnxModel, expected: Mapping[str, Constant]) -> None:
+    found = model.constants
+    if missing := expected.keys() - found.keys():
+        _refuse(model, f"constant {min(missing)!r} is missing")
+    if unknown := found.keys() - expected.keys():
+        _refuse(model, f"constant {min(unknown)!r} is not expected")
+    for name, constant in expected.items():
+        tensor = found[name]
+        if (tensor.dtype, tensor.shape) != (constant.dtype, constant.shape):
+            _refuse(
+                model,
+                f"constant {name!r} is {tensor.dtype} {list(tensor.shape)}, "
+                f"{constant.dtype} {list(constant.shape)} is expected",
+            )
+        if constant.value is not None and tensor.value != constant.value:
+            _refuse(model, f"constant {name!r} has another value")
+        if constant.same_bytes is not None:
+            _check_same_bytes(model, tensor, found[constant.same_bytes])
+    check_places(model, {DATA_FILE})
+
+
+def _check_same_bytes(model: OnnxModel, tensor: Tensor, source: Tensor) -> None:
+    if (tensor.place, tensor.value) != (source.place, source.value):
+        _refuse(model, f"constant {tensor.name!r} has not the bytes of {source.name!r}")
