@@ -10,17 +10,19 @@ from runtime import _telemetry  # noqa: F401  before onnxruntime is imported
 if TYPE_CHECKING:
     from runtime.api import complete, generate, load, load_prefix, perform, prefix, stream, stream_many
     from runtime.generation.completion import Completion
-    from runtime.likelihood import evaluate, score, score_text
+    from runtime.likelihood import evaluate, score, score_text, surprisal
     from runtime.model.memory import estimate
     from runtime.model.model import Model
     from runtime.prefixes.prefix import Prefix
     from runtime.scoring.scoring import Score
+    from runtime.scoring.surprisal import Surprisal
 
 __all__ = [
     "Completion",
     "Model",
     "Prefix",
     "Score",
+    "Surprisal",
     "complete",
     "estimate",
     "evaluate",
@@ -33,6 +35,7 @@ __all__ = [
     "score_text",
     "stream",
     "stream_many",
+    "surprisal",
 ]
 __version__ = "0.1.0"
 _MODULES = {
@@ -40,10 +43,12 @@ _MODULES = {
     "Model": "model.model",
     "Prefix": "prefixes.prefix",
     "Score": "scoring.scoring",
+    "Surprisal": "scoring.surprisal",
     "estimate": "model.memory",
     "evaluate": "likelihood",
     "score": "likelihood",
     "score_text": "likelihood",
+    "surprisal": "likelihood",
 }
 
 

@@ -15,6 +15,7 @@ from runtime.scoring.scoring import Score, ScoreOverflow
 
 if TYPE_CHECKING:  # loaded where it is used: importing the package stays quick
     from runtime.scoring.perplexity import Progress
+    from runtime.scoring.surprisal import Surprisal
 
 Several = list[str] | tuple[str, ...]
 
@@ -84,8 +85,75 @@ def score_text(
     Raises ValueError for a text of fewer than two tokens or a stride outside 1 .. n_positions.
     """
     opened = resolve(model)
-    scores = [scoring.score_text(opened, one, stride) for one in scoring.as_texts(text)]
+    scores = scoring.score_texts(opened, scoring.as_texts(text), stride)
     return scores[0] if isinstance(text, str) else scores
+
+
+@overload
+def surprisal(
+    text: str,
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[str] | None = None,
+    stride: int | None = None,
+) -> Surprisal: ...
+@overload
+def surprisal(
+    text: Several,
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[Sequence[str]] | None = None,
+    stride: int | None = None,
+) -> list[Surprisal]: ...
+def surprisal(
+    text: str | Sequence[str],
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    stride: int | None = None,
+) -> Surprisal | list[Surprisal]:
+    """Surprisal of every token and every word of a text, in bits: a Surprisal, or one for each of several texts.
+
+    `.tokens` holds a `runtime.scoring.surprisal.Token` for each token: text, span of characters, id, surprisal, rank,
+    entropy and the `top` likeliest alternatives. `.words` holds a `runtime.scoring.surprisal.Word` for each word: text,
+    span, surprisal summed over its tokens, and which tokens these are. Short texts share passes, with the very results
+    that each has alone; a text may be of any length.
+
+    top: how many alternatives to record for each token, likeliest first.
+    bos: score the first token after the beginning of a text (`<|endoftext|>`). With False it is not scored, and its
+        surprisal and that of its word are None.
+    word_correction: count the end of a word to the word itself. GPT-2's tokens hold the space before a word, so the
+        plain sum over a word's tokens counts the end of the word before instead, which confounds word probabilities
+        (Oh and Schuler, 2024; Pimentel and Meister, 2024). False is the plain sum.
+    words: the words of the text in their order, where white space does not separate them as wanted; a list of such
+        lists for several texts.
+    stride: windows of n_positions tokens begin every so many tokens; None is half of n_positions, so that a token of
+        a long text has at least so much context.
+    Raises TypeError for what is no text; ValueError for a text of no tokens, for a word list that does not align,
+    naming the first word that does not, for a token that is part of two words, and for bos=True with a model that has
+    no beginning-of-text token.
+
+    >>> found = runtime.surprisal("The old king slept.", model="models/demo-int8")
+    >>> [word.text for word in found.words]
+    ['The', 'old', 'king', 'slept.']
+    """
+    with importing:
+        from runtime.scoring import surprisal as measuring
+
+    texts = scoring.as_texts(text)
+    settings = measuring.Settings(top=top, bos=bos, word_correction=word_correction, stride=stride)
+    lists = measuring.check_words(texts, words, is_one=isinstance(text, str))
+    found = list(measuring.measure(resolve(model), texts, settings, lists))
+    return found[0] if isinstance(text, str) else found
 
 
 def evaluate(

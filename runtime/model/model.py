@@ -35,6 +35,7 @@ _FUNCTIONS = (
     "score_text",
     "stream",
     "stream_many",
+    "surprisal",
 )
 FORMAT = "1"  # of the fused graph, in model.onnx's metadata
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from runtime._suggestion import suggest
 from runtime.options import Options, make_options
-from runtime.scoring.stop_words import STOP_WORDS
+from runtime.scoring.last_word import STOP_WORDS
 from runtime.tasks.answers import whole_text
 
 Kind = Literal["generate", "choose", "last_word"]
