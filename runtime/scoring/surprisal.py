@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -110,12 +110,17 @@ def measure(
     texts: Iterable[str],
     settings: Settings,
     words: Iterable[Sequence[str] | None] | None = None,
+    progress: Callable[[int], object] = lambda _n: None,
 ) -> Iterator[Surprisal]:
-    """The surprisals of each text, in order, as groups of texts are done; see `runtime.surprisal`."""
+    """The surprisals of each text, in order, as groups of texts are done; see `runtime.surprisal`.
+
+    progress: called with the number of characters that were measured since the last call.
+    """
     _check(model, settings)
     pairs = zip(texts, itertools.repeat(None) if words is None else words, strict=words is not None)
     while group := list(itertools.islice(pairs, TEXTS_TOGETHER)):
-        yield from _measure_group(model, [_plan(model, text, given, settings) for text, given in group], settings)
+        plans = [_plan(model, text, given, settings) for text, given in group]
+        yield from _measure_group(model, plans, settings, progress)
 
 
 def check_words(texts: Sequence[str], words: object, *, is_one: bool) -> list[Sequence[str]] | None:
@@ -158,6 +163,7 @@ class _Plan:
         # The tokens before the first one: without any, it is not predicted.
         self.lead = lead
         self.inputs = [*lead, *ids]
+        self._n_measured = 0
         n = len(self.inputs)
         # Each entry is about what follows the input at its place; the last one has no target.
         self.surprisals: Floats = np.full(n, np.nan)
@@ -169,6 +175,12 @@ class _Plan:
     def targets(self, begin: int, end: int) -> NDArray[np.int64]:
         """The tokens that follow the inputs begin .. end; 0 after the last input."""
         return np.array([*self.inputs[begin + 1 : end + 1], 0][: end - begin], np.int64)
+
+    def advance(self, n: int) -> int:
+        """So many more inputs are measured; returns how many more characters of the text that is."""
+        before = len(self.text) * self._n_measured // len(self.inputs)
+        self._n_measured += n
+        return len(self.text) * self._n_measured // len(self.inputs) - before
 
     def place(self, token: int) -> int:
         """Where the arrays say something of a token; -1 for the first one without a lead."""
@@ -197,7 +209,9 @@ def _lead(model: Model) -> list[int]:
         ) from None
 
 
-def _measure_group(model: Model, plans: Sequence[_Plan], settings: Settings) -> Iterator[Surprisal]:
+def _measure_group(
+    model: Model, plans: Sequence[_Plan], settings: Settings, progress: Callable[[int], object]
+) -> Iterator[Surprisal]:
     texts, beginnings = vocabulary(model)
     boundary = _Boundary(beginnings if settings.word_correction else None)
     size = model.config.n_positions
@@ -212,6 +226,7 @@ def _measure_group(model: Model, plans: Sequence[_Plan], settings: Settings) -> 
         plan, begin = begins[block.request]
         at = begin + block.begin
         _record(plan, at, block.logits, boundary, settings.top, texts)
+        progress(plan.advance(len(block.logits)))
     for plan in plans:
         yield Surprisal(plan.text, _tokens(plan), _words(plan, boundary))
 

@@ -291,6 +291,7 @@ def test_a_model_without_a_beginning_of_text(tmp_path: Path) -> None:
     path = build_model(tmp_path / "tiny") / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"bos_token_id": None}), encoding="utf-8")
+    (path.parent / "generation_config.json").unlink()
     with Model(path.parent, threads=1, verify="off") as model:
         with pytest.raises(ValueError, match=r"no beginning-of-text token .*bos=False"):
             runtime.surprisal("a fox", model=model)
