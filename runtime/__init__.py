@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         score_text,
         stream,
         stream_many,
+        surprisal,
     )
     from runtime.errors import (
         ContextLengthError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.model.model import Model
     from runtime.prefixes.prefix import Prefix
     from runtime.scoring.scoring import Score
+    from runtime.scoring.surprisal import Surprisal
 
 __all__ = [
     "Completion",
@@ -50,6 +52,7 @@ __all__ = [
     "Prefix",
     "PrefixFileError",
     "Score",
+    "Surprisal",
     "complete",
     "estimate",
     "evaluate",
@@ -62,6 +65,7 @@ __all__ = [
     "score_text",
     "stream",
     "stream_many",
+    "surprisal",
 ]
 __version__ = "0.1.0"
 _MODULES = {
@@ -69,6 +73,7 @@ _MODULES = {
     "Model": "model.model",
     "Prefix": "prefixes.prefix",
     "Score": "scoring.scoring",
+    "Surprisal": "scoring.surprisal",
     "estimate": "model.memory",
 }
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.model.integrity import Verify
     from runtime.scoring.perplexity import Progress
     from runtime.scoring.scoring import Score, ScoreOverflow
+    from runtime.scoring.surprisal import Surprisal
     from runtime.tasks.perform import Answer, Task
 
 MAX_SAMPLES = 2**16  # continuations of one prompt: each has a row, which is made before any is decoded
@@ -886,8 +887,85 @@ def score_text(
     with importing:
         from runtime.scoring import scoring
 
-    scores = [scoring.score_text(opened, one, stride) for one in texts]
+    scores = scoring.score_texts(opened, texts, stride)
     return scores[0] if isinstance(text, str) else scores
+
+
+@overload
+def surprisal(
+    text: str,
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[str] | None = None,
+    stride: int | None = None,
+) -> Surprisal: ...
+@overload
+def surprisal(
+    text: Several,
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[Sequence[str]] | None = None,
+    stride: int | None = None,
+) -> list[Surprisal]: ...
+def surprisal(
+    text: str | Sequence[str],
+    *,
+    model: ModelOrPath = None,
+    top: int = 0,
+    bos: bool = True,
+    word_correction: bool = True,
+    words: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    stride: int | None = None,
+) -> Surprisal | list[Surprisal]:
+    """Surprisal of every token and every word of a text, in bits.
+
+    Short texts share passes, with exactly the results that each has alone.
+
+    Args:
+        text: one text or several, of any length.
+        model: as for `generate`.
+        top: how many alternatives to record for each token, likeliest first.
+        bos: score the first token after the beginning of a text (`<|endoftext|>`). With False it is not scored, and its
+            surprisal and that of its word are None.
+        word_correction: count the end of a word to the word itself. GPT-2's tokens hold the space before a word, so
+            the plain sum over a word's tokens counts the end of the word before instead, which confounds word
+            probabilities (Oh and Schuler, 2024; Pimentel and Meister, 2024). False is the plain sum.
+        words: the words of the text in their order, where white space does not separate them as wanted; a list of
+            such lists for several texts.
+        stride: windows of n_positions tokens begin every so many tokens. None is half of n_positions, so that a token
+            of a long text has at least so much context.
+
+    Returns:
+        A Surprisal, or a list with one for each of several texts. `.tokens` holds a
+        `runtime.scoring.surprisal.Token` for each token: text, span of characters, id, surprisal, rank, entropy and
+        the `top` likeliest alternatives. `.words` holds a `runtime.scoring.surprisal.Word` for each word: text, span,
+        surprisal summed over its tokens, and which tokens these are.
+
+    Raises:
+        TypeError: what is no text.
+        ValueError: a text of no tokens; a word list that does not align, naming the first word that does not; a token
+            that is part of two words; bos=True with a model that has no beginning-of-text token.
+
+    Example:
+        >>> found = runtime.surprisal("The old king slept.", model=model)
+        >>> [word.text for word in found.words]
+        ['The', 'old', 'king', 'slept.']
+
+    """
+    with importing:
+        from runtime.scoring import surprisal as measuring
+
+    texts = check_one_or_several_texts("text", text)
+    settings = measuring.Settings(top=top, bos=bos, word_correction=word_correction, stride=stride)
+    lists = measuring.check_words(texts, words, is_one=isinstance(text, str))
+    found = list(measuring.measure(resolve(model), texts, settings, lists))
+    return found[0] if isinstance(text, str) else found
 
 
 def evaluate(

@@ -8,21 +8,22 @@ from collections.abc import Callable
 
 from runtime.cli.output import in_words_of_command_line
 
-# without a --temperature of the user's: greedy decoding soon repeats itself
+# Used where the user gives no --temperature, since greedy decoding soon repeats itself.
 SAMPLING = {"temperature": 0.8, "top_p": 0.9}
 LEAVING = ("exit", "quit")
 GREETING = "Type a prompt. Ctrl-C stops a continuation; exit, quit or Ctrl-D leaves."
 
 
 def is_at_terminal() -> bool:
-    """Whether somebody types what standard input reads."""
+    """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def ask(answer: Callable[[str], None]) -> int:
     """Ask for prompts and answer each, until the user leaves; returns the exit status."""
-    # importing it is enough: input() then has editing, and the prompts of this session as history
-    with contextlib.suppress(ImportError):  # a Windows console edits lines itself
+    # Importing readline gives input() line editing, and the prompts of this session as history. A Windows console has
+    # no readline and edits lines itself.
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     print(GREETING, file=sys.stderr)
     while True:
@@ -37,5 +38,6 @@ def ask(answer: Callable[[str], None]) -> int:
             answer(prompt)
         except KeyboardInterrupt:
             print(file=sys.stderr)
-        except ValueError as error:  # a prompt that is too long, say: the next may not be
+        except ValueError as error:
+            # The prompt may be too long, for example; the next one may be right.
             print(f"gpt2-edge: error: {in_words_of_command_line(str(error))}", file=sys.stderr)

@@ -6,22 +6,29 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from runtime.generation.completion import Completion
 from runtime.options import Options
 
-_C0, _C1 = range(0x20), range(0x7F, 0xA0)  # control characters; DEL counts among the second
+# Control characters; DEL counts among the second range.
+_C0 = range(0x20)
+_C1 = range(0x7F, 0xA0)
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*_C0, *_C1) if chr(code) not in "\n\t"}
 _NAMES = "|".join([*(field.name for field in dataclasses.fields(Options)), "verify"])
-_IN_JSON = {code: f"\\u{code:04x}" for code in _C1}  # json escapes the others
+# json escapes the other control characters itself.
+_IN_JSON = {code: f"\\u{code:04x}" for code in _C1}
+_BAR_WIDTH = 24
+# Seconds between two states of a progress bar.
+_BAR_PERIOD = 0.1
 
 
 def plain(text: str) -> str:
-    r"""The text with its control characters, but for line ends and tabs, written as `\x1b`.
+    r"""The text with its control characters, except line ends and tabs, written as `\x1b`.
 
-    What a file or a model says must not command the terminal that it is shown on.
+    A text of a file or a model must not send commands to the terminal that shows it.
     """
     return text.translate(_VISIBLE)
 
@@ -32,7 +39,7 @@ def in_words_of_command_line(message: str) -> str:
 
 
 class PlainStream:
-    """A text stream that writes `plain` text, and is the stream itself in all else."""
+    """A text stream that writes `plain` text and passes everything else on to another stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,7 +50,7 @@ class PlainStream:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """One after the other."""
+        """Write several texts, one after the other."""
         for line in lines:
             self.write(line)
 
@@ -52,29 +59,80 @@ class PlainStream:
 
 
 def to_json(value: object) -> str:
-    """JSON for a reader of any kind: every character of a text as it is, but for control characters."""
+    """JSON over several lines: every character of a text as it is, except control characters."""
     return json.dumps(value, ensure_ascii=False, indent=2).translate(_IN_JSON)
 
 
+def print_line(value: object) -> None:
+    """Print JSON on one line at once, for readers that take a line as it comes."""
+    print(json.dumps(value, ensure_ascii=False).translate(_IN_JSON), flush=True)
+
+
 def as_json(value: Any, **more: object) -> str:
-    """A dataclass, and more facts."""
+    """JSON of a dataclass and more facts."""
     return to_json(dataclasses.asdict(value) | more)
 
 
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    print(text, file=sys.stderr)
+
+
+class ProgressBar:
+    """How much is done, on the last line of standard error where that is a terminal."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._drawn_at = 0.0
+        self._is_drawn = False
+        # The plain stream would show the carriage return instead of sending it.
+        self._stream = sys.__stderr__ if sys.stderr is not None and sys.stderr.isatty() else None
+
+    def add(self, n: int) -> None:
+        """So much more is done."""
+        self._done += n
+        now = time.monotonic()
+        if self._stream is None or now - self._drawn_at < _BAR_PERIOD:
+            return
+        self._drawn_at = now
+        self._is_drawn = True
+        print(f"\r{progress_line(self._done, self._total)} {self._unit}", end="", file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Remove the bar, so that a line of text can be printed in its place."""
+        if self._is_drawn and self._stream is not None:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+            self._is_drawn = False
+
+
+def progress_line(done: int, total: int) -> str:
+    """A bar and the numbers.
+
+    >>> progress_line(6, 24)
+    '[######                  ] 6 of 24'
+    """
+    n_full = _BAR_WIDTH * min(done, total) // max(total, 1)
+    return f"[{'#' * n_full:<{_BAR_WIDTH}}] {done} of {total}"
+
+
 def show_progress(done: int, total: int) -> None:
-    """On standard error, in place, where that is a terminal."""
-    if sys.stderr.isatty() and sys.__stderr__ is not None:  # the plain stream would show the carriage return
-        print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.__stderr__, flush=True)
+    """Draw a progress bar on standard error, in place, where that is a terminal."""
+    if sys.stderr.isatty() and sys.__stderr__ is not None:
+        end = "" if done < total else "\n"
+        print(f"\r{progress_line(done, total)}", end=end, file=sys.__stderr__, flush=True)
 
 
 def say_speed(completions: Sequence[Completion], seconds: float) -> None:
-    """On standard error."""
-    n_prompt, n_new = sum(c.n_prompt_tokens for c in completions), sum(c.n_tokens for c in completions)
-    print(f"{n_prompt} prompt tokens, {n_new} new in {seconds:.2f} s: {n_new / seconds:.1f} tokens/s", file=sys.stderr)
+    """Print the number of tokens and the speed on standard error."""
+    n_prompt = sum(completion.n_prompt_tokens for completion in completions)
+    n_new = sum(completion.n_tokens for completion in completions)
+    say(f"{n_prompt} prompt tokens, {n_new} new in {seconds:.2f} s: {n_new / seconds:.1f} tokens/s")
 
 
 def as_table(facts: dict[str, Any]) -> str:
-    """A fact a line."""
+    """One line for each fact."""
     width = max(map(len, facts)) + 2
     return "\n".join(f"{name:<{width}}{_shown(value)}" for name, value in facts.items())
 

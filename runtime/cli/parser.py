@@ -36,6 +36,10 @@ _EXAMPLES = {
     "score": """\
   gpt2-edge score " Paris." --context "The capital of France is"
   gpt2-edge score - < story.txt""",
+    "surprisal": """\
+  gpt2-edge surprisal story.txt
+  gpt2-edge surprisal sentences.txt --lines --tsv > surprisals.tsv
+  gpt2-edge surprisal story.txt --model models/gpt2-int8 --reference models/gpt2-fp32""",
     "perform": """\
   gpt2-edge perform translate "Where is the train station?" --field to=Spanish
   gpt2-edge perform choose "The sky is _." --field 'options=["blue", "loud"]'
@@ -62,6 +66,7 @@ _GREEDY = (
 _NOTES = {
     "generate": f"{_GREEDY}, and is the default where prompts are typed at a terminal.",
     "complete": f"{_GREEDY}.",
+    "surprisal": "Each word counts the end of the word as its own: see docs/surprisal.md.",
     "perform": "Each task has options of its own, which --show prints.",
 }
 
@@ -71,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Control characters of texts and names are shown, not sent to the terminal: see `runtime.cli.output.plain`.
     """
-    if sys.stdout is None:  # closed: nobody wants the text
+    if sys.stdout is None:
+        # Standard output is closed: nobody wants the text.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # a Windows console's own encoding lacks most characters; a path need not be valid Unicode
+            # A Windows console's own encoding lacks most characters, and a path need not be valid Unicode.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(PlainStream(sys.stdout)))
@@ -103,8 +109,9 @@ def _run(given: argparse.Namespace) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, say `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would flush into the pipe
+    except BrokenPipeError:
+        # The reader, for example `head`, has what it wanted. Without this, the exit would flush into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"gpt2-edge: error: {_explain(error)}", file=sys.stderr)
@@ -160,6 +167,8 @@ def _define_complete(parser: argparse.ArgumentParser) -> None:
     add("--logprobs", type=int, default=0, metavar="N", help="alternatives to show for each token, with --json")
     parser.set_defaults(checks_options=True)
     add_model_arguments(parser)
+    about = "print each result as one line of JSON, as soon as it is complete"
+    add("--jsonl", action="store_const", dest="json", const=commands.LINES, help=about)
     add_prefix_argument(parser)
     add_draft_argument(parser)
     add_option_arguments(parser)
@@ -174,6 +183,27 @@ def _define_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overflow", choices=["error", "truncate_left"], default="error", help=about)
     add_model_arguments(parser)
     add_prefix_argument(parser)
+
+
+def _define_surprisal(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="a text each; - or nothing reads standard input")
+    add("--lines", action="store_true", help="every line is a text of its own; blank lines are left out")
+    add("--tokens", action="store_true", help="a row for each token, not for each word")
+    add("--top", type=int, default=0, metavar="N", help="the N likeliest tokens in the place of each token")
+    about = "leave the first token unscored, rather than score it after the beginning of a text"
+    add("--no-bos", action="store_true", help=about)
+    about = "the plain sum over the tokens of a word, which counts the end of the word before it"
+    add("--no-word-correction", action="store_true", help=about)
+    about = "a window begins every N tokens of a long text (default: half of the model's context)"
+    add("--stride", type=int, metavar="N", help=about)
+    about = "another build of the model: print beside each word how much higher its surprisal is than there"
+    add("--reference", metavar="FOLDER", help=about)
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--tsv", action="store_true", help="print tab-separated values, with a line of names")
+    formats.add_argument("--jsonl", action="store_true", help="print a line of JSON for each text, tokens and words")
+    add_loading_arguments(parser)
+    add("--verbose", action="store_true", help="close with the speed, on standard error")
 
 
 def _define_perform(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +260,7 @@ _COMMANDS = {
     "generate": ("continue a prompt as it is decoded", _define_generate),
     "complete": ("continue several prompts together", _define_complete),
     "score": ("how likely a model finds a text", _define_score),
+    "surprisal": ("the surprisal of every word or token of texts, in bits", _define_surprisal),
     "perform": ("summarize, translate, answer, read, choose or complete a word", _define_perform),
     "prefix": ("compute what many prompts begin with, once", _define_prefix),
     "evaluate": ("accuracy or perplexity on a file", _define_evaluate),

@@ -124,6 +124,24 @@ class InPlaceCache:
         logits: Logits = one.logits[0]
         return logits
 
+    def begin_rows(self, rows: Sequence[Sequence[int]], *, keep: int) -> Logits:
+        """Run the model over the ids that begin each row, all rows in one pass, padded on the right to the capacity.
+
+        The operator takes several tokens in several rows only where there is no past and the mask is as long as the
+        pass. Returns the logits [len(rows), keep, n_vocab] after the last `keep` positions, those of padding too.
+        Raises ValueError when the capacity is passed.
+        """
+        capacity = self._mask.shape[1]
+        self._check_room(max(map(len, rows)))
+        one = self._pass(0, len(rows), capacity, keep)
+        for row, ids in enumerate(rows):
+            one.ids[row, : len(ids)] = ids
+            one.positions[row, : len(ids)] = np.arange(len(ids))
+            self._mask[row] = np.arange(capacity) < len(ids)
+            self.lengths[row] = len(ids)
+        self._run(one)
+        return one.logits
+
     def step(self, ids: Sequence[int]) -> Logits:
         """See `Cache.step`. Raises ValueError when the capacity is passed."""
         n = len(ids)

@@ -41,6 +41,7 @@ _FUNCTIONS = (
     "score_text",
     "stream",
     "stream_many",
+    "surprisal",
 )
 
 

@@ -1,1 +1,1 @@
-"""What the model makes of a given text."""
+"""How likely a model finds given texts: scores, perplexity, surprisal, evaluations."""

@@ -1,11 +1,11 @@
-"""What is reported of a GPT-2, measured on files of examples and texts."""
+"""The figures that are usually reported of a GPT-2, measured on files of examples and texts."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,14 +14,15 @@ from runtime._math import perplexity
 from runtime._suggestion import suggest
 from runtime.model.model import Model
 from runtime.scoring.context import SharedContext
-from runtime.scoring.last_word import MAX_WORD_TOKENS, find_word, predict_word
+from runtime.scoring.last_word import MAX_WORD_TOKENS, STOP_WORDS, find_word, predict_word
 from runtime.scoring.multiple_choice import Scoring, check_options, option_pairs, split_blank
 from runtime.scoring.perplexity import Progress, measure_rolling, measure_strided
 from runtime.scoring.scoring import Pair, encode_pair, fit_pair, score_after, score_pairs
-from runtime.scoring.stop_words import STOP_WORDS
 from runtime.scoring.wikitext import detokenize, join_lines, split_pages
 
 Report = dict[str, Any]
+# Examples whose options are scored together.
+EXAMPLES_TOGETHER = 32
 Example = TypeVar("Example")
 
 
@@ -46,20 +47,22 @@ def evaluate(
 
 
 def _lambada(model: Model, path: Path, limit: int | None, progress: Progress) -> Report:
-    """The last word of each text (Paperno et al., 2016), what follows its last space.
+    """The last word of each text (Paperno et al., 2016): what follows its last space.
 
-    accuracy, perplexity: as lm-evaluation-harness's `lambada_openai` has them: a word counts where each of its tokens
-    is the likeliest; perplexity is of the whole word. accuracy_stop_words: the predicted word with the stop-word
-    filter of the GPT-2 paper, section 3.3, is the text's. accuracy_last_token: of the last token alone, given all
-    before it; others have found the paper's own accuracies close to this one.
+    accuracy, perplexity: as in lm-evaluation-harness's `lambada_openai`. A word counts where each of its tokens is
+    the likeliest; the perplexity is of the whole word. accuracy_stop_words: the word that is predicted with the
+    stop-word filter of the GPT-2 paper, section 3.3, is the text's. accuracy_last_token: of the last token alone,
+    given all before it; others have found the paper's own accuracies close to this one.
     """
     texts = _read_examples(path, limit, lambda example: _check_text("text", example["text"]))
-    logprob, hits = 0.0, {"accuracy": 0, "accuracy_stop_words": 0, "accuracy_last_token": 0}
+    logprob = 0.0
+    hits = {"accuracy": 0, "accuracy_stop_words": 0, "accuracy_last_token": 0}
     n_truncated = 0
     for n_done, text in enumerate(texts, 1):
         context, _, word = text.rstrip().rpartition(" ")
         pair = encode_pair(model, context, f" {word}" if context else word)
         fitted = _leave_room(pair, model.config.n_positions)
+        # The score and the prediction share the pass over the context.
         shared = SharedContext(model, fitted.context_ids, max(len(pair.ids), MAX_WORD_TOKENS), n_uses=2)
         score = score_after(shared, pair.ids)
         predicted, _ = predict_word(model, shared, STOP_WORDS, begins_text=not context)
@@ -79,7 +82,7 @@ def _lambada(model: Model, path: Path, limit: int | None, progress: Progress) ->
 
 
 def _leave_room(pair: Pair, n_positions: int) -> Pair:
-    """The pair, its context cut at the left so that it, the ids and a predicted word fit."""
+    """The pair, with its context cut at the left so that it, the ids and a predicted word fit."""
     n_over = len(pair.context_ids) + max(len(pair.ids), MAX_WORD_TOKENS) - n_positions
     return Pair(pair.context_ids[n_over:], pair.ids, n_over) if n_over > 0 else pair
 
@@ -90,19 +93,15 @@ def _choose(model: Model, path: Path, limit: int | None, progress: Progress) -> 
     accuracy_partial: over the n_partial examples with text after the blank; None where there are none.
     """
     examples = _read_examples(path, limit, _Choice.parse)
-    n_full = n_partial = hits_full = hits_partial = 0
-    for example in examples:
-        n_full += 1
-        hits_full += _best(model, example, "full") == example.answer
-        if (split_blank(example.context)[1] or "").strip():
-            n_partial += 1
-            hits_partial += _best(model, example, "partial") == example.answer
-        progress(n_full, len(examples))
+    with_end = [example for example in examples if (split_blank(example.context)[1] or "").strip()]
+    n_all = len(examples) + len(with_end)
+    hits_full = _count_hits(model, examples, "full", lambda n_done: progress(n_done, n_all))
+    hits_partial = _count_hits(model, with_end, "partial", lambda n_done: progress(len(examples) + n_done, n_all))
     return {
-        "n": n_full,
-        "accuracy_full": hits_full / n_full,
-        "n_partial": n_partial,
-        "accuracy_partial": hits_partial / n_partial if n_partial else None,
+        "n": len(examples),
+        "accuracy_full": hits_full / len(examples),
+        "n_partial": len(with_end),
+        "accuracy_partial": hits_partial / len(with_end) if with_end else None,
     }
 
 
@@ -128,26 +127,35 @@ def _check_text(key: str, value: object) -> str:
     raise ValueError(f"{key} is {value!r}; a text is expected")
 
 
-def _best(model: Model, example: _Choice, scoring: Scoring) -> int:
-    pairs = option_pairs(model, example.context, example.options, scoring)
-    scores = score_pairs(model, [fit_pair(pair, model.config.n_positions, "error") for pair in pairs])
-    return max(range(len(scores)), key=lambda index: scores[index].logprob)
+def _count_hits(model: Model, examples: Sequence[_Choice], scoring: Scoring, progress: Callable[[int], object]) -> int:
+    """How many examples have their answer as the likeliest option. Options of several examples share passes."""
+    n_hits = 0
+    for begin in range(0, len(examples), EXAMPLES_TOGETHER):
+        group = examples[begin : begin + EXAMPLES_TOGETHER]
+        pairs = [option_pairs(model, example.context, example.options, scoring) for example in group]
+        fitted = [fit_pair(pair, model.config.n_positions, "error") for of_one in pairs for pair in of_one]
+        logprobs = iter([score.logprob for score in score_pairs(model, fitted)])
+        for example in group:
+            of_options = list(itertools.islice(logprobs, len(example.options)))
+            n_hits += max(range(len(of_options)), key=of_options.__getitem__) == example.answer
+        progress(begin + len(group))
+    return n_hits
 
 
 def _perplexity(model: Model, path: Path, limit: int | None, progress: Progress) -> Report:
-    """Of the text as it is."""
+    """Perplexity of the text as it is."""
     text = _read_lines(path, limit)
     return _measure(model, text, [text], lambda text: text, progress)
 
 
 def _wikitext(model: Model, path: Path, limit: int | None, progress: Progress) -> Report:
-    """Of WikiText: lines joined as in transformers' recipe; articles detokenized as in lm-evaluation-harness."""
+    """Perplexity of WikiText: lines joined as in transformers' recipe, articles detokenized as in the harness."""
     text = _read_lines(path, limit)
     return _measure(model, join_lines(text), split_pages(text), detokenize, progress)
 
 
 def _measure(model: Model, text: str, pages: list[str], rewrite: Callable[[str], str], progress: Progress) -> Report:
-    """`strided`: perplexity a token with a stride of n_positions and of half; `rolling`: a word, a byte, a token."""
+    """`strided`: per token, with a stride of n_positions and of half of it; `rolling`: per token, word and byte."""
     size = model.config.n_positions
     strided = {str(stride): measure_strided(model, text, stride, progress) for stride in (size, size // 2)}
     rolling = measure_rolling(model, pages, rewrite, progress)
@@ -190,7 +198,7 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _read_examples(path: Path, limit: int | None, parse: Callable[[dict[str, Any]], Example]) -> list[Example]:
-    """One JSON object a line, as `parse` has it. Raises ValueError naming the line."""
+    """What `parse` makes of each line, a JSON object. Raises ValueError naming the line."""
     examples = []
     for number, line in enumerate(_read_lines(path, limit).split("\n"), 1):
         if line.strip():

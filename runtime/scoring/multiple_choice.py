@@ -18,7 +18,11 @@ _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 
 
 def check_options(options: object) -> list[str]:
-    """The options as a list. Raises TypeError or ValueError unless they are two or more different texts."""
+    """The options as a list. Raises TypeError or ValueError unless they are two or more different texts.
+
+    >>> check_options(("happy", "sad"))
+    ['happy', 'sad']
+    """
     texts = check_texts("options", options)
     if not all(text.strip() for text in texts):
         raise TypeError(f"options is {texts!r}; texts are expected, none of them empty")
@@ -28,9 +32,12 @@ def check_options(options: object) -> list[str]:
 
 
 def split_blank(prompt: str) -> tuple[str, str | None]:
-    """What stands before and after the blank, `_` or more of them alone; (prompt, None) where there is no blank.
+    """The text before and after the blank, which is `_` or several of them; (prompt, None) where there is no blank.
 
     Raises ValueError for several blanks.
+
+    >>> split_blank("The sky is _.")
+    ('The sky is ', '.')
     """
     blanks = list(_BLANK.finditer(prompt))
     if len(blanks) > 1:
@@ -39,10 +46,10 @@ def split_blank(prompt: str) -> tuple[str, str | None]:
 
 
 def option_pairs(model: Model, prompt: str, options: Sequence[str], scoring: Scoring) -> list[Pair]:
-    """What is scored for each option.
+    """The context and the continuation that are scored for each option.
 
-    "full": the option and what follows it, given what stands before. "partial": what follows it, given the rest.
-    Raises ValueError for partial scoring where nothing follows.
+    "full": the option and the text after it, given the text before. "partial": the text after the option, given the
+    text before and the option. Raises ValueError for partial scoring where no text follows.
     """
     before, after = split_blank(prompt)
     if after is None:
@@ -57,6 +64,6 @@ def option_pairs(model: Model, prompt: str, options: Sequence[str], scoring: Sco
 
 
 def share(scores: Sequence[Score]) -> list[float]:
-    """The probability of each, given that it is one of them: the softmax of their log-probabilities."""
+    """The probability of each option, given that it is one of them: the softmax of their log-probabilities."""
     logprobs = np.array([score.logprob for score in scores])
     return [float(one) for one in softmax(logprobs)]

@@ -1,11 +1,10 @@
-"""Log-probabilities and perplexity of given text: P(output)."""
+"""Log-probabilities and perplexity of given texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,35 +13,47 @@ from numpy.typing import NDArray
 from runtime._math import log_softmax, perplexity
 from runtime.errors import ContextLengthError
 from runtime.model.model import Model
-from runtime.model.prefill import cut
 from runtime.prefixes.prefix import Prefix
 from runtime.scoring.context import SharedContext
+from runtime.scoring.windows import Request, check_stride, run, windows
 from runtime.tokenization.encode import check_fits, encode, encode_prompt, encode_whole
 
 ScoreOverflow = Literal["error", "truncate_left"]
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
+# Pairs of up to so many inputs run as a whole and share passes. In longer ones the context costs more than the
+# continuations, so continuations of the same context share its pass instead.
+SHORT_PAIR = 64
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Score:
-    """How likely the model finds a text: one entry a predicted token, natural logarithms."""
+    """How likely the model finds a text: one entry for each predicted token, natural logarithms.
+
+    ids: the tokens that are predicted.
+    logprobs: the log-probability of each, given all tokens before it.
+    is_greedy: whether every token was the likeliest in the pass that scores it. At int8 and int4 the log-probabilities
+        of such a pass differ by about 0.04 from those of single steps, so a model's own greedy text may score False.
+    greedy: the same for each token.
+    n_truncated: tokens of the context that overflow "truncate_left" left out.
+
+    >>> Score([5, 6], [-1.0, -3.0], is_greedy=False).logprob
+    -4.0
+    """
 
     ids: list[int]
     logprobs: list[float]
-    # Whether every token was the likeliest in the pass that scores them. At int8 and int4 that pass over several ids
-    # differs by about 0.04 in the log-probabilities from single steps, so a model's own greedy text may score False.
     is_greedy: bool
-    greedy: list[bool] = dataclasses.field(default_factory=list)  # whether each one was
-    n_truncated: int = 0  # tokens of the context left out by overflow "truncate_left"
+    greedy: list[bool] = dataclasses.field(default_factory=list)
+    n_truncated: int = 0
 
     @property
     def logprob(self) -> float:
-        """Log-probability of the whole: the sum."""
+        """Log-probability of all tokens together: the sum."""
         return math.fsum(self.logprobs)
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the mean negative log-probability a token."""
+        """Exponential of the mean negative log-probability per token."""
         return perplexity(self.logprob, len(self.logprobs))
 
     def __repr__(self) -> str:
@@ -58,7 +69,7 @@ class Pair(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of both; a model takes n_positions + 1, since the last one is predicted only."""
+        """Number of tokens. A model takes n_positions + 1, since the last one is predicted but is no input."""
         return len(self.context_ids) + len(self.ids)
 
 
@@ -81,12 +92,13 @@ def score(
 
 
 def encode_pair(model: Model, context: str, continuation: str) -> Pair:
-    """Ids as lm-evaluation-harness has them (`TemplateLM._encode_pair`).
+    """The ids of a context and its continuation, as lm-evaluation-harness cuts them (`TemplateLM._encode_pair`).
 
-    White space at the end of the context moves to the continuation, whose ids are those of both together after as
-    many as the context alone has. The context has the ids of a prompt that is continued: what the tokenizer puts
-    around a text is around the context, so the score is that of what `runtime.generate` writes after it. An empty
-    one is bos_token_id. Raises ValueError where the continuation is empty, or has no id of its own.
+    White space at the end of the context moves to the continuation. Context and continuation are tokenized together,
+    and the continuation has the ids after the first n, where n is the number of ids of the context alone. Special
+    tokens that the tokenizer adds to a text are added to the context, as `runtime.generate` adds them to a prompt. An
+    empty context is bos_token_id.
+    Raises ValueError where the continuation is empty or has no token of its own.
     """
     if not isinstance(context, str):
         raise TypeError(f"context is {context!r}; a text is expected")
@@ -109,7 +121,8 @@ def encode_pair(model: Model, context: str, continuation: str) -> Pair:
 def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
     """The pair, cut at the left of its context where `overflow` allows it. Raises ValueError where it is too long."""
     n, n_own = pair.length, len(pair.ids)
-    n_over = n - n_positions - 1  # the last id is predicted only
+    # The last id is predicted but is no input.
+    n_over = n - n_positions - 1
     if n_over <= 0:
         return pair
     if n_own > n_positions:
@@ -131,95 +144,150 @@ def fit_pair(pair: Pair, n_positions: int, overflow: ScoreOverflow) -> Pair:
 
 
 def score_pairs(model: Model, pairs: Sequence[Pair], prefix: Prefix | None = None) -> list[Score]:
-    """Score every continuation; pairs with the same context share its pass, with the result each has alone.
+    """Score every continuation. Each has the result that it has alone, to the last bit.
 
-    `prefix`: what it has in common with a context is not computed again.
+    Short pairs share passes. Longer pairs with the same context share the pass over that context.
+    prefix: the tokens that it has in common with a context are not computed again.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    short: dict[int, Pair] = {}
+    long: dict[int, Pair] = {}
     for index, pair in enumerate(pairs):
+        is_short = model.is_fused and pair.length - 1 <= SHORT_PAIR
+        (short if is_short else long)[index] = pair
+    scores = _score_whole(model, short) | _score_on_contexts(model, long, prefix)
+    return [dataclasses.replace(scores[index], n_truncated=pair.n_truncated) for index, pair in enumerate(pairs)]
+
+
+def _score_whole(model: Model, pairs: Mapping[int, Pair]) -> dict[int, Score]:
+    """Scores of short pairs by index: context and continuation are inputs of one pass."""
+    # The last id is no input, so pairs that differ in it alone share their inputs.
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, pair in pairs.items():
+        groups.setdefault((*pair.context_ids, *pair.ids[:-1]), []).append(index)
+    members = list(groups.values())
+    requests = [
+        Request(inputs, min(len(pairs[index].context_ids) for index in group) - 1) for inputs, group in groups.items()
+    ]
+    records = {index: _Record(pair.ids) for index, pair in pairs.items()}
+    for block in run(model, requests):
+        logprobs = log_softmax(block.logits)
+        for index in members[block.request]:
+            n_before = len(pairs[index].context_ids) - 1 - block.begin
+            records[index].add(logprobs[max(0, n_before) :])
+    return {index: record.score() for index, record in records.items()}
+
+
+def _score_on_contexts(model: Model, pairs: Mapping[int, Pair], prefix: Prefix | None) -> dict[int, Score]:
+    """Scores of pairs by index: each context takes passes of its own, and each continuation follows it."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, pair in pairs.items():
         groups.setdefault(tuple(pair.context_ids), []).append(index)
     scores: dict[int, Score] = {}
     for context_ids, group in groups.items():
         room = max(len(pairs[index].ids) for index in group) - 1
         shared = SharedContext(model, context_ids, room, len(group), prefix)
         for index in group:
-            one = score_after(shared, pairs[index].ids)
-            scores[index] = dataclasses.replace(one, n_truncated=pairs[index].n_truncated)
-    return [scores[index] for index in range(len(pairs))]
+            scores[index] = score_after(shared, pairs[index].ids)
+    return scores
 
 
 def score_after(shared: SharedContext, ids: Sequence[int]) -> Score:
     """Score ids that follow a context."""
-    return _collect(ids, _continuation_chunks(shared, ids))
+    record = _Record(ids)
+    record.add(log_softmax(shared.logits[None].copy()))
+    if len(ids) > 1:
+        for logits in shared.extend(shared.begin(), ids[:-1]):
+            record.add(log_softmax(logits))
+    return record.score()
 
 
 def score_ids(model: Model, ids: Sequence[int], stride: int | None = None) -> Score:
     """Score every id but the first; see `runtime.score_text`."""
-    if len(ids) < 2:
-        raise ValueError(f"the text is {len(ids)} token(s) long; the first is not predicted, so two are needed")
-    return _collect(ids[1:], log_probabilities(model, ids, stride))
+    return score_sequences(model, [ids], stride)[0]
 
 
 def score_text(model: Model, text: str, stride: int | None = None) -> Score:
     """See `runtime.score_text`."""
-    return score_ids(model, encode_whole(model, text), stride)
+    return score_texts(model, [text], stride)[0]
 
 
-def _continuation_chunks(shared: SharedContext, ids: Sequence[int]) -> Iterator[Chunk]:
-    yield np.array(ids[:1], np.int64), log_softmax(shared.logits[None])
-    done = 1
-    for logits in shared.extend(shared.begin(), ids[:-1]) if len(ids) > 1 else ():
-        yield np.array(ids[done : done + len(logits)], np.int64), log_softmax(logits)
-        done += len(logits)
+def score_texts(model: Model, texts: Sequence[str], stride: int | None = None) -> list[Score]:
+    """See `runtime.score_text`; short texts share passes."""
+    return score_sequences(model, [encode_whole(model, text) for text in texts], stride)
 
 
-def _collect(ids: Sequence[int], chunks: Iterable[Chunk]) -> Score:
-    logprobs: list[float] = []
-    greedy: list[bool] = []
-    for targets, chunk in chunks:
-        logprobs += chunk[np.arange(len(targets)), targets].tolist()
-        greedy += (chunk.argmax(-1) == targets).tolist()
-    return Score(list(ids), logprobs, all(greedy), greedy)
+def score_sequences(model: Model, sequences: Sequence[Sequence[int]], stride: int | None = None) -> list[Score]:
+    """Score every id but the first of each sequence.
+
+    Windows of n_positions ids begin every `stride` ids (default n_positions) and predict the ids one further; each id
+    is scored in the first window that reaches it. Raises ValueError for a sequence of fewer than two ids.
+    """
+    size = model.config.n_positions
+    stride = check_stride(stride, size)
+    requests: list[Request] = []
+    records: list[_Record] = []
+    owners: list[int] = []
+    for owner, ids in enumerate(sequences):
+        _check_two(ids)
+        for begin, end, n_new in windows(len(ids) - 1, size, stride):
+            requests.append(Request(ids[begin:end], end - begin - n_new))
+            records.append(_Record(ids[end - n_new + 1 : end + 1]))
+            owners.append(owner)
+    for block in run(model, requests):
+        records[block.request].add(log_softmax(block.logits))
+    of_owner: list[list[_Record]] = [[] for _ in sequences]
+    for owner, record in zip(owners, records, strict=True):
+        of_owner[owner].append(record)
+    return [_join(parts).score() for parts in of_owner]
+
+
+def _check_two(ids: Sequence[int]) -> None:
+    if len(ids) < 2:
+        raise ValueError(f"the text is {len(ids)} token(s) long; the first is not predicted, so two are needed")
+
+
+class _Record:
+    """What is known of ids that are predicted one after the other."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self.logprobs: list[float] = []
+        self.greedy: list[bool] = []
+
+    def add(self, logprobs: NDArray[np.float32]) -> None:
+        """Log-probabilities [n, n_vocab] of all ids in the place of the next n ids, or of those that are left."""
+        begin = len(self.logprobs)
+        targets = np.array(self.ids[begin : begin + len(logprobs)], np.int64)
+        rows = logprobs[: len(targets)]
+        self.logprobs += rows[np.arange(len(targets)), targets].tolist()
+        self.greedy += (rows.argmax(-1) == targets).tolist()
+
+    def score(self) -> Score:
+        return Score(self.ids, self.logprobs, all(self.greedy), self.greedy)
+
+
+def _join(parts: Sequence[_Record]) -> _Record:
+    joined = _Record([])
+    for part in parts:
+        joined.ids += part.ids
+        joined.logprobs += part.logprobs
+        joined.greedy += part.greedy
+    return joined
 
 
 def log_probabilities(model: Model, ids: Sequence[int], stride: int | None = None) -> Iterator[Chunk]:
     """Targets [n] and log-probabilities [n, n_vocab] of every id but the first, a chunk at a time.
 
-    Windows of n_positions ids begin every `stride` ids (default n_positions) and predict the ids one further; each
-    id is scored in the first window that reaches it.
+    The windows are those of `score_sequences`.
     """
     size = model.config.n_positions
-    stride = check_stride(stride, size)
-    scored = 0  # ids[1 : scored + 1] are done
-    for begin in range(0, len(ids) - 1, stride):
-        end = min(begin + size, len(ids) - 1)
-        yield from window_log_probabilities(model, ids[begin : end + 1], skip=scored - begin)
-        scored = end
-        if end == len(ids) - 1:
-            return
-
-
-def check_stride(stride: int | None, n_positions: int) -> int:
-    """The stride, n_positions for None. Raises TypeError or ValueError for one that is none."""
-    if stride is None:
-        return n_positions
-    if isinstance(stride, bool) or not isinstance(stride, numbers.Integral):
-        raise TypeError(f"stride is {stride!r}; a whole number is expected")
-    if not 1 <= stride <= n_positions:
-        raise ValueError(f"stride is {stride}; it must be from 1 to n_positions, {n_positions}")
-    return int(stride)
+    for begin, end, n_new in windows(len(ids) - 1, size, check_stride(stride, size)):
+        yield from window_log_probabilities(model, ids[begin : end + 1], skip=end - begin - n_new)
 
 
 def window_log_probabilities(model: Model, ids: Sequence[int], skip: int) -> Iterator[Chunk]:
     """Targets and log-probabilities of ids[skip + 1:], given all ids before each; at most n_positions + 1 ids."""
-    inputs, targets = ids[:-1], np.array(ids[1:], np.int64)
-    cache = model.new_cache(len(inputs))
-    end = 0
-    for chunk in cut(inputs):
-        end += len(chunk)
-        n_wanted = min(len(chunk), end - skip)
-        if n_wanted < 1:
-            cache.extend(chunk)
-        else:
-            logits = cache.extend(chunk, keep=n_wanted)
-            yield targets[end - n_wanted : end], log_softmax(logits)
+    for block in run(model, [Request(ids[:-1], skip)]):
+        begin = block.begin + 1
+        targets = np.array(ids[begin : begin + len(block.logits)], np.int64)
+        yield targets, log_softmax(block.logits)

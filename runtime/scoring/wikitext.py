@@ -1,4 +1,4 @@
-"""WikiText's text files as the published perplexities have them."""
+"""The text of WikiText's files, prepared as for the published perplexities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_title(line: str) -> bool:
 def detokenize(page: str) -> str:
     """Undo the spaces around punctuation and the marks in numbers, as lm-evaluation-harness does for WikiText.
 
-    Its rules in its order, with what they do to unusual text too (` N ` becomes ` 1 `).
+    The rules are the harness's, in its order, with their effects on unusual text (` N ` becomes ` 1 `).
     """
     page = page.replace("s '", "s'")
     for mark in "-,.":
@@ -47,9 +47,9 @@ def detokenize(page: str) -> str:
 
 
 def _strip_within(page: str, begin: str, end: str) -> str:
-    r"""No white space just inside of brackets, each from the first `begin` to the next `end`.
+    r"""Remove white space just inside brackets, each from the first `begin` to the next `end`.
 
-    The harness's `\(\s*([^)]*?)\s*\)` does the same in cubic time, where brackets and spaces are many and none closes.
+    The harness's `\(\s*([^)]*?)\s*\)` does the same, but takes cubic time for many open brackets and spaces.
     """
     closed, last, rest = page.rpartition(end)
     pattern = f"{re.escape(begin)}([^{re.escape(end)}]*){re.escape(end)}"

@@ -1,4 +1,4 @@
-"""Zero-shot tasks: P(output | input, task), in plain language."""
+"""Zero-shot tasks in plain language: P(output | input, task)."""
 
 from runtime.tasks.library import TASKS
 from runtime.tasks.perform import Answer, find_task

@@ -1,17 +1,18 @@
-"""How an answer is read from what a model wrote."""
+"""Functions that find the answer in what a model wrote."""
 
 from __future__ import annotations
 
 import re
 
-# an end mark with what closes after it, before white space or the end; or an empty line
+# The end of a sentence: an end mark, with the quotes or brackets that close after it, before white space or the end of
+# the text; or an empty line.
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s|$)|(?=\n[ \t]*\n)")
 _ABBREVIATIONS = re.compile(r"mrs?|ms|dr|prof|st|sra?|srta|mme|mlle|capt|gen|lt|sgt|rev|vs|e\.g|i\.e", re.IGNORECASE)
 _INITIALS = re.compile(r"[A-ZÀ-Ý](\.[A-ZÀ-Ý])*")
 
 
 def whole_text(text: str) -> str:
-    """All of it, without the white space around."""
+    """All of it, without the white space around it."""
     return text.strip()
 
 
@@ -35,13 +36,18 @@ def first_sentences(text: str, n: int) -> str:
 
     A sentence ends at `. ! ? …` before white space, but not after a known abbreviation or an initial; or at an empty
     line.
+
+    >>> first_sentences("Mr. Fox ran. He hid! Then he slept.", 2)
+    'Mr. Fox ran. He hid!'
     """
-    text, begin = text.strip(), 0
+    text = text.strip()
+    begin = 0
     for match in _END.finditer(text):
         sentence = text[begin : match.end()].strip()
         if not sentence or (match[0].startswith(".") and _is_abbreviation(text[: match.start()])):
             continue
-        begin, n = match.end(), n - 1
+        begin = match.end()
+        n -= 1
         if n == 0:
             return text[:begin].rstrip()
     return text

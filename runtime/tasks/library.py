@@ -59,7 +59,8 @@ _TASKS = (
         pairs={"examples": "{}\nTL;DR: {}\n\n"},
         decoding={"max_new_tokens": 100, "temperature": 1.0, "top_k": 2},
         reads=three_sentences,
-        has_confidence=False,  # of a sampled text it is the sampling's
+        # The probability of a sampled text says how it was drawn, not whether it is right.
+        has_confidence=False,
     ),
     Task(
         "translate",

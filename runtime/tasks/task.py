@@ -1,4 +1,4 @@
-"""A task: how a text becomes a prompt, and how the answer is read from what follows."""
+"""A task as data: how a text becomes a prompt, and how its answer is found."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from runtime._suggestion import suggest
-from runtime.options import Options, make_options
-from runtime.scoring.stop_words import STOP_WORDS
+from runtime.options import make_options
 from runtime.tasks.answers import whole_text
+from runtime.tasks.methods import METHODS, OPTION_NAMES, Method
 
 Kind = Literal["generate", "choose", "last_word"]
-_KIND_FIELDS: dict[str, dict[str, Any]] = {
-    "generate": {},
-    "choose": {"options": None, "scoring": "full"},
-    "last_word": {"stop_words": STOP_WORDS},
-}
-_OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
-_TAKEN = {"text", "task", "model", "abstain_below", "prefix", *_OPTIONS}
+# Names that mean something else in `runtime.perform`.
+_TAKEN = {"text", "task", "model", "abstain_below", "prefix", *OPTION_NAMES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +29,23 @@ class By:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What makes a prompt of a text, and an answer of what follows: the condition in P(output | input, task).
+    """A prompt made from a text, and an answer made from what follows: the condition in P(output | input, task).
 
-    name: what it is called.
+    name: the name of the task.
     template: the prompt, with `{text}` for the input and `{field}` for each other field; `{{` and `}}` are braces.
-    about: what it does and whose protocol it is.
-    zero_shot: the template where the field `examples` is empty; "" is the same one.
+    about: what the task does, and whose protocol it is.
+    zero_shot: the template where the field `examples` is empty; "" is the same template.
     fields: the other fields and their defaults; None has to be given.
-    pairs: fields that hold pairs of texts, and how each pair is written: two `{}`.
-    decoding: options of `runtime.generate` that differ from its defaults, the stop rule among them.
-    reads: the answer in what the model wrote; see `runtime.tasks.answers`.
+    pairs: fields that hold pairs of texts, and how each pair is written: a text with two `{}`.
+    decoding: options of `runtime.generate` that differ from its defaults, such as where to stop.
+    reads: finds the answer in what the model wrote; see `runtime.tasks.answers`.
     kind: "generate" writes the answer; "choose" takes the likeliest of `options`, which stand at `_` in the prompt or
-        follow it; "last_word" predicts a text's last word.
+        follow it; "last_word" predicts a text's last word. See `runtime.tasks.methods`.
     has_confidence: whether the probability of what was written says anything.
     Raises TypeError or ValueError for a template that names no `{text}` or an unknown field, and for wrong options.
+
+    >>> Task("rhyme", "A rhyme about {text}:").prompt("the sea")
+    'A rhyme about the sea:'
     """
 
     name: str
@@ -62,9 +60,9 @@ class Task:
     has_confidence: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in _KIND_FIELDS:
-            raise ValueError(f"kind is {self.kind!r}; {', '.join(_KIND_FIELDS)}")
-        fields = {**_KIND_FIELDS[self.kind], **self.fields}
+        if self.kind not in METHODS:
+            raise ValueError(f"kind is {self.kind!r}; {', '.join(METHODS)}")
+        fields = {**self.method.fields, **self.fields}
         for name, value in (("fields", fields), ("pairs", self.pairs), ("decoding", self.decoding)):
             object.__setattr__(self, name, MappingProxyType(dict(value)))
         self._check()
@@ -87,18 +85,24 @@ class Task:
                 raise ValueError(f"task {self.name!r}: {name} depends on {value.field!r}, which is no field")
         if any(name not in self.fields or pair.count("{}") != 2 for name, pair in self.pairs.items()):
             raise ValueError(f"task {self.name!r}: pairs is {dict(self.pairs)}; a field and a text with two {{}}")
-        if self.kind == "generate":
-            make_options(self.decoding)
-        elif set(self.decoding) - {"overflow"}:
-            raise ValueError(f"task {self.name!r}: a task that writes nothing takes the option overflow only")
+        others = set(self.decoding) & set(OPTION_NAMES) - set(self.option_names)
+        if others:
+            taken_options = ", ".join(self.option_names)
+            raise ValueError(f"task {self.name!r}: a task that writes nothing takes the option {taken_options} only")
+        make_options(self.decoding)
+
+    @property
+    def method(self) -> Method:
+        """How the answer is found."""
+        return METHODS[self.kind]
 
     @property
     def option_names(self) -> tuple[str, ...]:
-        """The options of generation it takes."""
-        return _OPTIONS if self.kind == "generate" else ("overflow",)
+        """The options of generation that the task takes."""
+        return self.method.option_names
 
     def prompt(self, text: str, **given: Any) -> str:
-        """What the model reads. Raises TypeError or ValueError for unknown, missing and wrong fields."""
+        """The prompt that the model reads. Raises TypeError or ValueError for unknown, missing and wrong fields."""
         values = self.values(given)
         bare = bool(self.zero_shot) and not values["examples"]
         template = self.zero_shot if bare else self.template
@@ -106,15 +110,15 @@ class Task:
         return template.format(text=text, **written)
 
     def beginning(self, **given: Any) -> str:
-        """What every prompt with these fields begins with, for `runtime.prefix`: all that stands before the text.
+        """The beginning of every prompt with these fields, up to the text; for `runtime.prefix`.
 
-        "" where nothing does, as in `read`: there the prompt begins with the text itself.
+        "" where the prompt begins with the text itself, as in `read`.
         """
         both = zip(self.prompt("0", **given), self.prompt("1", **given), strict=True)
         return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every field's value: what is given, else its default."""
+        """The value of every field: the one given, or else the default."""
         unknown = [name for name in given if name not in self.fields]
         if unknown:
             likely = suggest(unknown[0], [*self.fields, *self.option_names])
@@ -158,23 +162,25 @@ class Task:
             for name, value in self.fields.items()
         ) or "none"  # fmt: skip
 
+    def _described_decoding(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.decoding.items()) or "greedy"
+
     def __str__(self) -> str:
         lines = {
             "prompt": repr(self.template),
             "without examples": repr(self.zero_shot) if self.zero_shot else "",
             **{f"a pair of {name}": repr(pair) for name, pair in self.pairs.items()},
             "fields": self._described(),
-            "decoding": ", ".join(f"{name}={value!r}" for name, value in self.decoding.items()) or "greedy",
-            "answer": getattr(self.reads, "__name__", "read by a function of its own").replace("_", " "),
+            "decoding": "" if self.method.answer else self._described_decoding(),
+            "answer": self.method.answer or getattr(self.reads, "__name__", "read by a function of its own"),
         }
-        if self.kind != "generate":
-            lines["decoding"], lines["answer"] = "", "the likeliest " + ("option" if self.kind == "choose" else "word")
+        lines["answer"] = lines["answer"].replace("_", " ")
         head = f"{self.name}: {self.about}" if self.about else self.name
         return "\n".join([head, *(f"  {name}: {value}" for name, value in lines.items() if value)])
 
 
 def _names(template: str) -> set[str]:
-    """The fields in a template. Raises ValueError for what is no plain name."""
+    """The names of the fields in a template. Raises ValueError for a field that is no plain name."""
     names = set()
     for _, name, spec, conversion in string.Formatter().parse(template):
         if name is None:

@@ -82,7 +82,7 @@ def test_strided_perplexity_of_wikitext_is_transformers_to_4_digits(demo_fp32: M
 def test_rolling_windows_are_the_harness() -> None:
     """17 tokens in windows of 5: disjoint, one token of context each, the last one full."""
     ids = ["bos", *range(17)]
-    windows = [(ids[begin:end], ids[begin + 1 + skip : end + 1]) for begin, skip, end in rolling_windows(17, 5)]
+    windows = [(ids[begin:end], ids[end - n_new + 1 : end + 1]) for begin, end, n_new in rolling_windows(17, 5)]
     assert windows == [
         (["bos", 0, 1, 2, 3], [0, 1, 2, 3, 4]),
         ([4, 5, 6, 7, 8], [5, 6, 7, 8, 9]),
@@ -95,8 +95,8 @@ def test_rolling_windows_are_the_harness() -> None:
 @given(n=st.integers(0, 60), size=st.integers(1, 20))
 def test_rolling_windows_predict_every_token_once(n: int, size: int) -> None:
     windows = list(rolling_windows(n, size))
-    assert [at for begin, skip, end in windows for at in range(begin + skip, end)] == list(range(n))
-    assert all(end - begin == min(size, end) for begin, _, end in windows)
+    assert [at for _, end, n_new in windows for at in range(end - n_new, end)] == list(range(n))
+    assert all(end - begin == min(size, end) for begin, end, _ in windows)
 
 
 @pytest.mark.parametrize("n", [1, 95, 96, 97, 193])

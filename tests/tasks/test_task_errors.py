@@ -9,7 +9,7 @@ import pytest
 import runtime
 from runtime.generation.row import Row
 from runtime.model.model import Model
-from runtime.tasks import perform as tasks
+from runtime.tasks import methods
 from tests.conftest import DEMO
 
 STORY = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
             seen.append(list(ids))
             super().__init__(model, ids, *rest, **more)
 
-    monkeypatch.setattr(tasks, "Row", Spy)
+    monkeypatch.setattr(methods, "Row", Spy)
     return seen
 
 

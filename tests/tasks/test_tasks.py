@@ -12,9 +12,8 @@ import pytest
 
 import runtime
 from runtime.model.model import Model
-from runtime.scoring.last_word import find_word
+from runtime.scoring.last_word import STOP_WORDS, find_word
 from runtime.scoring.multiple_choice import split_blank
-from runtime.scoring.stop_words import STOP_WORDS
 from runtime.tasks.answers import three_sentences
 from runtime.tasks.perform import TASKS, Task
 from tests.support import oracle

@@ -1,0 +1,137 @@
+"""Windows over texts of any length, and the passes through the model that score them. Short windows share a pass."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+from runtime.model.kv_cache import InPlaceCache, Logits
+from runtime.model.model import Model
+from runtime.model.prefill import PREFILL_STEP, cut
+
+# Positions of one pass, padding included. More would take more memory for logits and hardly less time.
+PASS_SIZE = PREFILL_STEP
+# Positions whose logits are handed on together, so that what is computed from them stays in the processor's cache.
+BLOCK = 16
+
+
+class Window(NamedTuple):
+    """Inputs begin .. end. Of their predictions the last `n_new` are made by no earlier window."""
+
+    begin: int
+    end: int
+    n_new: int
+
+
+def windows(n: int, size: int, stride: int, *, full: bool = False) -> Iterator[Window]:
+    """Windows of up to `size` inputs that begin every `stride` inputs, until `n` inputs are covered.
+
+    full: the last window reaches back to `size` inputs, so that what it predicts has as much context as there is.
+
+    >>> list(windows(7, 4, 2))
+    [Window(begin=0, end=4, n_new=4), Window(begin=2, end=6, n_new=2), Window(begin=4, end=7, n_new=1)]
+    >>> list(windows(7, 4, 4, full=True))
+    [Window(begin=0, end=4, n_new=4), Window(begin=3, end=7, n_new=3)]
+    """
+    begin = 0
+    covered = 0
+    while covered < n:
+        end = min(begin + size, n)
+        yield Window(max(0, end - size) if full else begin, end, end - covered)
+        covered = end
+        begin += stride
+
+
+def check_stride(stride: int | None, n_positions: int, default: int | None = None) -> int:
+    """The stride; None is `default`, or n_positions. Raises TypeError or ValueError for one that is not allowed."""
+    if stride is None:
+        return n_positions if default is None else default
+    if isinstance(stride, bool) or not isinstance(stride, numbers.Integral):
+        raise TypeError(f"stride is {stride!r}; a whole number is expected")
+    if not 1 <= stride <= n_positions:
+        raise ValueError(f"stride is {stride}; it must be from 1 to n_positions, {n_positions}")
+    return int(stride)
+
+
+class Request(NamedTuple):
+    """Inputs of one window, at most n_positions, and the first of them whose prediction is wanted."""
+
+    ids: Sequence[int]
+    first: int
+
+
+class Block(NamedTuple):
+    """Logits [n, n_vocab] after the inputs begin .. begin + n of one of the requests, by its index."""
+
+    request: int
+    begin: int
+    logits: Logits
+
+
+def run(model: Model, requests: Sequence[Request]) -> Iterator[Block]:
+    """The wanted logits of every request, a block at a time; the blocks of one request come in their order.
+
+    Requests of up to PREFILL_STEP inputs share passes, sorted by length. The others take a pass for every PREFILL_STEP
+    inputs. How a request is run depends on the request alone, and the rows of a pass do not depend on each other, so
+    every result is the one that the request has alone, to the last bit.
+    A block is valid until the next one is asked for, and may be overwritten.
+    """
+    shared = [index for index, request in enumerate(requests) if _may_share(model, request)]
+    shared.sort(key=lambda index: len(requests[index].ids))
+    for group in _groups(model, requests, shared):
+        yield from _run_together(model, requests, group)
+    for index, request in enumerate(requests):
+        if not _may_share(model, request):
+            yield from _run_alone(model, index, request)
+
+
+def _may_share(model: Model, request: Request) -> bool:
+    # The graph of a plain export decodes one row at a time.
+    return model.is_fused and len(request.ids) <= PREFILL_STEP
+
+
+def _padded(model: Model, n: int) -> int:
+    """Some kernels compute the last row of an odd number of rows differently, so such models get an even number."""
+    return n + n % 2 if model.needs_even_rows else n
+
+
+def _groups(model: Model, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[int]]:
+    """Requests, shortest first, in groups of up to PASS_SIZE positions each."""
+    group: list[int] = []
+    for index in order:
+        # The newest request is the longest of its group, and the others are padded to its length.
+        if group and (len(group) + 1) * _padded(model, len(requests[index].ids)) > PASS_SIZE:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _run_together(model: Model, requests: Sequence[Request], group: Sequence[int]) -> Iterator[Block]:
+    length = _padded(model, max(len(requests[index].ids) for index in group))
+    keep = _padded(model, length - min(requests[index].first for index in group))
+    cache = cast(InPlaceCache, model.new_cache(length, len(group)))
+    logits = cache.begin_rows([requests[index].ids for index in group], keep=keep)
+    n_skipped = length - keep
+    for row, index in enumerate(group):
+        ids, first = requests[index]
+        yield from _blocks(index, first, logits[row, first - n_skipped : len(ids) - n_skipped])
+
+
+def _run_alone(model: Model, index: int, request: Request) -> Iterator[Block]:
+    cache = model.new_cache(len(request.ids))
+    end = 0
+    for chunk in cut(request.ids):
+        end += len(chunk)
+        n_wanted = min(len(chunk), end - request.first)
+        if n_wanted < 1:
+            cache.extend(chunk)
+        else:
+            yield from _blocks(index, end - n_wanted, cache.extend(chunk, keep=n_wanted))
+
+
+def _blocks(index: int, begin: int, logits: Logits) -> Iterator[Block]:
+    for at in range(0, len(logits), BLOCK):
+        yield Block(index, begin + at, logits[at : at + BLOCK])
