@@ -41,10 +41,15 @@ def load(
         "full": every byte of every file, by SHA256SUMS; an error where there is none. "size": that the files are
         there, no link leads out of the folder, nor a path in the graph, and no operator is custom; and the sizes, as
         far as a full check recorded them. "off": nothing; trust the folder, since parsers meet its bytes unchecked.
-        None: full at first, and size and time of change once a stamp in the user's cache ($GPT2_EDGE_CACHE names
-        another folder) records that these very files were checked. Without a cache to write to, full every time.
-        A plain export has no checksums: None and "size" check the rest.
-    expect: the SHA-256 of the folder's SHA256SUMS, which pins the model; checksums alone prove no authorship.
+        None: full at first; later only that device, inode, size, times and owner of every file are those that a stamp
+        in the user's cache ($GPT2_EDGE_CACHE names another folder) recorded of the full check. Without a cache to
+        write to, full every time. A plain export has no checksums: None and "size" check the rest.
+    expect: the SHA-256 of the folder's SHA256SUMS, which pins the model; checksums alone prove no authorship. Every
+        byte is then read at every load.
+    The model is of one state of the folder: where it changes meanwhile the load begins again, and gives up after some
+    times. Afterwards, on Linux, nothing that happens to the files changes the model. On other systems some weights stay
+    mapped from the file: one that was overwritten is noticed when the next batch begins, and one that is truncated
+    during a pass ends the process; replace model folders as a whole, by renaming. SECURITY.md has the details.
     max_memory: bytes that this process may have in memory by `estimate`: a model that would pass it is refused
         before it is opened, and so is a batch or a prefix that would together with those that are open.
     Raises FileNotFoundError, naming the folder or file that is missing; ValueError for one that is damaged or not

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -67,7 +68,7 @@ class Model:
         integrity.check_arguments(verify, expect)
         self.folder = folder
         files = load_unchanged(folder, lambda files: self._open(files, verify, expect, max_memory, threads, prepack))
-        files.keep_open(self._verified.data)
+        files.keep_open(self._verified.identifying)
         self._files: ModelFolder | None = files
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
@@ -113,7 +114,7 @@ class Model:
         closed.
         """
         self._check_open()
-        files = self._check_unwritten()
+        files = self._check_unwritten(self._verified.identifying)
         return integrity.identify(files, self._verified)
 
     def read_text(self, name: str) -> str | None:
@@ -150,7 +151,7 @@ class Model:
         session.check_process()
         # Otherwise the weights are in memory of the process, and the file does not matter any more.
         if session.reads_from_file:
-            self._check_unwritten()
+            self._check_unwritten(self._verified.data)
         return session
 
     def _check_open(self) -> Session:
@@ -158,12 +159,12 @@ class Model:
             raise ValueError(f"the model {self.folder} is closed; load it again")
         return self._session
 
-    def _check_unwritten(self) -> ModelFolder:
-        """The open files. Raises ValueError where graph or weights were written to since they were loaded."""
+    def _check_unwritten(self, names: Sequence[str]) -> ModelFolder:
+        """The open files. Raises ValueError where one of these was written to since it was loaded."""
         files = self._files
         if files is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
-        for name in self._verified.data:
+        for name in names:
             if files.was_written(name):
                 raise ValueError(
                     f"{self.folder / name} was written to after the model was loaded; load it again, and replace "
