@@ -86,15 +86,21 @@ def load(
             "size": that the files are there, with the sizes that a full check recorded; that no link and no path in
             the graph leads out of the folder; that no operator is custom.
             "off": nothing. Trust the folder then, since the parsers read its bytes unchecked.
-            None: "full" at first. A stamp in the user's cache ($GPT2_EDGE_CACHE names another folder) records that
-            these very files were checked, and size and time of change suffice from then on. Without a cache to write
-            to, "full" every time. A plain export has no checksums: None and "size" check the rest.
+            None: "full" at first. A stamp in the user's cache ($GPT2_EDGE_CACHE names another folder) records device,
+            inode, size, times and owner of every file that was checked; from then on it suffices that they are the
+            same. Without a cache to write to, "full" every time. A plain export has no checksums: None and "size"
+            check the rest.
         expect: the SHA-256 of the folder's SHA256SUMS, which pins the model: checksums alone prove no authorship.
+            Every byte is then read at every load.
         max_memory: bytes that this process may have in memory by `estimate`. A model that would pass it is refused
             before it is opened, and so is a batch or a prefix that would, together with those that are open.
 
     Returns:
-        The model. `close()`, or leaving `with`, frees its memory.
+        The model. `close()`, or leaving `with`, frees its memory. It is of one state of the folder: where the folder
+        changes meanwhile, the load begins again, and gives up after some times. Afterwards, on Linux, nothing that
+        happens to the files changes the model. On other systems some weights stay mapped from the file: one that was
+        overwritten is noticed when the next batch begins, and one that is truncated during a pass ends the process.
+        Replace model folders as a whole, by renaming. SECURITY.md has the details.
 
     Raises:
         NoModelError: no model is named and none is built, or there is no such folder.

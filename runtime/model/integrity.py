@@ -62,6 +62,11 @@ class Verified:
     data: tuple[str, ...]  # names of the open files that may hold the graph and its weights
     graph: OnnxModel | None  # None: the folder is trusted, and its graph was not read
 
+    @property
+    def identifying(self) -> tuple[str, ...]:
+        """Names of the open files that `identify` reads."""
+        return self.data if self.is_whole else tuple(sorted({CONFIG, TOKENIZER, *self.data}))
+
 
 class DamagedFileError(ModelFolderError):
     """A file that differs from its checksum; `name` says which."""
@@ -290,7 +295,7 @@ def identify(files: ModelFolder, verified: Verified) -> str:
     checksums = verified.checksums
     if checksums is not None and verified.is_whole:
         return files.digest(CHECKSUMS)
-    digests = {name: files.digest(name) for name in sorted({CONFIG, TOKENIZER, *verified.data})}
+    digests = {name: files.digest(name) for name in verified.identifying}
     if checksums is not None and all(checksums.get(name) == digest for name, digest in digests.items()):
         return files.digest(CHECKSUMS)
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

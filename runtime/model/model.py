@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -69,7 +70,7 @@ class Model:
         integrity.check_arguments(verify, expect)
         self.folder = folder
         files = load_unchanged(folder, lambda files: self._open(files, verify, expect, max_memory, threads, prepack))
-        files.keep_open(self._verified.data)
+        files.keep_open(self._verified.identifying)
         self._files: ModelFolder | None = files
         if concern := advice(self.kernel, suitable_kernel()):
             warnings.warn(concern, stacklevel=3)
@@ -120,7 +121,7 @@ class Model:
         closed.
         """
         self._check_open()
-        files = self._check_unwritten()
+        files = self._check_unwritten(self._verified.identifying)
         return integrity.identify(files, self._verified)
 
     def read_text(self, name: str) -> str | None:
@@ -157,7 +158,7 @@ class Model:
         session.check_process()
         # Otherwise the weights are in memory of the process, and the file does not matter any more.
         if session.reads_from_file:
-            self._check_unwritten()
+            self._check_unwritten(self._verified.data)
         return session
 
     def _check_open(self) -> Session:
@@ -165,12 +166,12 @@ class Model:
             raise ValueError(f"the model {self.folder} is closed; load it again")
         return self._session
 
-    def _check_unwritten(self) -> ModelFolder:
-        """The open files. Raises ValueError where graph or weights were written to since they were loaded."""
+    def _check_unwritten(self, names: Sequence[str]) -> ModelFolder:
+        """The open files. Raises ValueError where one of these was written to since it was loaded."""
         files = self._files
         if files is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
-        for name in self._verified.data:
+        for name in names:
             if files.was_written(name):
                 raise ModelFolderError(
                     f"{self.folder / name} was written to after the model was loaded; load it again, and replace "

@@ -15,6 +15,7 @@ from runtime.diagnostics.check import check_folder
 from runtime.diagnostics.info import describe
 from runtime.model.integrity import find_damaged, read_checksums
 from tests.support.building import FILES
+from tests.support.damaging import link
 
 LISTED = sorted(FILES - {"SHA256SUMS"})
 Golden = dict[str, Any]
@@ -148,6 +149,49 @@ def test_an_id_whose_margin_was_small_may_be_another(rewrite: Any) -> None:
 
     found = check_folder(rewrite(edit))
     assert (found.n_unlikely, found.passed) == (0, True)
+
+
+def record_of(**changes: Any) -> Callable[[Golden], object]:
+    return lambda golden: golden["records"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda golden: golden.update(tolerance=None), "tolerance is None; a finite number"),
+        (lambda golden: golden.update(tolerance=float("inf")), "tolerance is inf"),
+        (lambda golden: golden.update(tolerance=float("nan")), "tolerance is nan"),
+        (lambda golden: golden.update(tolerance=-1), "tolerance is -1"),
+        (lambda golden: golden.update(tolerance=10**400), "tolerance is 1000.*a finite number"),
+        (lambda golden: golden.update(tolerance=True), "tolerance is True"),
+        (lambda golden: golden.pop("records"), "records is None; a list"),
+        (lambda golden: golden.update(records=[]), r"records is \[\]; a list"),
+        (lambda golden: golden.update(records=[3]), r"records\[0\] is 3; an object"),
+        (lambda golden: golden.update(openai=3), "openai is 3; a list"),
+        (lambda golden: golden.update(openai_scored=[{"prompt_ids": [1], "ids": [1]}]), "logprob is None"),
+        (record_of(ids=[10**9]), "ids has 1000000000; token ids from 0 to"),
+        (record_of(ids=[-1]), "ids has -1"),
+        (record_of(ids=["x"]), "ids has 'x'"),
+        (record_of(ids=[True]), "ids has True"),
+        (record_of(ids=[], logprobs=[], margins=[]), r"ids is \[\]"),
+        (record_of(prompt_ids=[]), r"prompt_ids is \[\]"),
+        (record_of(prompt_ids=[1] * 5000), r"prompt_ids is \[1, 1.*a list of 1 to 512"),
+        (record_of(prompt_ids=[1] * 500), "has 500 and 24 ids; the model has 512 positions"),
+        (record_of(margins=[1.0]), "margins has 1 numbers for 24 ids"),
+        (record_of(logprobs=[float("nan")] * 24), "logprobs is nan"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(rewrite: Any, edit: Callable[[Golden], object], told: str) -> None:
+    with pytest.raises(ValueError, match=rf"golden\.json: .*{told}"):
+        check_folder(rewrite(edit))
+
+
+def test_a_check_refuses_what_a_load_refuses(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    outside = (folder / "tokenizer.json").rename(tmp_path / "outside")
+    link(folder / "tokenizer.json", outside)
+    with pytest.raises(ValueError, match="outside the model folder"):
+        check_folder(folder)
 
 
 # what a folder holds -----------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from runtime import load
 from runtime.model import integrity
 from runtime.model.folder import ModelFolder
 from tests.support.command_line import posix_only
-from tests.support.damaging import age, flip, list_again
+from tests.support.damaging import age, flip, link, list_again
 from tests.support.damaging import cache as cache
 from tests.support.damaging import folder as folder
 from tests.support.damaging import whole as whole
@@ -84,14 +87,93 @@ def test_files_written_just_now_are_not_stamped(folder: Path, cache: Path) -> No
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"folder": 1}', b'{"folder": "X", "files": 3}', b"\xff"])
-def test_a_damaged_stamp_is_none(folder: Path, cache: Path, digested: list[str], content: bytes) -> None:
+FILES = [b"3", b'[["config.json", 3]]', *(b'{"config.json": %s}' % entry for entry in (b"5", b"[1]", b"null", b"{}"))]
+DAMAGED = [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"folder": 1}']
+DAMAGED += [b'{"folder": "X", "files": %s}' % files for files in FILES]
+DAMAGED += [b'{"folder": "X", "files": {"config.json": [1, 2, "x", 3, 4, 5, %s]}}' % last for last in (b"null", b"1.5")]
+
+
+@pytest.mark.parametrize("how", [None, "size"])
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_stamp_is_none(
+    folder: Path, cache: Path, digested: list[str], content: bytes, how: integrity.Verify | None
+) -> None:
     load(folder).close()
-    (kept,) = (cache / "verified").iterdir()
+    kept = the_stamp(cache)
     kept.write_bytes(content.replace(b'"X"', json.dumps(str(folder.resolve())).encode()))
     digested.clear()
+    load(folder, verify=how).close()
+    assert bool(digested) == (how is None)
+
+
+def the_stamp(cache: Path) -> Path:
+    (kept,) = (cache / "verified").iterdir()
+    return kept
+
+
+def open_to_others(stamp: Path) -> None:
+    stamp.chmod(0o666)
+
+
+def folder_open_to_others(stamp: Path) -> None:
+    stamp.parent.chmod(0o777)
+
+
+def linked(stamp: Path) -> None:
+    link(stamp, stamp.rename(stamp.parent.parent / "elsewhere"))
+
+
+def folder_linked(stamp: Path) -> None:
+    link(stamp.parent, stamp.parent.rename(stamp.parent.parent / "elsewhere"))
+
+
+def of_another_user(stamp: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(stamp, 65534, 65534)
+
+
+def a_pipe(stamp: Path) -> None:
+    stamp.unlink()
+    os.mkfifo(stamp)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "share", [open_to_others, folder_open_to_others, linked, folder_linked, of_another_user, a_pipe]
+)
+def test_a_stamp_that_others_may_have_written_is_not_believed(
+    folder: Path, cache: Path, digested: list[str], share: Callable[[Path], None]
+) -> None:
     load(folder).close()
-    assert digested
+    share(the_stamp(cache))
+    for _ in range(1 if share is not folder_linked else 2):
+        digested.clear()
+        load(folder).close()
+        assert digested
+
+
+@posix_only
+def test_stamps_are_closed_to_others(folder: Path, cache: Path, digested: list[str]) -> None:
+    load(folder).close()
+    folder_open_to_others(the_stamp(cache))
+    load(folder).close()
+    assert stat.S_IMODE(the_stamp(cache).stat().st_mode) == 0o600
+    assert stat.S_IMODE(the_stamp(cache).parent.stat().st_mode) == 0o700
+    digested.clear()
+    load(folder).close()
+    assert not digested
+
+
+@posix_only
+def test_a_stamp_is_not_written_through_a_link(folder: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious", encoding="utf-8")
+    load(folder).close()
+    kept = the_stamp(cache)
+    kept.unlink()
+    link(kept, tmp_path / "precious")
+    load(folder).close()
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "precious"
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(folder: Path, cache: Path, digested: list[str]) -> None:
@@ -150,6 +232,14 @@ def test_a_pinned_folder(folder: Path) -> None:
     load(folder).close()
     with pytest.raises(ValueError, match=r"SHA256SUMS has SHA-256 .*another model"):
         load(folder, expect=pin)
+
+
+def test_a_pinned_folder_is_read_in_full_every_time(folder: Path, digested: list[str]) -> None:
+    pin = hashlib.sha256((folder / integrity.CHECKSUMS).read_bytes()).hexdigest()
+    for _ in range(2):
+        digested.clear()
+        load(folder, expect=pin).close()
+        assert {"model.onnx", "model.onnx_data", "tokenizer.json"} <= set(digested)
 
 
 def test_a_file_added_to_a_pinned_folder_is_refused(folder: Path) -> None:

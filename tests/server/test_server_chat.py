@@ -255,19 +255,20 @@ def render(tmp_path_factory: pytest.TempPathFactory, demo_int8_folder: Path) -> 
 )
 def test_messages_cannot_make_a_special_token_together(render: Any, texts: list[str], source: str) -> None:
     messages = [{"role": "user", "content": text} for text in texts]
-    with pytest.raises(ValueError, match="make the special token '<.endoftext.>' together"):
+    with pytest.raises(ValueError, match=r"make the special token '<.endoftext.>' together"):
         render(source, messages)
     apart = "{% for m in messages %}[{{ m.content }}]<|endoftext|>{% endfor %}"
     assert render(apart, messages) == "".join(f"[{text}]<|endoftext|>" for text in texts)
 
 
-# templates of strangers ------------------------------------------------------------------------------------------------
+# templates of strangers ---------------------------------------------------------------------------------------------
 
 BIG = "{% set big = 'x' * 400000 %}"
 BOMBS = {
     "power of constants": "{{ 10 ** (10 ** 9) }}",
     "power": "{% set n = messages|length + 9 %}{{ n ** (n ** 9) }}",
-    "product of numbers": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "product of numbers": "{% set ns = namespace(x=9) %}{% for i in range(99) %}"
+    "{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "text of constants": "{{ 'a' * 3000000000 }}",
     "text": "{{ 3000000000 * messages[0].content }}",
     "list": "{{ ([1] * 3000000000)|length }}",
@@ -333,18 +334,22 @@ def test_a_template_has_little_time_and_memory(render: Any, monkeypatch: pytest.
 
 
 LEGITIMATE = {
-    "roles": "{% if messages[0]['role'] == 'system' %}{% set first = messages[0].content %}{% set rest = messages[1:] %}"
+    "roles": "{% if messages[0]['role'] == 'system' %}{% set first = messages[0].content %}"
+    "{% set rest = messages[1:] %}"
     "{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}{{ first }}"
-    "{% for m in rest %}{{ '<' + m['role'] + '>\n' + m['content']|trim + '\n' }}{% if loop.last %}.{% endif %}{% endfor %}",
+    "{% for m in rest %}{{ '<' + m['role'] + '>\n' + m['content']|trim + '\n' }}{% if loop.last %}"
+    ".{% endif %}{% endfor %}",
     "alternation": "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{{ loop.index }}/{{ loop.length }}{{ m.content.strip() }}"
     "{% endfor %}",
     "namespace": "{% set ns = namespace(n=0, text='') %}{% for m in messages|selectattr('role', 'equalto', 'user') %}"
-    "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.content.split(' ')|last %}{% endfor %}{{ ns.n }}{{ ns.text }}",
+    "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.content.split(' ')|last %}{% endfor %}"
+    "{{ ns.n }}{{ ns.text }}",
     "macro": "{% macro show(m, sep=': ') %}{{ m.role|upper }}{{ sep }}{{ m.content|replace('\n', ' ') }}{% endmacro %}"
     "{% for m in messages|reverse %}{{ show(m) }}\n{% endfor %}",
     "filters": "{{ messages|map(attribute='role')|unique|join(', ') }}{{ messages|length }}{{ 'a\nb'|indent(2) }}"
-    "{{ [3, 1, 2]|sort }}{{ [1, 2]|sum }}{{ 2.567|round(1) }}{{ {'b': 1, 'a': 2}|dictsort }}{{ none|default('x', true) }}",
+    "{{ [3, 1, 2]|sort }}{{ [1, 2]|sum }}{{ 2.567|round(1) }}{{ {'b': 1, 'a': 2}|dictsort }}"
+    "{{ none|default('x', true) }}",
     "formats": "{{ '%s: %05.2f' % ('a', 1.5) }}{{ '%s-%s'|format('a', 'b') }}{{ '{:>4}|{name}'.format(1, name='n') }}",
     "containers": "{% set l = [1, 'a'] + ['b'] %}{{ l }}{{ {'k': l}.items()|list }}{{ ('a', 'b')[1] }}{{ l[::-1] }}"
     "{% if 'a' in l and messages[0].get('x') is none %}{{ 'yes' * 2 }}{% endif %}{{ 7 // 2 }}{{ 2 ** 10 }}",
