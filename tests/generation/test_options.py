@@ -309,7 +309,7 @@ def test_options_do_not_change() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("max_tokens", "max_new_tokens"), ("stop_strings", "stop"), ("assistant_model", "draft of runtime.generate")],
+    [("n_predict", "max_new_tokens"), ("stop_strings", "stop"), ("assistant_model", "draft of runtime.generate")],
 )
 def test_a_task_knows_the_names_of_other_tools(demo_fp32: Model, wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"'{wrong}' is no field of answer \(here it is {meant}"):
