@@ -1,4 +1,4 @@
-"""Names, types and shapes of a graph's inputs and outputs, compared with config.json."""
+"""Names, types and shapes of a graph's inputs and outputs, compared with config.json, of trusted folders, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtime import load
+from runtime.model.integrity import Verify
 
 
 @pytest.fixture
@@ -69,18 +70,21 @@ def fix_sequence(graph: onnx.GraphProto) -> None:
 def test_another_interface_is_refused(folder: Path, edit: Callable[[onnx.GraphProto], object], message: str) -> None:
     edit_interface(folder, edit)
     with pytest.raises(ValueError, match=message) as error:
-        load(folder)
+        load(folder, verify="off")
     assert str(folder / "model.onnx") in str(error.value)
 
 
 @pytest.mark.parametrize("n_layer", [10**12, 10**30])
 def test_a_number_of_layers_is_compared_before_it_is_used(folder: Path, n_layer: int) -> None:
     edit_json(folder / "config.json", n_layer=n_layer)
-    with pytest.raises(ValueError, match=f"n_layer 6, but config.json says {n_layer}"):
+    with pytest.raises(ValueError, match=f"n_layer is {n_layer}"):
         load(folder)
+    with pytest.raises(ValueError, match=f"n_layer 6, but config.json says {n_layer}"):
+        load(folder, verify="off")
 
 
-def test_a_width_that_the_heads_do_not_divide_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("verify", [None, "off"])
+def test_a_width_that_the_heads_do_not_divide_is_refused(folder: Path, verify: Verify | None) -> None:
     edit_json(folder / "config.json", n_embd=258)
     with pytest.raises(ValueError, match=r"config\.json: n_embd 258 is no multiple of n_head 4"):
-        load(folder)
+        load(folder, verify=verify)
