@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from runtime.model.model import Model
+from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.engine.job import Job
 from runtime.server.engine.metrics import Metrics
 from runtime.server.engine.scheduler import Scheduler
@@ -62,6 +63,10 @@ class Engine:
         """Whether requests are decoded."""
         return self._scheduler.is_alive
 
+    def model_of(self, job: Job) -> Model:
+        """The model for passes outside of the batch, which end when no client waits for the request any more."""
+        return CancellableModel(self.model, job.check)
+
     def check_model(self, model_id: str | None) -> None:
         """Raises ApiError for a model that is not this one."""
         if model_id is not None and model_id != self.model_id:
@@ -102,7 +107,8 @@ class Engine:
     async def run_aside(self, job: Job, function: Callable[[], T]) -> T:
         """The result of passes that are not part of the batch; such run one after the other.
 
-        Raises ApiError when the request's time is over; what runs then is of no use, but ends before the next begins.
+        Raises ApiError when the request's time is over; what runs then ends before the next begins: at its next pass
+        where it takes `model_of`.
         """
         return await self._run_in(self._aside, job, function)
 

@@ -153,7 +153,7 @@ class Answering(Counted):
         assert self._task
         try:
             self._n_prompt += len(encode(self._engine.model, self._task.texts[index]))
-            return task_plan.perform(self._engine.model, self._task, index)
+            return task_plan.perform(self._engine.model_of(self._job), self._task, index)
         except (TypeError, ValueError) as error:
             raise ApiError(str(error)) from None
 
@@ -163,7 +163,7 @@ class Answering(Counted):
         prompt, n = self._plan.prompts[index], _n_samples(self._body)
         tokens = []
         if self._body.logprobs is not None and prompt.text:  # an empty one is a token that is not shown
-            tokens = read_prompt(self._engine.model, prompt.ids, self._body.logprobs, prompt.places)
+            tokens = read_prompt(self._engine.model_of(self._job), prompt.ids, self._body.logprobs, prompt.places)
         is_all = self._body.max_tokens == 0
         return [
             Gain(sample, prompt.text, list(tokens), End(Details(finish_reason="length")) if is_all else None)
