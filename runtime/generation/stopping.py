@@ -88,7 +88,8 @@ class StopFilter:
     def _take(self, n: int) -> str:
         """Let the first n characters go; returns those of them that are shown."""
         taken = "".join(self._held[place] for place in self._shown if place < n)
-        self._held, self._shown = self._held[n:], [place - n for place in self._shown if place >= n]
+        self._held = self._held[n:]
+        self._shown = [place - n for place in self._shown if place >= n]
         return taken
 
 

@@ -1,4 +1,7 @@
-"""Token healing: a prompt that ends inside a word ends inside a token; let that token grow."""
+"""Token healing: the last token of the prompt is removed, and the first new token has to begin with its text.
+
+A prompt that ends inside a word ends inside a token, after which the model would not expect the rest of the word.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ def heal(tokenizer: Tokenizer, ids: Sequence[int]) -> Healing | None:
     text = detokenizer.decode(ids)[len(before) :]
     if len(ids) < 2 or not text or REPLACEMENT in text or before.endswith(REPLACEMENT):
         return None
-    begin, special = tokenizer.id_to_token(ids[-1]), tokenizer.get_added_tokens_decoder()
+    begin = tokenizer.id_to_token(ids[-1])
+    special = tokenizer.get_added_tokens_decoder()
     vocabulary = tokenizer.get_vocab().items()
     allowed = [id_ for token, id_ in vocabulary if token.startswith(begin) and id_ not in special]
     return Healing(text, np.array(sorted(allowed), np.int64))
