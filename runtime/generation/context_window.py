@@ -74,7 +74,8 @@ def fit_prompt(ids: Sequence[int], options: Options, n_positions: int) -> list[i
 
     Raises ValueError, with the numbers and what would fit, where the option does not allow what would be needed.
     """
-    n, n_new = len(ids), options.max_new_tokens
+    n = len(ids)
+    n_new = options.max_new_tokens
     if options.pinned_tokens > n_positions // 2:
         told = f"pinned_tokens {options.pinned_tokens} is above half of the model's {n_positions} positions"
         raise OptionError(told, "pinned_tokens")

@@ -105,7 +105,8 @@ class TokenHistory:
 
     def _extend_repeats(self, lengths: Lengths, id_: int) -> None:
         """One more where the id is the one that followed there, and 0 elsewhere."""
-        begin, end = self._begin, self._end
+        begin = self._begin
+        end = self._end
         if begin == end:
             return
         lengths[begin + 1 : end] = lengths[begin : end - 1] + 1

@@ -1,4 +1,4 @@
-"""Logits -> token: pure numpy. Order and edge cases are those of transformers' logits warpers."""
+"""Logits to an id: pure numpy, in the order and with the edge cases of transformers' logits warpers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.options import MAX_SEED, Options
 
 Logits = NDArray[np.float32]
 Scores = NDArray[np.float64]
-FEW = (128, 2048)
+FEW = (128, 2048)  # likeliest tokens that are sorted before all are
 Sampler = Callable[[Logits, int], int]  # logits [n_vocab], step -> token id
 
 
@@ -31,7 +31,8 @@ def make_sampler(options: Options, seed: int, sample_index: int = 0) -> Sampler:
         return lambda logits, _step: int(logits.argmax())
 
     def sample(logits: Logits, step: int) -> int:
-        with np.errstate(over="ignore"):  # a tiny temperature: all but the largest become -inf
+        # A tiny temperature makes all but the largest -inf.
+        with np.errstate(over="ignore"):
             scores = (logits.astype(np.float64) - logits.max()) / options.temperature
         scores = keep_top_p(keep_top_k(scores, options.top_k), options.top_p)
         scores = keep_typical_p(keep_min_p(scores, options.min_p), options.typical_p)
@@ -70,7 +71,8 @@ def _likeliest_first(scores: Scores, probabilities: Scores, p: float) -> NDArray
             break
         few = np.sort(np.argpartition(-probabilities, n)[:n])
         least = probabilities[few].min()
-        surely = few[probabilities[few] > least]  # others as likely as the least may be missing
+        # Others that are as likely as the least of the few may be missing.
+        surely = few[probabilities[few] > least]
         if probabilities[surely].sum() > p:
             order: NDArray[np.int64] = surely[np.argsort(-probabilities[surely], kind="stable")]
             return order
@@ -96,7 +98,8 @@ def keep_typical_p(scores: Scores, p: float) -> Scores:
         return scores
     candidates = np.flatnonzero(scores > -np.inf)
     probabilities = softmax(scores[candidates])
-    with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0, whose surprise is infinite
+    # The surprise of a probability of 0 is infinite.
+    with np.errstate(divide="ignore", invalid="ignore"):
         surprise = -np.log(probabilities)
         entropy = float(np.sum(np.where(probabilities > 0, probabilities * surprise, 0)))
     order = np.argsort(np.abs(surprise - entropy), kind="stable")
@@ -112,13 +115,14 @@ def _keep_until(scores: Scores, order: NDArray[np.int64], probabilities: Scores,
 
 
 def uniform(seed: int, step: int, sample_index: int = 0) -> float:
-    """A number in [0, 1) of its own for each argument: Philox, a counter-based generator (Salmon et al., 2011)."""
+    """A number in [0, 1) from these arguments alone: Philox, a counter-based generator (Salmon et al., 2011)."""
     bits = np.random.Philox(key=seed, counter=[0, 0, sample_index, step]).random_raw()
     return (int(bits) >> 11) * 2.0**-53
 
 
 def draw(probabilities: Scores, u: float) -> int:
-    """The token whose part of [0, 1) holds u, the vocabulary laid end to end in order of id."""
+    """The id whose share of [0, 1) holds u, where the shares of all ids follow one another in order of id."""
     cumulative = np.cumsum(probabilities)
     at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(at, int(np.flatnonzero(probabilities)[-1]))  # rounding may carry u past the last
+    # Rounding may carry u past the last one that is possible.
+    return min(at, int(np.flatnonzero(probabilities)[-1]))

@@ -1,4 +1,7 @@
-"""Token healing: a prompt that ends inside a word ends inside a token; let that token grow."""
+"""Token healing: the last token of the prompt is removed, and the first new token has to begin with its text.
+
+A prompt that ends inside a word ends inside a token, after which the model would not expect the rest of the word.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,11 @@ import pytest
 
 import runtime
 from runtime.generation.batch import Batch
+from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
 from runtime.server import errors
 from runtime.server.engine import form_time
+from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.transport import json_route
 from tests.support.serving import Running, running, wait_until
 
@@ -147,6 +149,46 @@ def test_the_search_for_a_form_ends_when_its_client_leaves(server: Running) -> N
     wait_until(lambda: server.engine.n_open == 0)
     assert time.monotonic() - start < 5
     assert server.post(prompt=PROMPT, choices=[" a", " b"]).status == 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"task": "choose", "prompt": "The sky is _.", "options": ["blue", "loud", "far", "red"]},
+        {"task": "last_word", "prompt": "a " * 400},
+        {"prompt": "a " * 400, "echo": True, "logprobs": 1, "max_tokens": 0},
+    ],
+    ids=["choose", "last_word", "echo"],
+)
+def test_passes_outside_of_the_batch_end_when_their_client_leaves(
+    server: Running, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """In the middle: the pass that runs is the last one."""
+    left = threading.Event()
+    passes: list[int] = []
+    extend = InPlaceCache.extend
+
+    def wait_and_extend(*given: Any, **named: Any) -> Any:
+        passes.append(1)
+        left.wait(30)
+        return extend(*given, **named)
+
+    monkeypatch.setattr(InPlaceCache, "extend", wait_and_extend)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+    wait_until(lambda: passes)
+    connection.close()
+    [job] = server.engine._jobs
+    wait_until(job.is_cancelled)
+    left.set()
+    wait_until(lambda: server.engine.n_open == 0)
+    assert len(passes) == 1
+
+
+def test_what_a_cancellable_model_computes_is_the_models_own(demo_int8: Model) -> None:
+    asked: dict[str, Any] = {"context": "The sky is", "model": CancellableModel(demo_int8, lambda: None)}
+    found = runtime.score([" blue", " loud and far"], **asked)
+    assert found == runtime.score([" blue", " loud and far"], context="The sky is", model=demo_int8)
 
 
 def test_work_counts_until_it_has_ended(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

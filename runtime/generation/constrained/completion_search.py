@@ -1,4 +1,8 @@
-"""Find ids that complete a form from where a row stands: a beam search over what llguidance allows next."""
+"""Find ids that complete a structured output from where a row stands: a beam search over what llguidance allows next.
+
+Such ids are called a way. States of llguidance cannot be compared, so a state is known by the mask of the tokens that
+may come next: states with the same mask are taken to be alike until a way is tried, and every way is tried.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,8 @@ class Effort:
         part = Effort(min(tries, self.tries), self.repeats, self.check)
         self.tries -= part.tries
         yield part
-        self.tries, self.repeats = self.tries + max(0, part.tries), max(0, part.repeats)
+        self.tries += max(0, part.tries)
+        self.repeats = max(0, part.repeats)
 
 
 class _State(NamedTuple):
@@ -81,7 +86,8 @@ class WaySearch:
 
     def __init__(self, words: Vocabulary, usable: NDArray[np.bool_], known: Ways) -> None:
         """`usable`: [n_vocab], the ids that may be generated at all, ends left out."""
-        self._words, self._usable = words, usable
+        self._words = words
+        self._usable = usable
         self.known: Ways = dict(known)
 
     def allowed(self, mask: bytes) -> NDArray[np.bool_]:
@@ -90,7 +96,7 @@ class WaySearch:
         return np.asarray(bits.view(np.bool_) & self._usable)
 
     def find(self, matcher: LLMatcher, mask: bytes, n_left: int, effort: Effort) -> Way | None:
-        """A way from here to the end, () where the form may end; None where none is found."""
+        """A way from here to the end, () where the output may end; None where none is found."""
         if matcher.is_accepting():
             return ()
         if known := self._follow(matcher, hash(mask)):
@@ -102,14 +108,16 @@ class WaySearch:
             if found is None:
                 continue
             way, keys = _shorten(matcher, *found, effort.check)
-            if len(way) <= n_left:  # a longer one is not remembered: the next searches would end with it
+            # A longer one is not remembered: the next searches would end with it.
+            if len(way) <= n_left:
                 self._remember(way, keys)
                 return way
         return None
 
     def _follow(self, matcher: LLMatcher, key: int) -> Way | None:
-        """The way known for another state in which the same tokens may come next, if it completes the form here too."""
-        walker, known = matcher.deep_copy(), self.known.get(key, ())
+        """The way known for another state with the same mask, if it completes the output here, too."""
+        walker = matcher.deep_copy()
+        known = self.known.get(key, ())
         for n, id_ in enumerate(known, 1):
             if not self._usable[id_] or not walker.try_consume_tokens([id_]):
                 return None
@@ -195,13 +203,15 @@ class WaySearch:
 def _shorten(
     matcher: LLMatcher, way: Way, keys: tuple[int, ...], check: Callable[[], object]
 ) -> tuple[Way, tuple[int, ...]]:
-    """The way without what it does between two states in which the same tokens may come next, where it ends still."""
-    walker, n = matcher.deep_copy(), 0
+    """The way without the part between two states with the same mask, where the rest still completes the output."""
+    walker = matcher.deep_copy()
+    n = 0
     while n < len(way):
         for again in _meetings(keys, n):
             check()
             if _completes(walker, way[again:]):
-                way, keys = way[:n] + way[again:], keys[:n] + keys[again:]
+                way = way[:n] + way[again:]
+                keys = keys[:n] + keys[again:]
                 break
         else:
             walker.try_consume_tokens([way[n]])

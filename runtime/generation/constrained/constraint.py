@@ -1,8 +1,8 @@
-"""Keep a continuation in its form: what may come next, and always a way to complete it within max_new_tokens.
+"""Structured output: which tokens may come next, so that the output is always complete within max_new_tokens.
 
-llguidance says which tokens may come next. It knows nothing of max_new_tokens, at which GPT-2 is seldom at the end
-of, say, a JSON string. So a row also holds a way: ids that complete the form from where it stands. A token after
-which no way is known that fits what is left of max_new_tokens is not generated.
+llguidance says which tokens the grammar allows next. It knows nothing of max_new_tokens, and a model seldom ends, say,
+a JSON string in time. So a row also holds a way: ids that complete the output from where it stands. A token after
+which no way is known that fits into what is left of max_new_tokens is not generated.
 """
 
 from __future__ import annotations
@@ -28,25 +28,29 @@ MAX_ALIKE = 16  # kinds of row whose first ways are remembered for each form
 
 
 class Constraint:
-    """The form of one row, and how much of it is there."""
+    """The grammar of one row's output, and how far the row has come in it."""
 
     def __init__(
         self, model: Model, options: Options, form: Form, n_max: int, check: Callable[[], object] = lambda: None
     ) -> None:
-        """`n_max`: ids that may be generated, the end of text not counted. `check` is called all through a search.
+        """`n_max`: ids that may be generated, the end of text not counted. `check` is called throughout a search.
 
-        Raises ImportError without the extra; ValueError for a form that the engine does not take, that no text has,
-        or for which no text within n_max ids was found; what `check` raises.
+        Raises ImportError without the extra; ValueError for a structured output that llguidance does not take, that
+        no text has, or for which no text within n_max ids was found; what `check` raises.
         """
-        words, n_vocab = vocabulary(model), model.config.vocab_size
+        words = vocabulary(model)
+        n_vocab = model.config.vocab_size
         beginning, first_ways = words.compile(form)
-        self._matcher, self._n_left, self._check = beginning.deep_copy(), n_max, check
+        self._matcher = beginning.deep_copy()
+        self._n_left = n_max
+        self._check = check
         self._ends = [id_ for id_ in model.config.eos_token_ids | set(options.stop_ids) if 0 <= id_ < n_vocab]
         never = [id_ for id_, bias in (options.logit_bias or {}).items() if bias == -np.inf]
         usable = np.ones(n_vocab, np.bool_)
         usable[[*self._ends, *never, *options.suppress_ids]] = False
         self._mask: bytes = self._matcher.compute_bitmask()
-        # found anew, they would be the same; what other rows found later would make this one depend on them
+        # Only what such a row finds at its beginning is shared: found again, it would be the same. What other rows find
+        # later would make this one depend on them.
         kind = (n_max, usable.tobytes())
         self._ways = WaySearch(words, usable, first_ways.get(kind, {}))
         self._way = self._find_first_way(form)
@@ -68,14 +72,15 @@ class Constraint:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the form is complete and nothing may follow."""
+        """Whether the output is complete and nothing may follow."""
         return self._matcher.is_accepting() and self._matcher.is_stopped()
 
     def restrict(self, logits: Logits) -> Logits:
-        """Logits [n_vocab], all that the form does not allow next at -inf; an end only where the form may end."""
+        """Logits [n_vocab] with every token at -inf that may not come next; an end may where the output may end."""
         allowed = self._ways.allowed(self._mask)
         if len(self._way) == self._n_left and np.count_nonzero(allowed) > FEW:
-            allowed[:] = False  # the known way, rather than a trial of so many of which hardly one is as short
+            # Only the known way: hardly one of so many other tokens leaves a way that is as short.
+            allowed[:] = False
             allowed[self._way[0]] = True
         if self._matcher.is_accepting():
             allowed[self._ends] = True
@@ -89,7 +94,8 @@ class Constraint:
         effort = replace(STEP, check=self._check)
         for attempt in range(N_DRAWS):
             self._check()
-            id_ = sample(logits, step + (attempt << 32))  # a draw of its own: the others keep their proportions
+            # Each attempt is a draw of its own, so that the other tokens keep their proportions.
+            id_ = sample(logits, step + (attempt << 32))
             if id_ in self._ends or self._take(id_, effort):
                 return id_
             logits[id_] = -np.inf
@@ -105,10 +111,13 @@ class Constraint:
         """Take an id, unless no way to the end is left after it."""
         after = self._matcher.deep_copy()
         if not after.consume_token(id_):
-            raise ValueError(f"the form cannot be followed further: {after.get_error()}")
+            raise ValueError(f"the structured output cannot be continued: {after.get_error()}")
         mask = after.compute_bitmask()
         way = self._way[1:] if self._way[:1] == (id_,) else self._ways.find(after, mask, self._n_left - 1, effort)
         if way is None or len(way) >= self._n_left:
             return False
-        self._matcher, self._mask, self._way, self._n_left = after, mask, way, self._n_left - 1
+        self._matcher = after
+        self._mask = mask
+        self._way = way
+        self._n_left -= 1
         return True

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from runtime.model.model import Model
+from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.engine.job import Job
 from runtime.server.engine.metrics import Metrics
 from runtime.server.engine.scheduler import Scheduler
@@ -29,18 +30,20 @@ class Engine:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Raises ValueError where the model cannot decode `settings.rows` together."""
-        self.model, self.settings = model, settings
-        self.model_id, self.created = model.folder.resolve().name, int(time.time())
+        self.model = model
+        self.settings = settings
+        self.model_id = model.folder.resolve().name
+        self.created = int(time.time())
         self.names = TokenNames(model)
         self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit
         self.n_rows = settings.rows or (DEFAULT_ROWS if model.is_fused else 1)
         self._scheduler = Scheduler(model, self.n_rows)
         self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
-        self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, with a search for a way to keep a form
+        self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, for structured output
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
         self._jobs: set[Job] = set()
         self.reading = asyncio.Lock()  # a large request, see `runtime.server.transport.json_route`
-        self.chat_template, self.no_chat = open_chat(model)  # and what to tell where there is none
+        self.chat_template, self.no_chat = open_chat(model)  # None, and why there is none
         self.metrics = Metrics(lambda: self.n_running, lambda: self.n_open - self.n_running)
 
     def start(self) -> None:
@@ -61,6 +64,10 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether requests are decoded."""
         return self._scheduler.is_alive
+
+    def model_of(self, job: Job) -> Model:
+        """The model for passes outside of the batch, which end when no client waits for the request any more."""
+        return CancellableModel(self.model, job.check)
 
     def check_model(self, model_id: str | None) -> None:
         """Raises ApiError for a model that is not this one."""
@@ -95,14 +102,16 @@ class Engine:
     async def prepare(self, job: Job, function: Callable[[], T], *, has_form: bool = False) -> T:
         """The result of some work that is too long for the event loop, and has no pass in it.
 
-        has_form: it may take long, so it waits for others of its kind alone. Raises ApiError as `run_aside` does.
+        has_form: it prepares structured output. That may take long, so only others of its kind wait for it.
+        Raises ApiError as `run_aside` does.
         """
         return await self._run_in(self._forms if has_form else self._prepare, job, function)
 
     async def run_aside(self, job: Job, function: Callable[[], T]) -> T:
         """The result of passes that are not part of the batch; such run one after the other.
 
-        Raises ApiError when the request's time is over; what runs then is of no use, but ends before the next begins.
+        Raises ApiError when the request's time is over; what runs then ends before the next begins: at its next pass
+        where it takes `model_of`.
         """
         return await self._run_in(self._aside, job, function)
 
@@ -153,5 +162,6 @@ def _busy(why: str) -> ApiError:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts
+    # RuntimeError: the loop is closed, and nothing is counted any more.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function)

@@ -1,4 +1,4 @@
-"""What ends the rows of a request, and how much of the processor's time the keeping of their form may take."""
+"""What ends the rows of a request, and how much processor time their structured output may take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from runtime.generation.stopping import Interruption
 from runtime.options import Options
 from runtime.server.errors import ApiError
 
-SEARCH_SECONDS = 10.0  # before the first pass, for all rows of a request; forms in use take 3 to 30 ms
-STEP_SECONDS = 0.02  # for one row between two passes, for which all others wait; forms in use take 0.4 ms
+SEARCH_SECONDS = 10.0  # before the first pass, for all rows of a request; common schemas take 3 to 30 ms
+STEP_SECONDS = 0.02  # for one row between two passes, while all others wait; common schemas take 0.4 ms
 BURST_SECONDS = 1.0  # beyond that, for all rows of a request together
 
 
 class RequestInterruption(Interruption):
-    """Its client leaves, or its time is over, which begins at its arrival.
+    """A request ends when its client leaves, or when its time is over, which begins at its arrival.
 
-    A form whose keeping takes longer is an error, and never another text: what is written depends on no clock.
+    Structured output that takes too long is an error, and never another text: no text depends on a clock.
     """
 
     def __init__(self, options: Options, since: float) -> None:
@@ -27,13 +27,13 @@ class RequestInterruption(Interruption):
         self._until = float("inf")
 
     def check(self) -> None:
-        """See `Interruption.check`. Raises ApiError for a form that takes too long."""
+        """See `Interruption.check`. Raises ApiError for structured output that takes too long."""
         super().check()
         self._check_time()
 
     def _check_time(self) -> None:
         if time.thread_time() > self._until:
-            told = "the form takes too long to keep on this server: make it simpler, or ask for fewer continuations"
+            told = "the structured output takes this server too long: make it simpler, or ask for fewer continuations"
             raise ApiError(told, code="form_too_hard")
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 from runtime.server.engine.served_row import Part, ServedRow
+from runtime.server.errors import CLOSED_REQUEST, ApiError
 
 _LATE = 10.0  # seconds beyond a request's time in which its rows have to have ended
 
@@ -25,19 +26,28 @@ class Job:
 
         `ends`: by the event loop's clock, when the request's time is over.
         """
-        self.n_units, self.ends, self.started = n_units, ends, time.monotonic()
+        self.n_units = n_units
+        self.ends = ends
+        self.started = time.monotonic()
         self.rows_end = ends  # sooner where the client asks for less
         self.n_bytes = 0  # of its reply, at most about so many
         self.is_stopped = False  # by the server's own end
-        self._is_cancelled = self._is_closed = False
+        self._is_cancelled = False
+        self._is_closed = False
         self._n_working = 0  # functions that threads run for it
-        self._submit, self._leave = submit, leave
+        self._submit = submit
+        self._leave = leave
         self._unread: dict[ServedRow, Part] = {}
         self._news = asyncio.Event()
 
     def is_cancelled(self) -> bool:
         """Whether to end: rows ask before every pass, in the scheduler's thread."""
         return self._is_cancelled
+
+    def check(self) -> None:
+        """Raise ApiError where no client waits for the request any more."""
+        if self._is_cancelled:
+            raise ApiError("the client has left", status=CLOSED_REQUEST)
 
     def end_rows_within(self, seconds: float) -> None:
         """By the event loop's clock, so long after the request's arrival."""
@@ -64,7 +74,8 @@ class Job:
         self._submit(rows)
         while n_open:
             await self._wait_for_news()
-            unread, self._unread = self._unread, {}
+            unread = self._unread
+            self._unread = {}
             for row, part in unread.items():
                 if part.error:
                     raise part.error

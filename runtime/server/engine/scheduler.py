@@ -95,11 +95,12 @@ class Scheduler:
             self._drop_ended()
             self._join()
             self._post(self._batch.advance())
-        except BaseException as error:  # of onnxruntime, of memory, a Rust panic: nothing a single row is to blame for
+        # Of onnxruntime, of memory, or a Rust panic: no single row is the cause.
+        except BaseException as error:
             failure = _describe(error)
         else:
             return
-        # outside of `except`, where nothing holds what the failed pass held
+        # Outside of `except`: inside, the traceback would keep the memory of the failed pass.
         self._recover(failure)
 
     def _recover(self, failure: Exception) -> None:
@@ -169,7 +170,8 @@ class Scheduler:
 
         One that has fewer under way by two gets a slot at once, by one after the other's row had its SLICE_SECONDS.
         """
-        shares, now = self._shares(), time.monotonic()
+        shares = self._shares()
+        now = time.monotonic()
         victim = max(self._joined, key=lambda one: (shares[one.request], now - self._joined[one]))
         ahead = shares[victim.request] - shares[row.request]
         if ahead < 1 or (ahead == 1 and now - self._joined[victim] < SLICE_SECONDS):
@@ -227,7 +229,8 @@ class Scheduler:
 
     def _hand_over(self, news: News) -> None:
         if news and self._loop:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            # RuntimeError: the loop is closed, and no client is left.
+            with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_deliver, news)
         self._leave_batch(row for row, part in news if part.is_last)
 
@@ -244,7 +247,8 @@ def _describe(error: BaseException) -> Exception:
     try:
         _log.error("a pass failed; the requests that it was for end with an error", exc_info=error)
         return RuntimeError(f"a pass failed: {type(error).__name__}: {error}")
-    except BaseException:  # of memory again
+    # Memory may be too short for that, too.
+    except BaseException:
         return _FAILURE
 
 

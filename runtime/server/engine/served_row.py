@@ -34,7 +34,8 @@ class Part:
         self.ids += later.ids
         self.logprobs += later.logprobs
         self.top += later.top
-        self.completion, self.error = later.completion, later.error
+        self.completion = later.completion
+        self.error = later.error
 
 
 class ServedRow(Row):
@@ -65,7 +66,8 @@ class ServedRow(Row):
             piece = self._accept_in_time(logits)
             self.check_choice()
             return piece
-        except BaseException as error:  # a Rust panic of the tokenizer's is no Exception
+        # A Rust panic of the tokenizer is no Exception.
+        except BaseException as error:
             return self.fail(error)
 
     def _accept_in_time(self, logits: Logits) -> str:

@@ -146,7 +146,7 @@ class ContinuedPrompts(WrittenAnswer):
         tokens = []
         # The one token of an empty prompt has no text, and is not shown.
         if self._body.logprobs is not None and prompt.text:
-            tokens = read_prompt(self.engine.model, prompt.ids, self._body.logprobs, prompt.places)
+            tokens = read_prompt(self.engine.model_of(self.job), prompt.ids, self._body.logprobs, prompt.places)
         end = None if self._rows else End(Details(finish_reason="length"))
         return [Delta(choice, prompt.text, list(tokens), end) for choice in range(index * n, index * n + n)]
 
@@ -201,7 +201,7 @@ class ScoredTask(Answer):
         self.check_connected()
         with preparing():
             self.n_prompt_tokens += len(encode(self.engine.model, self._task.texts[index]))
-            return task_plan.perform(self.engine.model, self._task, index)
+            return task_plan.perform(self.engine.model_of(self.job), self._task, index)
 
 
 class ChatAnswer(WrittenAnswer):

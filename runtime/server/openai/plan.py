@@ -13,7 +13,7 @@ from runtime.server.engine.form_time import RequestInterruption
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TextPlace, find_places
-from runtime.server.errors import CLOSED_REQUEST, CONTEXT_LENGTH, ApiError
+from runtime.server.errors import CONTEXT_LENGTH, ApiError
 from runtime.tokenization.detokenizer import Detokenizer
 from runtime.tokenization.encode import beginning_of_text, encode, encode_prompt_with_spans
 
@@ -89,7 +89,7 @@ def _most_new_ids(engine: Engine, prompt: Prompt) -> int:
 
 def encode_one(engine: Engine, job: Job, prompt: str | list[int], options: Options) -> Prompt:
     """A prompt as it is: a text has the ids that `runtime.generate` continues. Raises ApiError or ValueError."""
-    _check_waiting(job)
+    job.check()
     if isinstance(prompt, str):
         check_length(engine, prompt)
         ids, spans = encode_prompt_with_spans(engine.model, prompt, special_tokens=options.special_tokens)
@@ -109,7 +109,7 @@ def encode_rendered(engine: Engine, job: Job, text: str, options: Options) -> Pr
 
     Raises ApiError or ValueError.
     """
-    _check_waiting(job)
+    job.check()
     check_length(engine, text)
     ids = encode(engine.model, text, special_tokens=options.special_tokens)
     return Prompt(text, ids or [beginning_of_text(engine.model)], options)
@@ -144,16 +144,10 @@ def make_rows(
     ]
 
 
-def _check_waiting(job: Job) -> None:
-    """Raise ApiError where no client waits for the request any more."""
-    if job.is_cancelled():
-        raise ApiError("the client has left", status=CLOSED_REQUEST)
-
-
 def _make_row(
     engine: Engine, job: Job, prompt: Prompt, place: Place, n_top: int | None, interruption: RequestInterruption
 ) -> ServedRow:
-    _check_waiting(job)
+    job.check()
     return ServedRow(engine.model, prompt.ids, prompt.options, place, n_top, job.post, interruption)
 
 

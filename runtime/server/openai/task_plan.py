@@ -39,7 +39,8 @@ def read_task(engine: Engine, job: Job, body: CompletionRequest) -> TaskRequest 
         if fields:
             raise ValueError(f"{next(iter(fields))!r} is a field of tasks; set task, or leave it out")
         return None
-    task, texts = tasks.find_task(body.task), as_prompts(body.prompt)
+    task = tasks.find_task(body.task)
+    texts = as_prompts(body.prompt)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"the prompt of the task {task.name} is its text, not token ids")
     if body.echo:
@@ -66,7 +67,8 @@ def _texts_in(value: object) -> Iterator[str]:
 
 def write_prompt(model: Model, request: TaskRequest, text: str) -> Prompt:
     """The prompt of a task that writes. Raises TypeError or ValueError as `runtime.perform` does."""
-    task, names = request.task, request.task.option_names
+    task = request.task
+    names = task.option_names
     if not text.strip():
         raise ValueError(f"the text is empty; {task.name} needs one")
     fields = task.values({name: value for name, value in request.given.items() if name not in names})

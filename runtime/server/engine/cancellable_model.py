@@ -1,0 +1,36 @@
+"""A model whose passes end with the request that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from runtime.model.kv_cache import Cache
+from runtime.model.model import Model
+
+
+class CancellableModel(Model):
+    """An open model as one request sees it: whatever is done with its caches, `check` is called before.
+
+    So work that knows nothing of requests, such as scoring, ends before its next pass when `check` raises.
+    """
+
+    def __init__(self, model: Model, check: Callable[[], object]) -> None:
+        # All parts are those of the open model: nothing is loaded again.
+        self.__dict__.update(vars(model))
+        self._check = check
+
+    def new_cache(self, capacity: int, rows: int = 1) -> Cache:
+        """See `Model.new_cache`. Raises what `check` raises."""
+        self._check()
+        return cast(Cache, _CheckedCache(super().new_cache(capacity, rows), self._check))
+
+
+class _CheckedCache:
+    def __init__(self, cache: Cache, check: Callable[[], object]) -> None:
+        self._cache = cache
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        self._check()
+        return getattr(self._cache, name)
