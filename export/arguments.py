@@ -106,7 +106,7 @@ class BuildOptions:
         return self.precision != "fp32" and not (self.no_calibration or self.is_random)
 
     @property
-    def calibration_said(self) -> str:
+    def calibration_text_name(self) -> str:
         """What the model was calibrated on, for the card and the progress."""
         if not self.calibrates:
             return "none"
@@ -130,7 +130,9 @@ class BuildOptions:
         blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
         if self.is_random:
             return blocks
-        return f"{blocks}, calibrated on {self.calibration_said}" if self.calibrates else f"{blocks}, not calibrated"
+        return (
+            f"{blocks}, calibrated on {self.calibration_text_name}" if self.calibrates else f"{blocks}, not calibrated"
+        )
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:

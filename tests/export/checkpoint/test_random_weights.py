@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 import runtime
-from export import build
+from export import build, pipeline
 from export.checkpoint import random_weights as random_checkpoint
 from export.checkpoint.checkpoint import open_checkpoint
 from export.checkpoint.config import Config
@@ -109,7 +109,7 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
 def test_a_build_says_that_its_figures_mean_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "EVALUATION_TEXT", tmp_path / "short.txt")
+    monkeypatch.setattr(pipeline, "EVALUATION_TEXT", tmp_path / "short.txt")
     (tmp_path / "short.txt").write_text(SPANISH, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     build.main(["random:small", "--no-reference"])
