@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.checkpoint.checkpoint import RANDOM, model_name
+from export.checkpoint.checkpoint import model_name
 from export.checkpoint.random_weights import SIZES
+from export.checkpoint.sources import RANDOM
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.verify import quality
@@ -46,6 +47,7 @@ class BuildOptions:
     max_loss: float  # per cent of perplexity
     max_kl: float  # mean KL divergence, natural logarithm
     tokenizer: Path | None
+    adapter: list[Path]
     allow_pickle: bool
     force: bool
     command: str  # as the user typed it, for the card
@@ -179,8 +181,10 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
     for option, bound in (("--max-loss", given.max_loss), ("--max-kl", given.max_kl)):
         if bound is not None:
             yield from _mistakes_of_bound(option, bound, given.verify, is_random)
+    if given.adapter and is_random:
+        yield f"--adapter goes with the model it was trained on, and {given.checkpoint} is noise"
     if given.allow_pickle and is_random:
-        yield f"--allow-pickle reads a pytorch_model.bin, and {given.checkpoint} has none"
+        yield f"--allow-pickle reads weights in a pickle, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
         yield f"--revision goes with a hub id, and {given.checkpoint} is none"
 
@@ -203,7 +207,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="export/build.py", description=_DESCRIPTION)
     add = parser.add_argument
     about = (
-        f"a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); or noise: {_RANDOM_SIZES}"
+        "a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); a file of nanoGPT "
+        f"(ckpt.pt), llm.c (.bin) or llama.cpp (.gguf); or noise: {_RANDOM_SIZES}"
     )
     add("checkpoint", nargs="?", default="gpt2", metavar="CHECKPOINT", help=about)
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
@@ -234,7 +239,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--max-kl", type=float, metavar="NATS", help=about)
     about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
-    about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"
+    about = "a PEFT LoRA adapter to merge into the checkpoint; may be given several times"
+    add("--adapter", type=Path, action="append", default=[], metavar="FOLDER", help=about)
+    about = "read weights that are only in a pickle (pytorch_model.bin, nanoGPT's ckpt.pt), tensors alone; needs torch"
     add("--allow-pickle", action="store_true", help=about)
     add("--force", action="store_true", help="replace a model folder that is there")
     return parser

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.arguments import BuildOptions
 from export.checkpoint.config import Config
-from export.checkpoint.random_weights import SHARD_BYTES
+from export.checkpoint.weights import SHARD_BYTES
 from export.quantize import inputs, texts
 from runtime.model.memory import cache_bytes
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from export import conversion, needs
 from export.arguments import BuildOptions
-from export.checkpoint import pickle_file, provenance, tokenizer
-from export.checkpoint.checkpoint import RANDOM, Checkpoint, open_checkpoint
+from export.checkpoint import adapter, pickle_file, provenance, sources, tokenizer
+from export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoint.config import Config
-from export.checkpoint.diagnosis import check_folder
 from export.checkpoint.random_weights import SIZES
+from export.checkpoint.sources import RANDOM
 from export.folder import card, folder
 from export.folder.genai_config import NAME as GENAI_CONFIG
 from export.folder.genai_config import genai_config
@@ -81,7 +81,9 @@ def check_before_work(options: BuildOptions) -> None:
     if options.allow_pickle:
         pickle_file.check_installed()
     if Path(options.checkpoint).exists():
-        check_folder(Path(options.checkpoint))
+        sources.check(Path(options.checkpoint), allow_pickle=options.allow_pickle)
+    for folder_of_adapter in options.adapter:
+        adapter.read_settings(folder_of_adapter)
     if options.needs_reference and not options.no_reference:
         reference.check_installed()
 
@@ -95,7 +97,7 @@ def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
     if size:
         check_needs(size, options, options.eval_text or EVALUATION_TEXT)
     named: dict[str, Any] = {name: getattr(options, name) for name in ("tokenizer", "revision", "allow_pickle")}
-    checkpoint = open_checkpoint(options.checkpoint, work, **named)
+    checkpoint = open_checkpoint(options.checkpoint, work, adapters=options.adapter, **named)
     if not size:
         check_needs(checkpoint.config, options, evaluation_text(checkpoint, options))
     return checkpoint
