@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import pickle
 import shutil
@@ -60,7 +61,10 @@ def load(path: Path) -> Any:
             warnings.simplefilter("ignore")
             # the format before torch 1.6 is no zip file and cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        # a truncated zip file is an invalid argument to torch; other errors of the system are not the file's
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is damaged, or holds more than tensors, and is not read: {reason}") from None
 
