@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any
 
 from export.checkpoint import tokenizer as tokenizer_file
 from runtime._json import read_json
@@ -14,6 +15,7 @@ SENTENCEPIECE = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokeni
 WORDPIECE = "vocab.txt"
 SLOW = (WORDPIECE, *SENTENCEPIECE)
 """Files that hold a tokenizer and that `tokenizer.read` does not read."""
+_ANOTHER = "--tokenizer FOLDER takes another tokenizer"
 _CURE = "pip install -e '.[export]' in the clone installs what converts it"
 
 
@@ -40,25 +42,32 @@ def convert(folder: Path, target: Path) -> Path:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"{source} is converted by {missing[0]}, which is not installed: {_CURE}")
-    import transformers
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    name = _class_name(folder)
-    named = getattr(transformers, f"{(name or '').removesuffix('Fast')}Fast", None)
-    if named is None and source.name != WORDPIECE:
-        told = f"names the class {name!r}, which has no fast form" if name else "does not say of which class it is"
-        raise ValueError(f"{source}: tokenizer_config.json {told}; --tokenizer FOLDER takes another tokenizer")
-    if named is None and name not in (None, "BertTokenizer"):
-        raise ValueError(
-            f"{source}: tokenizer_class {name!r} has no fast form; --tokenizer FOLDER takes another tokenizer"
-        )
+    fast_class = _fast_class(folder, source)
     try:
-        tokenizer = (named or transformers.BertTokenizerFast).from_pretrained(folder, local_files_only=True)
-        tokenizer.save_pretrained(target)
+        fast_class.from_pretrained(folder, local_files_only=True).save_pretrained(target)
     except Exception as error:  # transformers raises anything
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: transformers does not convert this tokenizer: {reason}") from None
     return target
+
+
+def _fast_class(folder: Path, source: Path) -> Any:
+    """The class of transformers that reads the file and writes tokenizer.json; raises ValueError where none does."""
+    import transformers
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    name = _class_name(folder)
+    if name is None and source.name != WORDPIECE:
+        raise ValueError(f"{source}: no tokenizer_config.json says of which class it is; {_ANOTHER}")
+    fast_class = getattr(transformers, f"{(name or 'BertTokenizer').removesuffix('Fast')}Fast", None)
+    if fast_class is None:
+        raise ValueError(f"{source}: tokenizer_class {name!r} has no fast form; {_ANOTHER}")
+    files = fast_class.vocab_files_names.values()
+    if source.name not in files:
+        # without its file a class opens an empty tokenizer
+        read = ", ".join(file for file in files if file != tokenizer_file.NAME)
+        raise ValueError(f"{folder}: {name} reads {read}, and the folder has {source.name}; {_ANOTHER}")
+    return fast_class
 
 
 def _class_name(folder: Path) -> str | None:
