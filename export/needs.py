@@ -1,4 +1,4 @@
-"""What a build needs of disk and memory, said and compared with what is free before the work."""
+"""How much disk and memory a build needs, compared with what is free before the work begins."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
 
 @contextlib.contextmanager
 def workspaces(options: BuildOptions) -> Iterator[tuple[Path, Path]]:
-    """Where the model is made, and where the reference: beside their places, so that to publish is to rename."""
+    """Temporary folders of the model and the reference, beside their places: publishing is a rename."""
     with folder.workspace(options.output, force=options.force) as work:
         if options.keep_reference is None:
             yield work, work
@@ -71,7 +71,7 @@ def workspaces(options: BuildOptions) -> Iterator[tuple[Path, Path]]:
 
 
 def check_before_work(options: BuildOptions) -> None:
-    """Raise for what would only fail after the work: a place that is taken, a missing optimum."""
+    """Raise for what would otherwise fail after minutes of work: an output that is taken, a missing package."""
     folder.check_output(options.output, force=options.force)
     if options.keep_reference and options.keep_reference.exists():
         raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
@@ -89,7 +89,7 @@ def check_before_work(options: BuildOptions) -> None:
 
 
 def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
-    """Open the checkpoint and say what the build needs, before a random one is written, as soon as others are read.
+    """Open the checkpoint and print what the build needs. Random weights are checked before they are written.
 
     Raises OSError for too little disk, ValueError for too little memory.
     """
@@ -104,7 +104,7 @@ def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
 
 
 def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
-    """Raise ValueError for a text to verify or calibrate on that is too short, not UTF-8, or of other words."""
+    """Raise ValueError for a text of the user's that is too short, not UTF-8, or not in the model's vocabulary."""
     if options.calibration_text:
         conversion.read_calibration_text(checkpoint, options.calibration_text)
     text = None if options.verify == "none" else evaluation_text(checkpoint, options)
@@ -115,14 +115,14 @@ def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
 
 
 def check_needs(config: Config, options: BuildOptions, text: Path | None) -> None:
-    """One line: what the build needs, and what is free."""
+    """Print on one line what the build needs and what is free; raise where too little is free."""
     n_bytes = text.stat().st_size if text else own_writing.N_TOKENS * needs.BYTES_PER_TOKEN
     needed = needs.estimate(config, options, n_bytes)
     print(f"      {needed.check(options.output, options.less_memory)}", flush=True)
 
 
 def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) -> None:
-    """optimum's own export, or with --no-reference this project's fused graph in fp32."""
+    """Export with optimum, or with --no-reference write this project's fused graph in fp32."""
     if not options.needs_reference:
         return
     if options.no_reference:
@@ -134,7 +134,7 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What the build made, in the folder of the model."""
+    """What is known about the model that was made."""
 
     measured: quality.Quality | None  # None: not verified
     calibration: Calibration | None  # None: not calibrated
@@ -144,9 +144,9 @@ class Built:
 def make_and_verify(
     checkpoint: Checkpoint, options: BuildOptions, calibration: Calibration | None, reference: Path, work: Path
 ) -> Built:
-    """Make the model; while it loses too much, give the products that lose most a better kernel.
+    """Make the model; while it loses too much, give the products with the largest errors a more exact kernel.
 
-    Raises ValueError for a model whose logits are not numbers, and where no product has a better kernel left.
+    Raises ValueError for a model whose logits are not numbers, and where no product has a more exact kernel left.
     """
     upgraded: dict[str, str] = {}
     verifier = None
@@ -182,7 +182,7 @@ def better_kernels(
     upgraded: dict[str, str],
     measured: quality.Quality,
 ) -> dict[str, str]:
-    """The kernels for the next attempt. Raises ValueError where there are none."""
+    """The kernels for the next attempt. Raises ValueError where no product has a more exact one."""
     print(f"      too much is lost: {measured.summary(options.bounds)}", flush=True)
     if calibration is not None:
         kernels = kernel_upgrades.upgrade_worst(calibration, upgraded, measured.excess(options.bounds))
@@ -198,7 +198,7 @@ def better_kernels(
 
 
 def upgrades_text(upgraded: conversion.Kernels) -> str:
-    """Which products have a better kernel, for the progress."""
+    """Which products have a more exact kernel than usual, for the progress."""
     if not upgraded:
         return ""
     named = ", ".join(f"{name} {kernel}" for name, kernel in upgraded.items())
@@ -206,7 +206,7 @@ def upgrades_text(upgraded: conversion.Kernels) -> str:
 
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target: Path) -> None:
-    """What the model writes, what it lost, the card and the checksums."""
+    """Write golden outputs, genai_config.json, quality.json, the card and the checksums."""
     known = provenance.recognize(checkpoint.folder)
     outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
     write_json(target / golden.NAME, outputs)
@@ -225,7 +225,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target
 
 
 def upgrades(built: Built) -> list[dict[str, Any]]:
-    """The products that have a better kernel than usual, with the relative errors of both where they are known."""
+    """The products with a more exact kernel than usual, and the relative errors with both kernels if calibrated."""
     listed: list[dict[str, Any]] = []
     for name, kernel in built.upgraded.items():
         errors = built.calibration.errors[name] if built.calibration else {}
@@ -235,9 +235,9 @@ def upgrades(built: Built) -> list[dict[str, Any]]:
 
 
 def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | None:
-    """The user's text; else the checkpoint's own evaluation.txt, where it has one; else plain English exposition.
+    """The user's text; else the checkpoint's own evaluation.txt; else the English text that comes with the build.
 
-    None for the model's own writing: its vocabulary has not the words of these.
+    None stands for a text that the model samples itself: its vocabulary cannot write the others.
     """
     if options.eval_text:
         return options.eval_text
@@ -247,16 +247,16 @@ def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | Non
 
 
 def text_name(checkpoint: Checkpoint, options: BuildOptions) -> str:
-    """What the model is verified on."""
+    """The name of the text that the model is verified on."""
     text = evaluation_text(checkpoint, options)
     return text.name if text else own_writing.NAME
 
 
 def product_widths(checkpoint: Checkpoint) -> list[int]:
-    """Of the rows of all products."""
+    """The lengths of the rows of all products, each once."""
     return sorted({checkpoint.config.n_embd, checkpoint.config.inner_size})
 
 
 def announce(step: int, text: str) -> None:
-    """Announce a step."""
+    """Print the heading of a step."""
     print(f"[{step}/6] {text}", flush=True)

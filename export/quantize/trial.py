@@ -1,4 +1,4 @@
-"""How much one product loses, tried with the very nodes that the model will have."""
+"""The error of one quantized product, measured with the same ONNX nodes that the model will have."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from export.quantize.inputs import Doubles, open_graph
 from export.quantize.precision import Floats, Linear, Precision
 
 COLUMNS = 256
-"""How many columns of a product are tried: each is rounded by itself, so some from all over tell enough."""
+"""How many columns of a product are tried. Columns are rounded independently, so a sample is enough."""
 
 
 def some_columns(n_out: int) -> slice:
-    """At most `COLUMNS` columns from all over."""
+    """At most `COLUMNS` columns, evenly spaced."""
     return slice(None, None, -(-n_out // COLUMNS))
 
 
 def relative_error(found: Floats, expected: Doubles, weights: Doubles) -> float:
-    """Squared error over all columns, relative to what they vary; [n, n_out] both, `weights` [n] of the rows."""
+    """Squared error over all columns, divided by their variance: [n, n_out] both, `weights` [n] of the rows."""
     errors = np.square(found - expected).sum(1)
     variance = expected.var(0).sum()
     return float(errors @ weights / (variance or 1.0))
 
 
 def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
-    """x [n, n_in] -> [n, n_out], without the bias."""
+    """The quantized product without its bias: x [n, n_in] -> [n, n_out]."""
     graph = OnnxGraph()
     no_bias = linear._replace(bias=np.zeros_like(linear.bias))
     out, _ = precision.linear(graph, "x", "product", no_bias)
@@ -34,7 +34,7 @@ def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
 
 
 def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
-    """x [n, n_embd] times a matrix [n_vocab, n_embd] transposed -> [n, n_vocab]."""
+    """The quantized output layer: x [n, n_embd], matrix [n_vocab, n_embd] -> [n, n_vocab]."""
     graph = OnnxGraph()
     precision.store(graph, "matrix", matrix)
     out = precision.logits(graph, "x", "matrix", "out")
@@ -42,7 +42,7 @@ def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
 
 
 def _run(graph: OnnxGraph, out: str, x: Floats, n_out: int) -> Floats:
-    """Run a graph of x [1, n, n_in] alone."""
+    """Run a graph whose only input is x; returns [n, n_out]."""
     read: ValueInfo = ("x", TensorProto.FLOAT, [1, "n", x.shape[-1]])
     written: ValueInfo = (out, TensorProto.FLOAT, [1, "n", n_out])
     session = open_graph(graph.serialize([read], [written], {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -293,3 +294,14 @@ def test_a_pytorch_model_is_given_as_its_folder(tmp_path: Path) -> None:
     write_meta(tmp_path)
     with pytest.raises(ValueError, match=re.escape("A pytorch_model.bin is given as the folder that it is in")):
         open_checkpoint(str(tmp_path / "pytorch_model.bin"), tmp_path, allow_pickle=True)
+
+
+@pytest.mark.slow
+def test_optimum_exports_what_becomes_of_it(tmp_path: Path) -> None:
+    write_nanogpt(tmp_path / "out")
+    write_meta(tmp_path / "out")
+    output = tmp_path / "model"
+    build.main([str(tmp_path / "out" / "ckpt.pt"), "--allow-pickle", "--precision", "fp32", "--output", str(output)])
+    report = json.loads((output / "quality.json").read_text(encoding="utf-8"))
+    assert report["reference"] == "optimum's fp32 export"
+    assert report["mean_kl"] < 1e-6
