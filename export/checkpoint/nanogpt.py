@@ -119,10 +119,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     read = pickle_file.load(path)
     if not isinstance(read, dict) or not isinstance(read.get("model_args"), dict):
-        raise ValueError(
-            f"{path} is not a checkpoint of nanoGPT, which has model and model_args. A pytorch_model.bin is given as "
-            "the folder that it is in"
-        )
+        raise ValueError(f"{path} is not a checkpoint of nanoGPT, which has model and model_args")
     state = read.get("model")
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a checkpoint of nanoGPT: model is not a dictionary of tensors")

@@ -47,7 +47,7 @@ def check(path: Path, *, allow_pickle: bool) -> None:
 
 
 def kind_of_file(path: Path) -> str:
-    """The kind of a checkpoint that is one file, by how it begins. Raises NotADirectoryError for another file."""
+    """The kind of a checkpoint that is one file, by its first bytes. Raises NotADirectoryError for another file."""
     with path.open("rb") as file:
         begin = file.read(4)
     if begin == gguf_file.MAGIC:
@@ -56,7 +56,8 @@ def kind_of_file(path: Path) -> str:
     if magic == llm_c.MAGIC:
         return LLM_C
     # a zip file, as torch writes it, or a pickle of protocol 2 or later
-    if begin[:2] == b"PK" or begin[:1] == b"\x80":
+    is_pickle = begin[:2] == b"PK" or begin[:1] == b"\x80"
+    if is_pickle and not diagnosis.WEIGHTS.fullmatch(path.name):
         return NANOGPT
     if (other := llm_c.other_file(magic)) is not None:
         raise ValueError(f"{path} is {other} of llm.c; its model is the .bin file that train_gpt2 writes")

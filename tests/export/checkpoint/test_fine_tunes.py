@@ -217,7 +217,7 @@ def test_a_repository_without_a_tokenizer_is_refused_before_its_weights(trained:
 
 def test_a_repository_of_an_adapter_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}', encoding="utf-8")
-    cure = "owner/name is an adapter of PEFT for gpt2.* hf download owner/name .* build.py gpt2 --adapter DIR builds"
+    cure = "owner/name is an adapter of PEFT for gpt2.* hf download owner/name .*build.py gpt2 --adapter DIR builds"
     with pytest.raises(ValueError, match=cure):
         collect(tmp_path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,7 +291,7 @@ def test_more_characters_than_the_model_has(tmp_path: Path) -> None:
 def test_a_pytorch_model_is_given_as_its_folder(tmp_path: Path) -> None:
     torch.save({"wte.weight": torch.zeros(4, 4)}, tmp_path / "pytorch_model.bin")
     write_meta(tmp_path)
-    with pytest.raises(ValueError, match=re.escape("A pytorch_model.bin is given as the folder that it is in")):
+    with pytest.raises(NotADirectoryError, match="is a file; give the folder that holds the checkpoint"):
         open_checkpoint(str(tmp_path / "pytorch_model.bin"), tmp_path, allow_pickle=True)
 
 
