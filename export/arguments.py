@@ -1,4 +1,4 @@
-"""The build's command line, checked."""
+"""The options of a build: the command line, its checks, and what follows from the values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.checkpoint.checkpoint import RANDOM, model_name
+from export.checkpoint.checkpoint import model_name
 from export.checkpoint.random_weights import SIZES
+from export.checkpoint.sources import RANDOM
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.verify import quality
@@ -23,7 +24,8 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py models/demo                    the checkpoint that comes with the repository
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
-LEAST_TOKENS = 2000  # of a text of the user's, for figures that mean something
+LEAST_TOKENS = 2000
+"""Tokens that a text of the user's must have: the measured quality of a shorter one varies too much."""
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
 
@@ -46,40 +48,41 @@ class BuildOptions:
     max_loss: float  # per cent of perplexity
     max_kl: float  # mean KL divergence, natural logarithm
     tokenizer: Path | None
+    adapter: list[Path]
     allow_pickle: bool
     force: bool
     command: str  # as the user typed it, for the card
 
     @property
     def is_random(self) -> bool:
-        """Whether the checkpoint is noise."""
+        """Whether the weights are random."""
         return self.checkpoint.startswith(RANDOM)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether anything is done with a reference."""
+        """Whether the build makes a reference model: to verify against, or to keep."""
         return self.verify != "none" or self.keep_reference is not None
 
     @property
     def reference_text(self) -> str:
-        """What the model is compared with."""
+        """What the model is compared with, in words."""
         if not self.needs_reference:
             return "none"
         return "the fused fp32 graph" if self.no_reference else "optimum's fp32 export"
 
     @property
     def least_tokens(self) -> int:
-        """How long the text to verify on must be."""
+        """How many tokens the text to verify on must have."""
         return LEAST_TOKENS if self.eval_text else 2
 
     @property
     def bounds(self) -> quality.Bounds:
-        """What the model may lose."""
+        """How much worse than the reference the model may be."""
         return quality.Bounds(self.max_kl, self.max_loss)
 
     @property
     def usual_kernel(self) -> str:
-        """The kernel of every product, but for those that lose too much with it; see `export.quantize.kernels`."""
+        """The kernel of every product, except those that lose too much with it; see `export.quantize.kernels`."""
         if self.precision == "fp32":
             return kernels.FP32
         if self.block_size is None:
@@ -88,13 +91,13 @@ class BuildOptions:
 
     @property
     def kernel_kind(self) -> str | None:
-        """Of the usual kernel: dense or block; None for fp32."""
+        """The kind of the usual kernel, dense or block; None for fp32."""
         if self.precision == "fp32":
             return None
         return "dense" if self.block_size is None else "block"
 
     def check_widths(self, widths: Sequence[int]) -> None:
-        """Raise ValueError where the blocks do not divide the rows of all products, whose `widths` these are."""
+        """Raise ValueError unless the block size divides the row length of every product. widths: these lengths."""
         fitting = [size for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
         if self.block_size and self.block_size not in fitting:
             does = f"--block-size {' or '.join(map(str, fitting))}" if fitting else "--kernel dense or --precision fp32"
@@ -102,19 +105,19 @@ class BuildOptions:
 
     @property
     def calibrates(self) -> bool:
-        """Whether products are equalized by what they read in a text. Noise writes noise."""
+        """Whether the build calibrates: it equalizes products by statistics of their inputs. Random weights are not."""
         return self.precision != "fp32" and not (self.no_calibration or self.is_random)
 
     @property
-    def calibration_said(self) -> str:
-        """What the model was calibrated on, for the card and the progress."""
+    def calibration_text_name(self) -> str:
+        """Which text the model is calibrated on, for the card and the progress."""
         if not self.calibrates:
             return "none"
         return self.calibration_text.name if self.calibration_text else "text that the model writes"
 
     @property
     def less_memory(self) -> str:
-        """What needs less of it, to end a message with; "" for nothing."""
+        """Which options need less memory, to end an error message with; "" for none."""
         said = ["--no-calibration needs less and loses more"] if self.calibrates else []
         if self.needs_reference and not self.no_reference:
             said.append("--no-reference needs less than optimum's reference")
@@ -130,7 +133,9 @@ class BuildOptions:
         blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
         if self.is_random:
             return blocks
-        return f"{blocks}, calibrated on {self.calibration_said}" if self.calibrates else f"{blocks}, not calibrated"
+        return (
+            f"{blocks}, calibrated on {self.calibration_text_name}" if self.calibrates else f"{blocks}, not calibrated"
+        )
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:
@@ -154,7 +159,7 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
 
 
 def _mistakes(given: argparse.Namespace) -> Iterator[str]:
-    """What is wrong with the values, or with two of them together."""
+    """What is wrong with single values, or with two of them together."""
     is_random = given.checkpoint.startswith(RANDOM)
     if is_random and given.checkpoint.removeprefix(RANDOM) not in SIZES:
         yield f"{given.checkpoint} is not known; there are {_RANDOM_SIZES}"
@@ -177,8 +182,10 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
     for option, bound in (("--max-loss", given.max_loss), ("--max-kl", given.max_kl)):
         if bound is not None:
             yield from _mistakes_of_bound(option, bound, given.verify, is_random)
+    if given.adapter and is_random:
+        yield f"--adapter goes with the model it was trained on, and {given.checkpoint} is noise"
     if given.allow_pickle and is_random:
-        yield f"--allow-pickle reads a pytorch_model.bin, and {given.checkpoint} has none"
+        yield f"--allow-pickle reads weights in a pickle, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
         yield f"--revision goes with a hub id, and {given.checkpoint} is none"
 
@@ -201,7 +208,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="export/build.py", description=_DESCRIPTION)
     add = parser.add_argument
     about = (
-        f"a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); or noise: {_RANDOM_SIZES}"
+        "a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); a file of nanoGPT "
+        f"(ckpt.pt), llm.c (.bin) or llama.cpp (.gguf); or noise: {_RANDOM_SIZES}"
     )
     add("checkpoint", nargs="?", default="gpt2", metavar="CHECKPOINT", help=about)
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
@@ -232,7 +240,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--max-kl", type=float, metavar="NATS", help=about)
     about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
     add("--tokenizer", type=Path, metavar="FOLDER", help=about)
-    about = "read a checkpoint that has only a pytorch_model.bin, tensors alone; needs torch"
+    about = "a PEFT LoRA adapter to merge into the checkpoint; may be given several times"
+    add("--adapter", type=Path, action="append", default=[], metavar="FOLDER", help=about)
+    about = "read weights that are only in a pickle (pytorch_model.bin, nanoGPT's ckpt.pt), tensors alone; needs torch"
     add("--allow-pickle", action="store_true", help=about)
     add("--force", action="store_true", help="replace a model folder that is there")
     return parser

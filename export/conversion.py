@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model folder at a precision: the graph, its weights, config and tokenizer."""
+"""Convert a checkpoint to a model folder at a precision: the graph, its weights, config and tokenizer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from export.checkpoint.config import Config
 from export.folder import folder
 from export.graph import graph
 from export.graph.graph import Weights
-from export.quantize import calibration, texts
+from export.quantize import texts
 from export.quantize.calibration import Calibration
+from export.quantize.calibration import calibrate as calibrate_products
 from export.quantize.equalization import OUTPUT, EqualizedTensors, from_weights
 from export.quantize.kernels import DENSE, FP32, Mixed, make_kernel, output_kernel
 from export.quantize.precision import Precision
@@ -24,40 +25,43 @@ from export.verify import own_writing
 from export.verify.quality import read_text
 
 Kernels = Mapping[str, str]
-"""Product -> kernel, for products that have another kernel than usual; the output layer is `OUTPUT`."""
+"""Product -> kernel, for the products whose kernel is not the usual one; the output layer is `OUTPUT`."""
 
 
 def make_model(
     checkpoint: Checkpoint,
     options: BuildOptions,
     work: Path,
-    found: Calibration | None,
+    calibration: Calibration | None,
     upgraded: Kernels,
 ) -> None:
-    """What ships, in `work / "model"`. `found`: what calibration found, None without; `upgraded`: see `Kernels`."""
+    """Write the model that ships into `work / "model"`, as a new folder.
+
+    calibration: None where the model is not calibrated. upgraded: the products that have another kernel than usual.
+    """
     tensors: Weights = checkpoint.tensors
-    if found is not None:
-        tensors = EqualizedTensors(checkpoint.config, tensors, found.equalizations)
-    usual = make_kernel(options.usual_kernel, found.rounded if found else None)
+    if calibration is not None:
+        tensors = EqualizedTensors(checkpoint.config, tensors, calibration.equalizations)
+    usual = make_kernel(options.usual_kernel, calibration.rounded if calibration else None)
     output = "wte" if checkpoint.config.tie_word_embeddings else "lm_head"
     others = {output if name == OUTPUT else name: make_kernel(kernel) for name, kernel in upgraded.items()}
     convert(checkpoint, Mixed(usual, others), work / "model", tensors)
 
 
 def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Calibration:
-    """Read the user's text, or one that the model writes, and find how every product loses least.
+    """Read the user's text, or one that the model writes, and choose how each product is equalized.
 
     Raises ValueError for a text that is too short or not UTF-8, and for a model whose activations pass fp32.
     """
     ids = calibration_texts(checkpoint, options, work)
     only_dense = options.kernel == "dense"
-    return calibration.calibrate(
+    return calibrate_products(
         checkpoint.config, checkpoint.tensors, ids, options.usual_kernel, work, only_dense=only_dense
     )
 
 
 def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> texts.Ids:
-    """Ids [n_texts, n_tokens]."""
+    """The text to calibrate on, cut into texts of equal length: ids [n_texts, n_tokens]."""
     amount = texts.AMOUNTS[options.precision]
     if options.calibration_text is None:
         return write_texts(checkpoint, amount, work)
@@ -66,7 +70,7 @@ def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path)
 
 
 def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
-    """Ids of the user's text. Raises ValueError for one that is too short, not UTF-8, or of other words."""
+    """Ids of the user's text. Raises ValueError if it is too short, not UTF-8, or not in the model's vocabulary."""
     folder = checkpoint.tokenizer_folder
     content, ids = read_text(path, lambda text: tokenizer.encode(folder, text), texts.LEAST_TOKENS)
     own_writing.check_written(tokenizer.read(folder), content, path, "--calibration-text")
@@ -74,7 +78,7 @@ def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
 
 
 def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> texts.Ids:
-    """Texts by the model itself, quantized as well as can be done without having read any."""
+    """Texts that the model samples itself, quantized by a first guess that needs no text."""
     writer = work / "writer"
     guessed = from_weights(checkpoint.config, checkpoint.tensors)
     tensors = EqualizedTensors(checkpoint.config, checkpoint.tensors, guessed)
@@ -97,7 +101,7 @@ def make_fp32(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def convert(checkpoint: Checkpoint, precision: Precision, target: Path, tensors: Weights | None = None) -> None:
-    """Write a new folder: all but checksums, card and recorded outputs. `tensors`: None is the checkpoint's own."""
+    """Write a new folder, all but checksums, card and golden outputs. tensors: None is the checkpoint's own."""
     target.mkdir()
     graph.build(checkpoint.config, tensors or checkpoint.tensors, precision, target, progress=_layer_progress)
     folder.write_tokenizer_and_config(checkpoint, target)

@@ -1,4 +1,4 @@
-"""What a build needs of disk and memory, said and compared with what is free before the work."""
+"""How much disk and memory a build needs, compared with what is free before the work begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.arguments import BuildOptions
 from export.checkpoint.config import Config
-from export.checkpoint.random_weights import SHARD_BYTES
+from export.checkpoint.weights import SHARD_BYTES
 from export.quantize import inputs, texts
 from runtime.model.memory import cache_bytes
 

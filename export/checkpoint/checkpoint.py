@@ -1,117 +1,19 @@
-"""A GPT-2 checkpoint: a folder, a hub id or `random:SIZE` becomes config, tensors read one at a time, and tokenizer."""
+"""A GPT-2 checkpoint, whatever its source: config, tensors read one at a time, tokenizer."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-
+from export.checkpoint import adapter, sources, tokenizer_conversion
 from export.checkpoint import config as config_file
-from export.checkpoint import hub, pickle_file
-from export.checkpoint import random_weights as random_checkpoint
 from export.checkpoint import tokenizer as tokenizer_file
 from export.checkpoint.config import Config
-from export.checkpoint.diagnosis import check_folder, check_tokenizer
-from export.checkpoint.weights import weight_files
-
-RANDOM = "random:"
-INPUT, OUTPUT = "wte.weight", "lm_head.weight"  # the embeddings, and the output layer where it is not they
-ROWS = 4096  # compared at a time
-# stored by older versions of transformers, or for other tasks, and no part of the language model
-_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
-_FLOATS = ("F16", "BF16", "F32", "F64")
-
-
-class Tensors:
-    """The weights in a checkpoint's safetensors files, memory-mapped: one is in memory only while it is used."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        """Check names, shapes and files against the config; no weight is read.
-
-        Raises FileNotFoundError for missing weights, ValueError naming file and tensor for wrong ones.
-        """
-        self._files: dict[str, tuple[Path, str]] = {}  # our name -> file, name in the file
-        self._shapes = config.tensor_shapes()
-        shapes: dict[str, tuple[int, ...]] = {}
-        for path in weight_files(folder):
-            with _opened(path) as handle:
-                for name in handle.keys():  # noqa: SIM118  not a dict
-                    plain, part = name.removeprefix("transformer."), handle.get_slice(name)
-                    self._check_entry(plain, path, name, part.get_dtype())
-                    self._files[plain] = path, name
-                    shapes[plain] = tuple(part.get_shape())
-        if config.tie_word_embeddings and INPUT not in shapes and OUTPUT in shapes:
-            # the two are one matrix, stored under the name that the writer chose
-            self._files[INPUT], shapes[INPUT] = self._files.pop(OUTPUT), shapes.pop(OUTPUT)
-        self._check(folder, shapes, tied=config.tie_word_embeddings)
-
-    def _check_entry(self, plain: str, path: Path, name: str, dtype: str) -> None:
-        if plain in self._files:
-            raise ValueError(f"{path}: {name} is stored a second time, after {' '.join(map(str, self._files[plain]))}")
-        if plain in self._shapes and dtype not in _FLOATS:
-            raise ValueError(f"{path}: {name} is {dtype}; weights must be floating point ({', '.join(_FLOATS)})")
-
-    def _check(self, folder: Path, found: dict[str, tuple[int, ...]], *, tied: bool) -> None:
-        for name, shape in self._shapes.items():
-            if name not in found:
-                raise ValueError(f"{folder}: the weights have no tensor {name!r}, which config.json asks for")
-            if found[name] != shape:
-                path, stored = self._files[name]
-                raise ValueError(f"{path}: {stored} is {list(found[name])}, but config.json makes it {list(shape)}")
-        ignored = {OUTPUT} if tied else set[str]()
-        unknown = [n for n in found if n not in self._shapes and n not in ignored and not _UNUSED.fullmatch(n)]
-        if unknown:
-            listed = ", ".join(sorted(unknown)[:5])
-            raise ValueError(f"{folder}: tensors that are no part of GPT-2 would be lost: {listed}")
-
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """The tensor as fp32, whatever it is stored as. Raises ValueError if it holds NaN or infinity."""
-        path, stored = self._files[name]
-        with _opened(path) as handle, np.errstate(over="ignore"):  # float64 beyond fp32 becomes infinity
-            array: NDArray[np.float32] = handle.get_tensor(stored).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {stored} holds NaN or infinity; the checkpoint is damaged")
-        return array
-
-    def left_out(self) -> str | None:
-        """What of the checkpoint the model does without, in words: an output layer that config.json ties away."""
-        if OUTPUT in self._shapes or OUTPUT not in self._files:
-            return None
-        pairs = itertools.zip_longest(self._rows(OUTPUT), self._rows(INPUT))
-        if all(np.array_equal(own, tied) for own, tied in pairs):
-            return None
-        path, stored = self._files[OUTPUT]
-        return (
-            f"{path}: {stored} is left out, as transformers leaves it out: it differs from the embeddings, which "
-            'config.json makes the output layer. If the model was trained with it, set "tie_word_embeddings": false'
-        )
-
-    def _rows(self, name: str) -> Iterator[NDArray[Any]]:
-        """A matrix as it is stored, some rows at a time."""
-        path, stored = self._files[name]
-        with _opened(path) as handle:
-            part = handle.get_slice(stored)
-            n = part.get_shape()[0]
-            for begin in range(0, n, ROWS):
-                yield part[begin : min(begin + ROWS, n)]
-
-    @property
-    def embedding_factor(self) -> None:
-        """None: a looked-up row of `wte.weight` stays as it is."""
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of all weights as fp32."""
-        return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values())
+from export.checkpoint.diagnosis import check_tokenizer
+from export.checkpoint.sources import FOLDER, RANDOM
+from export.checkpoint.weights import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +28,8 @@ class Checkpoint:
     tensors: Tensors
     commit: str | None = None  # of a hub repository
     other_tokenizer: Path | None = None  # the folder of one that takes the place of the checkpoint's own
+    kind: str = FOLDER  # what the source is, in words
+    adapters: Sequence[str] = ()  # names of the adapters that are merged into it
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -139,11 +43,16 @@ class Checkpoint:
 
 
 def model_name(source: str) -> str:
-    """What the model is called: the last part of a folder or repository; `random:gpt2` is `random-gpt2`."""
+    """What the model is called: the last part of a folder or repository, or a file's name without its ending.
+
+    `random:gpt2` is `random-gpt2`; nanoGPT's `out/ckpt.pt` is named after its folder.
+    """
     if source.startswith(RANDOM):
         return source.replace(":", "-")
-    name = Path(source).name
-    return Path(source).resolve().name if name in ("", "..") else name
+    path = Path(source)
+    if path.is_file():
+        return path.resolve().parent.name if path.name == "ckpt.pt" else path.stem
+    return path.resolve().name if path.name in ("", "..") else path.name
 
 
 def open_checkpoint(
@@ -153,43 +62,56 @@ def open_checkpoint(
     tokenizer: Path | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    adapters: Sequence[Path] = (),
 ) -> Checkpoint:
-    """Open a folder, a hub id (downloaded once, then cached) or `random:SIZE` (written under `work`).
+    """Open a folder, a file, a hub id (downloaded once, then cached) or `random:SIZE`.
 
-    `tokenizer`: folder whose tokenizer takes the place of the checkpoint's own; `revision`: of a hub repository;
-    `allow_pickle`: it has a pytorch_model.bin, which is converted under `work`. Raises
-    ValueError or OSError saying what is wrong with which file.
+    What has to be converted first is written under `work`. tokenizer: folder whose tokenizer takes the place of the
+    checkpoint's own. revision: of a hub repository. allow_pickle: the weights are in pickles. adapters: folders of
+    LoRA adapters to merge. Raises ValueError or OSError saying what is wrong with which file, ModuleNotFoundError for
+    a package that a conversion needs.
     """
-    commit = None
-    other_tokenizer = None if source.startswith(RANDOM) else tokenizer
-    if other_tokenizer:
-        tokenizer_file.read(other_tokenizer)  # whatever is wrong with it is said before a download
-    if source.startswith(RANDOM):
-        folder = work / "checkpoint"
-        random_checkpoint.write(source.removeprefix(RANDOM), folder, tokenizer)
-    elif Path(source).exists():
-        folder = Path(source)
-        check_folder(folder)
-    else:
-        needs_tokenizer = other_tokenizer is None
-        folder = hub.download(source, revision, allow_pickle=allow_pickle, needs_tokenizer=needs_tokenizer)
-        commit = folder.name
-    if allow_pickle:
-        folder = pickle_file.convert(folder, work / "checkpoint")
+    is_random = source.startswith(RANDOM)
+    if tokenizer and not is_random:
+        tokenizer = _readable_tokenizer(tokenizer, work)
+    for folder in adapters:
+        # whatever is wrong with it is said before a download
+        adapter.read_settings(folder)
+    found = sources.find(source, work, tokenizer, revision, allow_pickle=allow_pickle)
+    folder = found.folder
+    if adapters:
+        folder = adapter.merge(folder, adapters, work / "merged", allow_pickle=allow_pickle)
     config, raw = config_file.read(folder / "config.json")
+    # a tokenizer that noise, or a nanoGPT model of characters, was given is in its folder already
+    is_taken = is_random or (found.kind == sources.NANOGPT and found.has_tokenizer)
+    other_tokenizer = None if is_taken else tokenizer
+    if other_tokenizer is None and tokenizer_conversion.slow_file(folder):
+        other_tokenizer = tokenizer_conversion.convert(folder, work / "tokenizer")
     if other_tokenizer is None:
         check_tokenizer(folder, raw)
     tokenizer_file.check(other_tokenizer or folder, config.vocab_size)
     tensors = Tensors(folder, config)
-    if said := tensors.left_out():
-        print(f"      {said}", flush=True)
-    return Checkpoint(model_name(source), source, folder, config, raw, tensors, commit, other_tokenizer)
+    if message := tensors.left_out():
+        print(f"      {message}", flush=True)
+    return Checkpoint(
+        name=model_name(source),
+        source=source,
+        folder=folder,
+        config=config,
+        raw_config=raw,
+        tensors=tensors,
+        commit=found.commit,
+        other_tokenizer=other_tokenizer,
+        kind=found.kind,
+        adapters=[path.resolve().name for path in adapters],
+    )
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Any:
-    try:
-        with safe_open(path, framework="np") as handle:
-            yield handle
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
+def _readable_tokenizer(folder: Path, work: Path) -> Path:
+    """The folder that the user names, or its tokenizer converted; what is wrong with it is said before a download."""
+    if (folder / "meta.pkl").is_file():
+        return folder
+    if tokenizer_conversion.slow_file(folder):
+        return tokenizer_conversion.convert(folder, work / "tokenizer")
+    tokenizer_file.read(folder)
+    return folder

@@ -11,6 +11,7 @@ from runtime._json import read_json
 from runtime.model.integrity import CHECKSUMS
 
 CONFIG, GRAPH, ADAPTER = "config.json", "model.onnx", "adapter_config.json"
+NANOGPT = "ckpt.pt"
 WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 # what transformers calls GPT-2 with another head, by optimum's name for what it does
@@ -43,6 +44,8 @@ def without_config(name: str, names: Collection[str], fetch: Callable[[str], Pat
     """What a folder or hub repository is that has no config.json; `fetch` gives the place of one of its files."""
     if ADAPTER in names:
         return adapter(name, fetch(ADAPTER))
+    if NANOGPT in names:
+        return f"{name} holds a checkpoint of nanoGPT: give {fetch(NANOGPT)} itself, with --allow-pickle"
     steps = sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
     if steps:
         last = fetch(f"checkpoint-{steps[-1]}")
@@ -51,13 +54,13 @@ def without_config(name: str, names: Collection[str], fetch: Callable[[str], Pat
 
 
 def adapter(name: str, config: Path) -> str:
-    """What to do with a PEFT adapter."""
+    """What to do with a PEFT adapter that was given in place of its base model."""
     base = read_json(config).get("base_model_name_or_path")
-    return (
-        f"{name} is an adapter of PEFT for {base or 'another model'}, not a whole model. With peft installed, this "
-        f"writes one: python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{name}')"
-        ".merge_and_unload().save_pretrained('DIR')\"; then build DIR, with --tokenizer FOLDER if it has none"
-    )
+    is_local = config.parent == Path(name)
+    fetched = "" if is_local else f"hf download {name} --local-dir DIR fetches it, and "
+    command = f"python export/build.py {base or 'BASE'} --adapter {name if is_local else 'DIR'}"
+    whole = f"{name} is an adapter of PEFT for {base or 'another model'}, not a whole model"
+    return f"{whole}: {fetched}{command} builds both together"
 
 
 def _built(folder: Path, *, is_ours: bool) -> str:

@@ -18,7 +18,7 @@ from requests.exceptions import ChunkedEncodingError
 
 from export import compatibility
 from export.checkpoint import config as config_file
-from export.checkpoint import diagnosis, pickle_file, weights
+from export.checkpoint import diagnosis, pickle_file, tokenizer_conversion, weights
 from runtime._json import read_json
 
 # what the build reads, and no more: other formats of the same weights double the download
@@ -153,7 +153,7 @@ def _tokenizer_files(names: set[str]) -> tuple[str, ...]:
         return TOKENIZER
     if names.issuperset(OLDER_TOKENIZER):
         return OLDER_TOKENIZER
-    return ()
+    return tuple(name for name in tokenizer_conversion.SLOW if name in names)
 
 
 def _fetch(repo_id: str, name: str, revision: str | None) -> Path:

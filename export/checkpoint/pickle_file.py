@@ -1,7 +1,8 @@
-"""`pytorch_model.bin`, or its shards: weights as pickles, converted to safetensors where the user allows it."""
+"""Weights in pickles, which torch reads without running anything: `pytorch_model.bin`, its shards, `ckpt.pt`."""
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from export.checkpoint.weights import INDEX, PICKLE, SINGLE, pickle_files
 
 MISSING = "--allow-pickle needs torch, which is not installed: pip install -e '.[export]'"
 NOT_NEEDED = "{name} has safetensors; leave --allow-pickle out, which is for a checkpoint that has only a {pickle}"
+_KEPT = (".json", ".txt", ".jinja", ".model")
 
 
 def check_installed() -> None:
@@ -34,36 +36,57 @@ def convert(folder: Path, target: Path) -> Path:
         raise ValueError(NOT_NEEDED.format(name=folder, pickle=PICKLE))
     tensors = _read_all(pickle_files(folder))
     target.mkdir()
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix in (".json", ".txt", ".jinja"):
-            shutil.copyfile(path, target / path.name)
+    copy_small_files(folder, target)
     _write(tensors, target / SINGLE)
     return target
+
+
+def copy_small_files(folder: Path, target: Path) -> None:
+    """Copy what a checkpoint has besides its weights: config, tokenizer, settings, texts."""
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in _KEPT and path.name != INDEX:
+            shutil.copyfile(path, target / path.name)
+
+
+def load(path: Path) -> Any:
+    """What a file of torch holds: tensors, numbers and strings in dictionaries and lists.
+
+    Nothing in the file is executed. Raises ValueError for a damaged file, and for one that holds other objects.
+    """
+    import torch  # takes a second: only here
+
+    try:
+        with warnings.catch_warnings():
+            # what torch warns about is refused, or read well
+            warnings.simplefilter("ignore")
+            # the format before torch 1.6 is no zip file and cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        # a truncated zip file is an invalid argument to torch; other errors of the system are not the file's
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is damaged, or holds more than tensors, and is not read: {reason}") from None
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A dictionary of torch's tensors. Raises ValueError as `load`, and for a file that holds something else."""
+    import torch
+
+    read = load(path)
+    if not isinstance(read, dict) or not all(isinstance(value, torch.Tensor) for value in read.values()):
+        raise ValueError(f"{path} is not a checkpoint: a dictionary of tensors is expected")
+    return dict(read)
 
 
 def _read_all(paths: Sequence[Path]) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for path in paths:
-        read = _read(path)
+        read = load_tensors(path)
         if twice := sorted(tensors.keys() & read.keys()):
             raise ValueError(f"{path}: {twice[0]} is stored a second time; another file of {path.parent} has it too")
         tensors |= read
     return tensors
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import torch  # takes a second: only here
-
-    try:  # the format before torch 1.6 is no zip file and cannot be mapped
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns about is refused, or read well
-            read = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} is damaged, or holds more than tensors, and is not read: {reason}") from None
-    if not isinstance(read, dict) or not all(isinstance(value, torch.Tensor) for value in read.values()):
-        raise ValueError(f"{path} is not a checkpoint: a dictionary of tensors is expected")
-    return dict(read)
 
 
 def _write(tensors: dict[str, Any], path: Path) -> None:

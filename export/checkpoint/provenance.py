@@ -15,7 +15,7 @@ from runtime._json import read_json
 class Known:
     """Published weights."""
 
-    said: str  # in the card and in quality.json
+    description: str  # in the card and in quality.json
     outputs: Path | None  # recorded greedy continuations and log-probabilities, with their sources
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from export.checkpoint.config import Config
+from export.checkpoint.weights import write_weights
 from export.json_file import write_json
 
 SIZES = {
@@ -24,7 +24,6 @@ SIZES = {
     "gpt2-xl": Config(n_layer=48, n_embd=1600, n_head=25),
 }
 DEMO_TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "demo" / "tokenizer.json"
-SHARD_BYTES = 1_000_000_000
 END = "<|endoftext|>"
 
 
@@ -46,7 +45,8 @@ def write(size: str, folder: Path, tokenizer: Path | None = None) -> None:
         shutil.copyfile(source, folder / "tokenizer.json")
     else:
         write_json(folder / "tokenizer.json", stand_in_tokenizer(source, config.vocab_size))
-    _write_shards(config, folder, size)
+    n_tensors = len(config.tensor_shapes())
+    write_weights(tqdm(_tensors(config), total=n_tensors, desc=f"random {size}", unit="tensor"), folder)
 
 
 def stand_in_tokenizer(source: Path, vocab_size: int) -> dict[str, Any]:
@@ -64,29 +64,6 @@ def _config_json(config: Config) -> dict[str, Any]:
     sizes = {key: getattr(config, key) for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **ends}
-
-
-def _write_shards(config: Config, folder: Path, size: str) -> None:
-    """Shards of about 1 GB under an index, as transformers writes them: no more than one is ever in memory."""
-    shard: dict[str, NDArray[np.float32]] = {}
-    index: dict[str, str] = {}
-
-    def flush() -> None:
-        name = f"model-{len(set(index.values())) + 1:05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    n_tensors = len(config.tensor_shapes())
-    for name, tensor in tqdm(_tensors(config), total=n_tensors, desc=f"random {size}", unit="tensor"):
-        shard[f"transformer.{name}"] = tensor
-        if sum(t.nbytes for t in shard.values()) >= SHARD_BYTES:
-            flush()
-    flush()
-    if len(set(index.values())) == 1:
-        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
-    else:
-        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
 def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -1,13 +1,38 @@
-"""Which files hold a checkpoint's weights."""
+"""A checkpoint's weights: which files hold them, how they are read one at a time, and how they are written."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from export.checkpoint.config import Config
+from export.json_file import write_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+INPUT = "wte.weight"
+"""The embeddings, which are the output layer too where config.json ties the two."""
+OUTPUT = "lm_head.weight"
+"""The output layer where it is a matrix of its own."""
+SHARD_BYTES = 1_000_000_000
+"""How large a file of weights becomes: no more than so much of them is ever in memory."""
+_ROWS = 4096  # of a matrix, compared at a time
+# stored by older versions of transformers, or for other tasks, and no part of the language model
+_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
+_FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
     "\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained('DIR')\"; "
@@ -56,3 +81,121 @@ def shard_names(index: Path) -> list[str]:
     if outside or not names:
         raise ValueError(f"{index} is not an index of files with weights: it names {', '.join(outside) or 'none'}")
     return names
+
+
+class Tensors:
+    """The weights in a checkpoint's safetensors files, memory-mapped: one is in memory only while it is used."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        """Check names, shapes and files against the config; no weight is read.
+
+        Raises FileNotFoundError for missing weights, ValueError naming file and tensor for wrong ones.
+        """
+        self._files: dict[str, tuple[Path, str]] = {}  # our name -> file, name in the file
+        self._shapes = config.tensor_shapes()
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in weight_files(folder):
+            with _opened(path) as handle:
+                for name in handle.keys():  # noqa: SIM118  not a dict
+                    plain, part = name.removeprefix("transformer."), handle.get_slice(name)
+                    self._check_entry(plain, path, name, part.get_dtype())
+                    self._files[plain] = path, name
+                    shapes[plain] = tuple(part.get_shape())
+        if config.tie_word_embeddings and INPUT not in shapes and OUTPUT in shapes:
+            # the two are one matrix, stored under the name that the writer chose
+            self._files[INPUT], shapes[INPUT] = self._files.pop(OUTPUT), shapes.pop(OUTPUT)
+        self._check(folder, shapes, tied=config.tie_word_embeddings)
+
+    def _check_entry(self, plain: str, path: Path, name: str, dtype: str) -> None:
+        if plain in self._files:
+            raise ValueError(f"{path}: {name} is stored a second time, after {' '.join(map(str, self._files[plain]))}")
+        if plain in self._shapes and dtype not in _FLOATS:
+            raise ValueError(f"{path}: {name} is {dtype}; weights must be floating point ({', '.join(_FLOATS)})")
+
+    def _check(self, folder: Path, found: dict[str, tuple[int, ...]], *, tied: bool) -> None:
+        for name, shape in self._shapes.items():
+            if name not in found:
+                raise ValueError(f"{folder}: the weights have no tensor {name!r}, which config.json asks for")
+            if found[name] != shape:
+                path, stored = self._files[name]
+                raise ValueError(f"{path}: {stored} is {list(found[name])}, but config.json makes it {list(shape)}")
+        ignored = {OUTPUT} if tied else set[str]()
+        unknown = [n for n in found if n not in self._shapes and n not in ignored and not _UNUSED.fullmatch(n)]
+        if unknown:
+            listed = ", ".join(sorted(unknown)[:5])
+            raise ValueError(f"{folder}: tensors that are no part of GPT-2 would be lost: {listed}")
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """The tensor as fp32, whatever it is stored as. Raises ValueError if it holds NaN or infinity."""
+        path, stored = self._files[name]
+        with _opened(path) as handle, np.errstate(over="ignore"):  # float64 beyond fp32 becomes infinity
+            array: NDArray[np.float32] = handle.get_tensor(stored).astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {stored} holds NaN or infinity; the checkpoint is damaged")
+        return array
+
+    def left_out(self) -> str | None:
+        """What of the checkpoint the model does without, in words: an output layer that config.json ties away."""
+        if OUTPUT in self._shapes or OUTPUT not in self._files:
+            return None
+        pairs = itertools.zip_longest(self._rows(OUTPUT), self._rows(INPUT))
+        if all(np.array_equal(own, tied) for own, tied in pairs):
+            return None
+        path, stored = self._files[OUTPUT]
+        return (
+            f"{path}: {stored} is left out, as transformers leaves it out: it differs from the embeddings, which "
+            'config.json makes the output layer. If the model was trained with it, set "tie_word_embeddings": false'
+        )
+
+    def _rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """A matrix as it is stored, some rows at a time."""
+        path, stored = self._files[name]
+        with _opened(path) as handle:
+            part = handle.get_slice(stored)
+            n = part.get_shape()[0]
+            for begin in range(0, n, _ROWS):
+                yield part[begin : min(begin + _ROWS, n)]
+
+    @property
+    def embedding_factor(self) -> None:
+        """None: a looked-up row of `wte.weight` stays as it is."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all weights as fp32."""
+        return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+
+def write_weights(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path) -> None:
+    """Write safetensors as transformers does: one file, or shards of about `SHARD_BYTES` under an index.
+
+    tensors: by our names, such as `h.0.attn.c_attn.weight`. One shard at a time is in memory.
+    """
+    shard: dict[str, NDArray[Any]] = {}
+    index: dict[str, str] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(index.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, tensor in tensors:
+        shard[name if name == OUTPUT else f"transformer.{name}"] = np.ascontiguousarray(tensor)
+        if sum(one.nbytes for one in shard.values()) >= SHARD_BYTES:
+            flush()
+    if shard:
+        flush()
+    if len(set(index.values())) == 1:
+        (folder / "model-00001.safetensors").rename(folder / SINGLE)
+    else:
+        write_json(folder / INDEX, {"metadata": {}, "weight_map": index})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="np") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None

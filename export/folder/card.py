@@ -19,6 +19,7 @@ _PLACES = (
     "--eval-text",
     "--calibration-text",
     "--tokenizer",
+    "--adapter",
 )  # options that name one of this machine
 _CARD = """\
 ---
@@ -139,9 +140,13 @@ def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
 def _source(checkpoint: Checkpoint) -> str:
     if checkpoint.is_random:
         return f"`{checkpoint.source}`: seeded noise of that size, which writes no sense"
+    source = f"a {checkpoint.kind} on disk, `{checkpoint.name}`"
     if checkpoint.commit:
-        return f"`{checkpoint.source}` on the Hugging Face hub, commit {checkpoint.commit}"
-    return f"a checkpoint on disk, `{checkpoint.name}`"
+        source = f"`{checkpoint.source}` on the Hugging Face hub, commit {checkpoint.commit}"
+    if checkpoint.adapters:
+        names = ", ".join(f"`{name}`" for name in checkpoint.adapters)
+        source += f", with the LoRA adapter{'s' if len(checkpoint.adapters) > 1 else ''} {names} merged into it"
+    return source
 
 
 def _without_places(command: str, checkpoint: Checkpoint) -> str:
@@ -155,12 +160,16 @@ def _shorten(words: list[str], source: str | None) -> Iterator[str]:
     for word in words:
         option, equals, value = word.partition("=")
         if before in _PLACES or word == source:
-            yield model_name(word)
+            yield _last_part(word)
         elif equals and option in _PLACES:
-            yield f"{option}={model_name(value)}"
+            yield f"{option}={_last_part(value)}"
         else:
             yield word
         before = word
+
+
+def _last_part(path: str) -> str:
+    return Path(path).name if Path(path).is_file() else model_name(path)
 
 
 def _size(file: Path) -> str:

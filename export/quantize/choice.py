@@ -37,15 +37,15 @@ CANDIDATES = (
     Candidate("peak 0.5", 0.5, is_peak=True),
     Candidate("peak 0.75", 0.75, is_peak=True),
 )
-# What is done unless the error of another candidate is at most this part of it: the errors of a sample are noisy. int4
-# wants no scales where there are no outliers, since its blocks have scales of their own. There the trial also does not
-# know that the weights will compensate for one another's errors.
+# The candidate that is taken unless the error of another one is at most this part of its own: errors of a sample are
+# noisy. int4 prefers no scales, since its blocks have scales of their own; and its trial overestimates the error, since
+# GPTQ compensates for it afterwards.
 PREFERRED = {"int8": ("scale 0.5", 0.9), "int4": ("shift", 0.6)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What was chosen for one product."""
+    """How one product is equalized, and its errors."""
 
     candidate: str
     equalization: Equalization

@@ -1,6 +1,7 @@
-"""Rounding to 4 bits in which the weights that follow make up for each one's error: GPTQ, Frantar et al. 2022.
+"""GPTQ, Frantar et al. 2022 (arXiv 2210.17323): rounding to 4 bits that minimizes the error of the product.
 
-What counts is not how near each weight stays, but how near the product does, over inputs as the model has them.
+After a weight is rounded, the weights that are not rounded yet are changed to compensate for its error, over the
+inputs that the model has on the calibration text.
 """
 
 from __future__ import annotations
@@ -12,35 +13,43 @@ from export.quantize.int4_blocks import Rounded, search, to_levels
 from export.quantize.precision import Floats
 
 Doubles = NDArray[np.float64]
-DAMPING = 0.01  # of the mean second moment, added to each, as in the paper
+DAMPING = 0.01
+"""This part of the mean of the diagonal is added to the diagonal of the moments, as in the paper."""
 
 
 def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded:
-    """Round [n_out, n_in]; moments: [n_in, n_in], the mean of x x^T over the inputs x that it is multiplied with.
+    """Round a matrix [n_out, n_in] to 4 bits in blocks of `block_size` weights.
 
-    The moments are overwritten: they may be the largest array there is.
+    moments: [n_in, n_in], the mean of x x^T over the inputs x of the product. They are overwritten: a copy would be
+    the largest array of the build.
     """
-    makes_up = _make_up(moments)
-    rest = np.array(matrix.T, np.float32, order="C")  # [n_in, n_out]: what is left to round, errors made up for
-    values, scales, zeros = np.empty(rest.shape, np.uint8), [], []
+    factor = _inverse_factor(moments)
+    # the weights, with the errors of those already rounded compensated
+    rest = np.array(matrix.T, np.float32, order="C")  # [n_in, n_out]
+    values = np.empty(rest.shape, np.uint8)
+    scales = []
+    zeros = []
     for start in range(0, len(rest), block_size):
         end = start + block_size
         scale, zero = search(np.ascontiguousarray(rest[start:end].T))
         errors = np.empty_like(rest[start:end])
         for i in range(start, end):
-            values[i] = levels = to_levels(rest[i], scale, zero)
-            errors[i - start] = (rest[i] - (levels - zero) * scale) / makes_up[i, i]
-            rest[i + 1 : end] -= np.outer(makes_up[i, i + 1 : end], errors[i - start])
-        rest[end:] -= makes_up[start:end, end:].T @ errors
+            levels = to_levels(rest[i], scale, zero)
+            values[i] = levels
+            errors[i - start] = (rest[i] - (levels - zero) * scale) / factor[i, i]
+            rest[i + 1 : end] -= np.outer(factor[i, i + 1 : end], errors[i - start])
+        rest[end:] -= factor[start:end, end:].T @ errors
         scales.append(scale)
         zeros.append(zero)
     return np.ascontiguousarray(values.T), np.stack(scales, 1), np.stack(zeros, 1)
 
 
-def _make_up(moments: Doubles) -> Floats:
-    """[n_in, n_in], upper: row i says what an error in weight i costs, and how those after it make up for it.
+def _inverse_factor(moments: Doubles) -> Floats:
+    """The upper Cholesky factor of the inverse of the damped moments, [n_in, n_in].
 
-    The Cholesky factor of the inverse.
+    Row i holds the cost of an error in weight i, and how the weights after it compensate for it.
     """
-    moments[np.diag_indices_from(moments)] += DAMPING * (moments.trace() / len(moments) or 1)  # 1: all inputs are 0
+    # 1 where all inputs are 0
+    mean = moments.trace() / len(moments) or 1
+    moments[np.diag_indices_from(moments)] += DAMPING * mean
     return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T, np.float32)

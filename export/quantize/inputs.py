@@ -1,4 +1,4 @@
-"""What the model's products read while the model reads the calibration text, one layer in memory at a time."""
+"""Statistics of the inputs of every product over the calibration text, with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from export.quantize.texts import Ids
 from runtime.hardware.threads import usable_threads
 
 Doubles = NDArray[np.float64]
-SAMPLE_ROWS = 384  # of inputs kept as they are, to try kernels on
-# GPT-2's first position is unlike the others, and all others attend to it: its share of the error, however few it is
+SAMPLE_ROWS = 384
+"""How many inputs of a product are kept as they are, to try kernels on."""
+# The first position is unlike the others, and all others attend to it: it gets this share of the error, although it
+# is one of many.
 FIRST_SHARE = 0.25
 DAMAGED = (
     "{name}: while the model reads the calibration text, what this product reads passes fp32; the weights are damaged, "
@@ -102,7 +104,7 @@ class LayerInputs:
         ]
 
     def run(self, layer: int) -> dict[str, Inputs]:
-        """What each product of the next layer reads, by the product's name. Raises ValueError where fp32 overflows."""
+        """The inputs of each product of the next layer, by its name. Raises ValueError where fp32 overflows."""
         folder = self._work / "layer"
         folder.mkdir()
         names = build_layer(self._config, self._tensors, layer, folder)
@@ -118,7 +120,7 @@ class LayerInputs:
         return {name: found.finish(name) for name, found in sums.items()}
 
     def output(self, name: str) -> Inputs:
-        """What the output layer reads after the last layer. Raises ValueError where fp32 overflows."""
+        """The inputs of the output layer, after the last layer. Raises ValueError where fp32 overflows."""
         gain, bias = self._tensors["ln_f.weight"], self._tensors["ln_f.bias"]
         n_texts, length, n_embd = self._hidden.shape
         found = _Sums(n_embd, n_texts * length, moments=False)

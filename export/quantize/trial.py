@@ -1,4 +1,4 @@
-"""How much one product loses, tried with the very nodes that the model will have."""
+"""The error of one quantized product, measured with the same ONNX nodes that the model will have."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from export.quantize.precision import Arrays, Floats, Linear, Precision
 from runtime.graph.data import Graph, Value
 
 COLUMNS = 256
-"""How many columns of a product are tried: each is rounded by itself, so some from all over tell enough."""
+"""How many columns of a product are tried. Columns are rounded independently, so a sample is enough."""
 
 
 def some_columns(n_out: int) -> slice:
-    """At most `COLUMNS` columns from all over."""
+    """At most `COLUMNS` columns, evenly spaced."""
     return slice(None, None, -(-n_out // COLUMNS))
 
 
 def relative_error(found: Floats, expected: Doubles, weights: Doubles) -> float:
-    """Squared error over all columns, relative to what they vary; [n, n_out] both, `weights` [n] of the rows."""
+    """Squared error over all columns, divided by their variance: [n, n_out] both, `weights` [n] of the rows."""
     errors = np.square(found - expected).sum(1)
     variance = expected.var(0).sum()
     return float(errors @ weights / (variance or 1.0))
 
 
 def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
-    """x [n, n_in] -> [n, n_out], without the bias."""
+    """The quantized product without its bias: x [n, n_in] -> [n, n_out]."""
     graph = Graph()
     sizes = (linear.weight.shape[0], linear.weight.shape[1])
     out, _ = precision.kernel_of("product").linear(graph, "x", "product", sizes, linear.floor)
@@ -35,7 +35,7 @@ def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
 
 
 def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
-    """x [n, n_embd] times a matrix [n_vocab, n_embd] transposed -> [n, n_vocab]."""
+    """The quantized output layer: x [n, n_embd], matrix [n_vocab, n_embd] -> [n, n_vocab]."""
     graph = Graph()
     sizes = (matrix.shape[0], matrix.shape[1])
     kernel = precision.kernel_of("wte")
@@ -45,7 +45,7 @@ def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
 
 
 def _run(graph: Graph, arrays: Arrays, out: str, x: Floats, n_out: int) -> Floats:
-    """Run a graph of x [1, n, n_in] alone."""
+    """Run a graph whose only input is x; returns [n, n_out]."""
     graph.inputs.append(Value("x", "float32", (1, "n", x.shape[-1])))
     graph.outputs.append(Value(out, "float32", (1, "n", n_out)))
     # a copy in another shape is only for the lookup

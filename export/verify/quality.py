@@ -74,7 +74,7 @@ class Quality:
                 "published. Its weights are damaged, or too large for fp32 arithmetic"
             )
 
-    def said(self, bounds: Bounds) -> str:
+    def summary(self, bounds: Bounds) -> str:
         """The measured loss beside its bounds."""
         return (
             f"KL divergence {self.mean_kl:.4f} (at most {bounds.mean_kl}), at 99 of 100 positions {self.p99_kl:.3f} "

@@ -161,7 +161,7 @@ def test_a_model_that_loses_too_much_with_every_kernel_is_refused(
     assert json.loads((output / "quality.json").read_text(encoding="utf-8"))["loss_percent"] == 0.6
 
 
-def test_without_calibration_all_products_climb_together(
+def test_without_calibration_all_products_are_upgraded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lossy(monkeypatch, [0.6, 0.4])

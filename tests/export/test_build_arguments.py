@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from export import arguments, build
 from export.checkpoint.random_weights import SIZES
 from export.verify.quality import BOUNDS, Bounds
-from tests.support.building import make_link, run_build, run_here
+from tests.support.building import REPOSITORY, make_link, run_build, run_here
 
 
 @pytest.mark.parametrize(
@@ -142,3 +143,17 @@ def test_blocks_that_do_not_fit_say_which_do() -> None:
         arguments.parse(["gpt2", "--kernel", "block"]).check_widths([96])
     with pytest.raises(ValueError, match="--kernel dense or --precision fp32 does"):
         arguments.parse(["gpt2", "--precision", "int4"]).check_widths([80])
+
+
+def test_commands_in_the_documentation_are_right() -> None:
+    lines = (REPOSITORY / "docs" / "checkpoints.md").read_text(encoding="utf-8").splitlines()
+    commands = [line for line in lines if line.startswith("python export/build.py")]
+    assert len(commands) > 8
+    for command in commands:
+        arguments.parse(shlex.split(command)[2:])
+
+
+def test_an_adapter_does_not_go_with_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(monkeypatch, "random:gpt2", "--adapter", "a") == 2
+    assert "--adapter goes with the model it was trained on" in capsys.readouterr().err
+    assert arguments.parse(["gpt2", "--adapter", "a", "--adapter", "b"]).adapter == [Path("a"), Path("b")]

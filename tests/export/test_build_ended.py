@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from export import build, needs
+from export import build, needs, pipeline
 from export.checkpoint import random_weights as random_checkpoint
 from export.folder import folder
 from tests.support.building import (
@@ -126,7 +126,7 @@ def test_a_full_disk_at_any_step(
 ) -> None:
     monkeypatch.setattr(needs, "free_disk", lambda _output: 10**15)  # else the build refuses before it begins
     monkeypatch.setitem(random_checkpoint.SIZES, "tiny", TINY)
-    monkeypatch.setattr(build, "EVALUATION_TEXT", tmp_path / "evaluation.txt")
+    monkeypatch.setattr(pipeline, "EVALUATION_TEXT", tmp_path / "evaluation.txt")
     (tmp_path / "evaluation.txt").write_text(TEXT[:300], encoding="utf-8")
     byte_tokenizer(TINY.vocab_size).save(str(tmp_path / "tokenizer.json"))
     output = small_disk(2000) / "model"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from export import arguments, build, needs
+from export.checkpoint.config import Config
 from export.checkpoint.random_weights import SIZES
 from export.needs import Needs, estimate
 from tests.support.building import QUICK, REPOSITORY, error_line, run_build, run_here, write_tiny
@@ -89,7 +90,7 @@ def test_the_estimate_of_the_model_is_its_size(demo_int8_folder: Path) -> None:
     sizes = {key: raw[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     options = arguments.parse(["x/demo"])
     size = (demo_int8_folder / "model.onnx_data").stat().st_size
-    assert needs.model_bytes(build.Config(**sizes), options) == pytest.approx(size, rel=0.03)
+    assert needs.model_bytes(Config(**sizes), options) == pytest.approx(size, rel=0.03)
 
 
 CONVERT = """

@@ -154,7 +154,7 @@ def test_an_adapter_is_named(
         (folder / "config.json").write_text("{}", encoding="utf-8")
     line = refused(folder, monkeypatch, capsys)
     assert "is an adapter of PEFT for owner/base, not a whole model" in line
-    assert f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('DIR')" in line
+    assert f"python export/build.py owner/base --adapter {folder} builds both together" in line
 
 
 def test_a_merged_adapter_is_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -217,7 +217,8 @@ def test_a_repository_without_a_tokenizer_is_refused_before_its_weights(trained:
 
 def test_a_repository_of_an_adapter_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="owner/name is an adapter of PEFT for gpt2"):
+    cure = "owner/name is an adapter of PEFT for gpt2.* hf download owner/name .*build.py gpt2 --adapter DIR builds"
+    with pytest.raises(ValueError, match=cure):
         collect(tmp_path)
 
 

@@ -26,10 +26,11 @@ DOWNLOAD = f"""{SMALL_CHUNKS}
 import sys
 from export import build
 from export.checkpoint import hub
+from export.errors import explain
 try:
     print(hub.download(*sys.argv[1:]))
 except (OSError, ValueError) as error:
-    sys.exit(f"error: {{type(error).__name__}}: {{build.explain(error)}}")
+    sys.exit(f"error: {{type(error).__name__}}: {{explain(error)}}")
 """
 BUILD = f"""{SMALL_CHUNKS}
 import sys

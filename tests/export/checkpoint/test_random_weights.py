@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 import runtime
-from export import build
+from export import build, pipeline
 from export.checkpoint import random_weights as random_checkpoint
+from export.checkpoint import weights
 from export.checkpoint.checkpoint import open_checkpoint
 from export.checkpoint.config import Config
 from tests.support.building import END, QUICK, byte_tokenizer, contents
@@ -57,7 +58,7 @@ def test_the_weights_are_drawn_as_gpt2s(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard_bytes", [1_000_000_000, 100_000])
 def test_transformers_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_bytes: int) -> None:
-    monkeypatch.setattr(random_checkpoint, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(weights, "SHARD_BYTES", shard_bytes)
     folder = tmp_path / "small"
     random_checkpoint.write("small", folder)
     model, loading = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
@@ -68,7 +69,7 @@ def test_transformers_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_shards_are_small_and_under_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_checkpoint, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 100_000)
     folder = tmp_path / "small"
     random_checkpoint.write("small", folder)
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
@@ -109,7 +110,7 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
 def test_a_build_says_that_its_figures_mean_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "EVALUATION_TEXT", tmp_path / "short.txt")
+    monkeypatch.setattr(pipeline, "EVALUATION_TEXT", tmp_path / "short.txt")
     (tmp_path / "short.txt").write_text(SPANISH, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     build.main(["random:small", "--no-reference"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from export.quantize.calibration import Calibration
 from export.quantize.kernels import BETTER, better_kernels
-from export.verify.ladder import climb, climb_together
+from export.verify.upgrades import upgrade_all, upgrade_worst
 
 KERNELS = ["dense", *BETTER]
 
@@ -25,55 +25,55 @@ def found(*errors: float, kernels: Sequence[str] = KERNELS) -> Calibration:
 
 
 def test_the_worst_product_alone_is_upgraded_where_that_is_enough() -> None:
-    assert climb(found(1.0, 0.01, 0.01), {}, 1.2) == {"a": "block 64"}
-    assert climb(found(0.01, 1.0, 0.01), {}, 3.0) == {"b": "fp32"}
+    assert upgrade_worst(found(1.0, 0.01, 0.01), {}, 1.2) == {"a": "block 64"}
+    assert upgrade_worst(found(0.01, 1.0, 0.01), {}, 3.0) == {"b": "fp32"}
 
 
 def test_something_is_upgraded_however_little_is_too_much() -> None:
-    assert climb(found(1.0, 0.9), {}, 1e-6) == {"a": "block 64"}
+    assert upgrade_worst(found(1.0, 0.9), {}, 1e-6) == {"a": "block 64"}
 
 
 def test_what_was_upgraded_stays_and_goes_on() -> None:
-    assert climb(found(1.0, 0.01), {"a": "block 64"}, 1.01) == {"a": "block 32"}
-    assert climb(found(1.0, 0.4), {"a": "fp32"}, 1.01) == {"a": "fp32", "b": "block 64"}
+    assert upgrade_worst(found(1.0, 0.01), {"a": "block 64"}, 1.01) == {"a": "block 32"}
+    assert upgrade_worst(found(1.0, 0.4), {"a": "fp32"}, 1.01) == {"a": "fp32", "b": "block 64"}
 
 
-def test_at_the_end_of_the_ladder_nothing_changes() -> None:
+def test_with_the_most_exact_kernels_nothing_changes() -> None:
     top = {"a": "fp32", "b": "fp32"}
-    assert climb(found(1.0, 1.0), top, 10) == top
+    assert upgrade_worst(found(1.0, 1.0), top, 10) == top
 
 
 def test_a_kernel_that_gains_nothing_is_left_out() -> None:
     calibration = Calibration(errors={"a": {"dense": 1.0, "block 64": 0.99, "block 32": 0.3, "fp32": 0.0}})
-    assert climb(calibration, {}, 1.1) == {"a": "block 32"}
+    assert upgrade_worst(calibration, {}, 1.1) == {"a": "block 32"}
 
 
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8), st.floats(1.0, 1e6))
 def test_it_always_ends_at_fp32(errors: list[float], excess: float) -> None:
     calibration, upgraded = found(*errors), dict[str, str]()
     for _ in range(len(errors) * len(KERNELS)):
-        climbed = climb(calibration, upgraded, excess)
-        if climbed == upgraded:
+        upgraded_more = upgrade_worst(calibration, upgraded, excess)
+        if upgraded_more == upgraded:
             break
-        upgraded = climbed
+        upgraded = upgraded_more
     assert set(upgraded.values()) == {"fp32"}
     assert len(upgraded) == len(errors)
 
 
 def test_infinitely_too_much_needs_fp32_everywhere() -> None:
-    assert set(climb(found(1.0, 0.5), {}, math.inf).values()) == {"fp32"}
+    assert set(upgrade_worst(found(1.0, 0.5), {}, math.inf).values()) == {"fp32"}
 
 
-def test_without_calibration_all_climb_together() -> None:
+def test_without_calibration_all_upgrade_all() -> None:
     usual = {"a": "dense", "output": "dense"}
-    first = climb_together(usual, {}, [64])
+    first = upgrade_all(usual, {}, [64])
     assert first == {"a": "block 64", "output": "block 64"}
-    second = climb_together(usual, first, [64])
+    second = upgrade_all(usual, first, [64])
     assert set(second.values()) == {"block 32"}
-    third = climb_together(usual, second, [64])
+    third = upgrade_all(usual, second, [64])
     assert set(third.values()) == {"fp32"}
-    assert climb_together(usual, third, [64]) == third
-    assert climb_together({"a": "int4 32", "output": "block 32"}, {}, [64]) == {"a": "block 64", "output": "fp32"}
+    assert upgrade_all(usual, third, [64]) == third
+    assert upgrade_all({"a": "int4 32", "output": "block 32"}, {}, [64]) == {"a": "block 64", "output": "fp32"}
 
 
 @pytest.mark.parametrize(
