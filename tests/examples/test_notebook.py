@@ -19,12 +19,13 @@ def printed() -> list[str]:
     pytest.importorskip("ipykernel")
     notebook: Any = nbformat.read(PATH, as_version=4)
     resources = {"metadata": {"path": str(PATH.parent)}}
-    nbclient.NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # four builds
 @pytest.mark.filterwarnings("ignore")  # of other projects
 def test_the_notebook_finds_what_it_says(printed: list[str]) -> None:
     (table,) = (text for text in printed if "mean KL" in text)

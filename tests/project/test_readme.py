@@ -148,6 +148,8 @@ def add_models(place: Path, text: str) -> None:
 @pytest.mark.parametrize("command", RUN)
 def test_commands_run(place: Path, command: str) -> None:
     add_models(place, command)
+    if command.startswith("python export/build.py models/demo"):  # as in a fresh clone
+        shutil.rmtree(place / "models" / "demo-int8")
     if re.match("gpt2-edge serve", command):
         process = subprocess.Popen(f"exec {command} --port 0", shell=True, stderr=subprocess.PIPE, text=True)
         assert process.stderr
