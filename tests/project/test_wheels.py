@@ -50,8 +50,8 @@ def test_the_same_bytes_from_another_clone(wheels: list[Path], tmp_path: Path, m
 def test_the_servers_wheel_is_the_server_and_nothing_else(wheels: list[Path]) -> None:
     with zipfile.ZipFile(wheels[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {path.name for path in (REPOSITORY / "runtime" / "server").glob("*.py")}
-    assert names == {f"runtime/server/{name}" for name in modules | PAGE}
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "runtime" / "server").rglob("*.py")}
+    assert names == modules | {f"runtime/server/transport/static/{name}" for name in PAGE}
 
 
 def test_without_its_wheel_the_server_is_named(wheels: list[Path], tmp_path: Path) -> None:
