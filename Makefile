@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials lock licences clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials docs lock licences clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -106,6 +106,10 @@ lock: .venv/dev
 	$(COMPILE) --extra export --extra dev runtime/server/pyproject.toml --output-file locks/dev.txt
 	$(COMPILE) --extra export --constraint locks/dev.txt --output-file locks/export.txt
 	$(COMPILE) --extra export-light --constraint locks/dev.txt --output-file locks/export-light.txt
+
+# the site of docs/ in build/site
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 licences: .venv/dev
 	$(BIN)/python -m tests.licences

@@ -83,8 +83,8 @@ def _report(python: Path, folders: tuple[Path, Path], scratch: Path, path: str) 
     return found
 
 
-def test_readme_says_what_is_tested(report: Report, end: str) -> None:
-    said = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_documents_say_what_is_tested(report: Report, end: str) -> None:
+    said = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
     claims = {name: bounds for name, *bounds in re.findall(r"\b(\w+) (\d[\d.]*\d) to (\d[\d.]*\d)\b", said)}
     for name in oldest():
         low, high = map(Version, claims[name])
