@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -63,8 +64,7 @@ class Model:
         path = _find_graph(folder)
         graph = integrity.verify(path, verify, expect)
         self.config: Config = read_config(folder)
-        if graph is not None:
-            check_graph(graph)
+        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         self._budget = (
             None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
         )
@@ -119,7 +119,7 @@ class Model:
 
     def _make_cache(self, session: Session, capacity: int, rows: int) -> Cache:
         if not self.is_fused:
-            return GrowingCache(session, self.config)
+            return GrowingCache(session, self.config, self._check_pass)
         return InPlaceCache(session, self.config, capacity, rows, needs_even_rows=self.needs_even_rows)
 
     @property
