@@ -6,8 +6,9 @@ constants that the file holds for it. Plain exports are checked by `runtime.grap
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from runtime.errors import ModelFolderError
@@ -28,27 +29,34 @@ from runtime.graph.gpt2 import (
 from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, Kernel
 from runtime.graph.places import check_places
 from runtime.graph.reader import OnnxModel, Tensor
+from runtime.graph.sizes import check_sizes
 
 CURE = "build the model again, or copy the folder again; verify='off' trusts it as it is"
 # what the export stage adds to the description's metadata, and the values that it writes
 _METADATA = {KERNEL_KEY: {"block", "dense", "mixed"}, EVEN_ROWS_KEY: {"0", "1"}}
 
 
-def check_graph(model: OnnxModel) -> None:
+def check_graph(model: OnnxModel) -> Callable[[int], None]:
     """Raise ValueError, naming the file and what differs, for a graph that is not what it should be.
+
+    Returns what is to be asked before a pass over so many ids: it raises ValueError, too. Of a graph of ours every
+    pass is known, and the answer is yes.
 
     >>> from pathlib import Path
     >>> from runtime.graph.reader import read_model
-    >>> check_graph(read_model(Path("models/demo-int8/model.onnx")))
+    >>> check_graph(read_model(Path("models/demo-int8/model.onnx")))(1)
     """
     format_ = model.metadata.get(FORMAT_KEY)
     check_format(model.path, format_)
     architecture = read_architecture(model.path.parent)
     check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
-    if format_ is None:
-        plain.check_plain(model, architecture)
-    else:
+    if format_ is not None:
         _check_described(model, architecture)
+        return lambda _: None
+    plain.check_plain(model, architecture)
+    check_pass = functools.cache(functools.partial(check_sizes, model, architecture))
+    check_pass(1)
+    return check_pass
 
 
 def check_format(path: object, format_: str | None) -> None:

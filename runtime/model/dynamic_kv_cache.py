@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime
@@ -14,7 +14,14 @@ from runtime.model.kv_cache import KeysValues, Logits, check_ids, named_failure,
 class GrowingCache:
     """For a plain optimum export, whose graph returns past and new keys and values in new tensors: one row."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, config: Config) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        config: Config,
+        check_pass: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """`check_pass` raises ValueError for a number of ids that the graph must not be run with."""
+        self._check_pass = check_pass
         self._session, names = session, tensor_names(config)
         self._n_vocab = config.vocab_size
         empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty((1, config.n_head, 0, config.head_dim), np.float32))
@@ -27,6 +34,7 @@ class GrowingCache:
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
         """See `Cache.extend`; the only row is 0."""
         check_ids(ids, self._n_vocab)
+        self._check_pass(len(ids))
         begin, end = self.lengths[row], self.lengths[row] + len(ids)
         arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
         if self._takes_positions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -85,13 +85,13 @@ class Model:
         prepack: bool,
     ) -> ModelFolder:
         """Check and open everything that decoding needs; all of it is read by way of `files`."""
-        graph = _find_graph(files)
-        path = files.place / graph
-        self._verified = integrity.verify(files, graph, how, expect)
+        name = _find_graph(files)
+        path = files.place / name
+        self._verified = integrity.verify(files, name, how, expect)
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
-        if self._verified.graph is not None:
-            check_graph(self._verified.graph)
+        graph = self._verified.graph
+        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
         self.tokenizer: Tokenizer = read_tokenizer(
             files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
@@ -201,7 +201,7 @@ class Model:
 
     def _make_cache(self, session: Session, capacity: int, rows: int) -> Cache:
         if not self.is_fused:
-            return GrowingCache(session, self.config)
+            return GrowingCache(session, self.config, self._check_pass)
         return InPlaceCache(session, self.config, capacity, rows, needs_even_rows=self.needs_even_rows)
 
     @property
