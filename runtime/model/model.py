@@ -64,11 +64,11 @@ class Model:
         path = _find_graph(folder)
         graph = integrity.verify(path, verify, expect)
         self.config: Config = read_config(folder)
-        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         self._budget = (
             None if max_memory is None else Budget(folder, self.config, check_count("max_memory", max_memory))
         )
         self.tokenizer: Tokenizer = _open_tokenizer(folder / "tokenizer.json", self.config.vocab_size)
+        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         self._session: Session | None = Session(path, threads, prepack)
         metadata = self._session.metadata
         format_ = metadata.get(FORMAT_KEY)
