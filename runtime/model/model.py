@@ -90,14 +90,14 @@ class Model:
         self._verified = integrity.verify(files, name, how, expect)
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
-        graph = self._verified.graph
-        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
         self.tokenizer: Tokenizer = read_tokenizer(
             files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
         )
         # <|endoftext|> written in a text is text.
         self.tokenizer.encode_special_tokens = True
+        graph = self._verified.graph
+        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         data = [files.descriptor(name) for name in self._verified.data]
         self._session: Session | None = Session(path, threads, prepack, data)
         metadata = self._session.metadata
