@@ -28,6 +28,8 @@ from tests.trials.table import Row, record
 # of one file: a process that takes longer hangs
 SECONDS = 20
 MEMORY = 4 << 30
+# characters of a text that was encoded and decoded again
+LONGEST = 10_000_000
 REFUSED, OPENED, CRASHED, WRONG = "refused", "opened", "crashed or hung", "raised something else"
 N_VOCAB = 400
 TEXTS = [
@@ -241,7 +243,7 @@ def try_file(content: bytes, path: Path) -> str:
             except ValueError as error:
                 assert "\n" not in str(error), f"more than one line: {error!r}"
                 continue
-            assert len("".join(pieces)) < 10_000_000, f"a text of {len(''.join(pieces)):,} characters"
+            assert len("".join(pieces)) < LONGEST, f"a text of {len(''.join(pieces)):,} characters"
     except BaseException as error:
         return f"{WRONG}\t{type(error).__name__}: {' '.join(str(error).split())}"
     return OPENED
