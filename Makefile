@@ -64,6 +64,7 @@ trials: .venv/dev
 	$(BIN)/python -m tests.trials.server
 	$(BIN)/python -m tests.trials.faults
 	$(BIN)/python -m tests.trials.onnx_reading
+	$(BIN)/python -m tests.trials.tokenizer_files
 	$(BIN)/python -m tests.trials.builds
 	$(BIN)/python -m tests.trials.endurance
 	$(BIN)/python -m tests.trials.memory

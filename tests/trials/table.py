@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 PLACE = Path(__file__).resolve().parents[2] / "build" / "trials"
-TRIALS = ("damage", "fuzz", "lengths", "server", "faults", "onnx_reading", "builds", "endurance", "memory")
+TRIALS = (
+    "damage",
+    "fuzz",
+    "lengths",
+    "server",
+    "faults",
+    "onnx_reading",
+    "tokenizer_files",
+    "builds",
+    "endurance",
+    "memory",
+)
 
 
 class Row(NamedTuple):
