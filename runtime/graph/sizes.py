@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.graph.architecture import Architecture
-from runtime.graph.data import Node
+from runtime.graph.data import INT32, INT64, Node
 from runtime.graph.reader import OnnxModel, Tensor
 
 Line = tuple[int, int]
@@ -52,6 +52,12 @@ def check_sizes(model: OnnxModel, architecture: Architecture, n_ids: int) -> Non
 
 def _attribute(node: Node, name: str, default: Any) -> Any:
     return next((one.value for one in node.attributes if one.name == name), default)
+
+
+def _axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} of {rank} dimensions")
+    return axis % rank
 
 
 def _constant(tensor: Tensor) -> Bounds:
@@ -185,12 +191,14 @@ class _Pass:
         """As many outputs as the node has, of the first input's shape."""
         return [Bounds(given[0].dims)] * len(node.outputs)
 
-    def kept(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
-        return [given[0]]
+    def kept(self, node: Node, given: list[Bounds]) -> list[Bounds]:
+        # other types cannot hold every number
+        is_whole = node.operator == "Identity" or _attribute(node, "to", 0) in (INT32, INT64)
+        return [given[0] if is_whole else Bounds(given[0].dims)]
 
     def negative(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
         numbers = given[0].numbers
-        return [Bounds(given[0].dims, None if numbers is None else tuple((-a, -b) for a, b in numbers))]
+        return [Bounds(given[0].dims, None if numbers is None else self.small([(-a, -b) for a, b in numbers]))]
 
     def elementwise(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         dims = self.broadcast(*(one.dims for one in given))
@@ -200,7 +208,13 @@ class _Pass:
             return [Bounds(dims)]
         n = max(len(left), len(right))
         pairs = zip(_along(left, n), _along(right, n), strict=True)
-        return [Bounds(dims, tuple(combine(one, other) for one, other in pairs))]
+        return [Bounds(dims, self.small([combine(one, other) for one, other in pairs]))]
+
+    def small(self, numbers: Sequence[Line]) -> tuple[Line, ...]:
+        """Computed numbers, all far from those at which 32 and 64 bits overflow."""
+        if any(self.high(line) >= UNBOUNDED or self.low(line) <= -UNBOUNDED for line in numbers):
+            raise ValueError("it computes with numbers larger than any size")
+        return tuple(numbers)
 
     def equal(self, one: Line, other: Line) -> Line:
         difference = one[0] - other[0], one[1] - other[1]
@@ -225,7 +239,7 @@ class _Pass:
 
     def gather(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         data, indices = given
-        axis = _attribute(node, "axis", 0) % len(data.dims)
+        axis = _axis(_attribute(node, "axis", 0), len(data.dims))
         numbers = None
         if data.numbers is not None and len(data.dims) == 1 and indices.numbers is not None:
             numbers = tuple(data.numbers[index] for index in _fixed(indices))
@@ -233,7 +247,7 @@ class _Pass:
 
     def concat(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         shapes = [one.dims for one in given]
-        axis = _attribute(node, "axis", 0) % len(shapes[0])
+        axis = _axis(_attribute(node, "axis", 0), len(shapes[0]))
         dims = [
             _sum(same) if index == axis else self.together(same) for index, same in enumerate(zip(*shapes, strict=True))
         ]
@@ -252,7 +266,7 @@ class _Pass:
     def unsqueeze(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         axes = self.axes(node, given) or []
         rank = len(given[0].dims) + len(axes)
-        places = {axis % rank for axis in axes}
+        places = {_axis(axis, rank) for axis in axes}
         old = iter(given[0].dims)
         dims = tuple((1, 0) if index in places else next(old) for index in range(rank))
         return [Bounds(dims, given[0].numbers if rank < 2 else None)]
@@ -262,7 +276,7 @@ class _Pass:
         axes = self.axes(node, given)
         if axes is None:
             axes = [index for index, dim in enumerate(dims) if dim == (1, 0)]
-        places = {axis % len(dims) for axis in axes}
+        places = {_axis(axis, len(dims)) for axis in axes}
         return [Bounds(tuple(dim for index, dim in enumerate(dims) if index not in places), given[0].numbers)]
 
     def reshape(self, node: Node, given: list[Bounds]) -> list[Bounds]:
@@ -272,10 +286,12 @@ class _Pass:
         for index, line in enumerate(_lines(target)):
             if line == (-1, 0):
                 dims.append(None)
-            elif self.low(line) < 0:
-                raise ValueError("a size may be negative")
+            elif line == (0, 0) and copies:
+                dims.append(data.dims[index])
+            elif self.low(line) < int(copies):
+                raise ValueError("a size may be negative, or 0, which stands for the size that is there")
             else:
-                dims.append(data.dims[index] if line == (0, 0) and copies else line)
+                dims.append(line)
         shape = tuple(self.left_over(data.dims, dims) if dim is None else dim for dim in dims)
         return [Bounds(shape, data.numbers if len(shape) < 2 else None)]
 
@@ -295,7 +311,7 @@ class _Pass:
 
     def flatten(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         dims = given[0].dims
-        axis = _attribute(node, "axis", 1) % (len(dims) + 1)
+        axis = _axis(_attribute(node, "axis", 1), len(dims) + 1)
         return [Bounds((self.left_over(dims[:axis], []), self.left_over(dims[axis:], [])))]
 
     def transpose(self, node: Node, given: list[Bounds]) -> list[Bounds]:
@@ -332,7 +348,8 @@ class _Pass:
             raise ValueError("its step is not 1")
         dims = list(data.dims)
         numbers = data.numbers if len(dims) == 1 else None
-        for axis, start, end in zip(axes, starts, ends, strict=True):
+        for written, start, end in zip(axes, starts, ends, strict=True):
+            axis = _axis(written, len(dims))
             begin = self.place(start, dims[axis])
             stop = self.place(end, dims[axis])
             if numbers is not None:
@@ -355,7 +372,7 @@ class _Pass:
 
     def split(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         dims = given[0].dims
-        axis = _attribute(node, "axis", 0) % len(dims)
+        axis = _axis(_attribute(node, "axis", 0), len(dims))
         sizes = _fixed(given[1]) if len(given) > 1 else list(_attribute(node, "split", ()))
         n = len(node.outputs)
         parts = sizes or [-(-_whole(dims[axis]) // n)] * n
@@ -364,7 +381,7 @@ class _Pass:
     def reduce(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         dims = given[0].dims
         axes = self.axes(node, given)
-        places = {axis % len(dims) for axis in (range(len(dims)) if axes is None else axes)}
+        places = {_axis(axis, len(dims)) for axis in (range(len(dims)) if axes is None else axes)}
         if _attribute(node, "keepdims", 1):
             return [Bounds(tuple((1, 0) if index in places else dim for index, dim in enumerate(dims)))]
         return [Bounds(tuple(dim for index, dim in enumerate(dims) if index not in places))]

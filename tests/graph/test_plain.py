@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +107,8 @@ def test_what_is_not_on_the_list_is_refused(
     assert message in refused(model, architecture, nodes=[*model.nodes, odd])
 
 
-@pytest.mark.parametrize("name", ["ConstantOfShape", "Expand", "Range"])
-def test_nodes_that_make_tensors_are_few(model: OnnxModel, architecture: Architecture, name: str) -> None:
-    inputs = {"ConstantOfShape": 1, "Expand": 2, "Range": 3}[name]
-    many = [node(name, *["x"] * inputs)] * 40
-    assert f"nodes {name} for n_layer 6" in refused(model, architecture, nodes=[*model.nodes, *many])
-
-
 def test_nodes_are_not_many_times_those_of_an_export(model: OnnxModel, architecture: Architecture) -> None:
     assert "nodes for n_layer 6" in refused(model, architecture, nodes=model.nodes * 4)
-
-
-Change = Callable[[OnnxModel], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
