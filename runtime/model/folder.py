@@ -6,7 +6,8 @@ keep a load to one state of the folder:
 - On Linux every file is opened relative to one descriptor of the folder, so another folder that takes its name in the
   meantime is not seen. On Windows files that are open cannot be renamed or replaced.
 - The file system's record of every file (device, inode, size, times of change) is taken when the file is opened and
-  compared when the load is complete. A difference starts the load again.
+  compared when the load is complete, and so is that of the folder, which a file that is added changes. A difference
+  starts the load again.
 - Whatever other libraries open, they open by `ModelFolder.place`, between those two moments.
 """
 
@@ -73,13 +74,13 @@ class ModelFolder:
         """Raises FileNotFoundError or NotADirectoryError where there is no folder."""
         self.folder = folder
         self._real = folder.resolve(strict=True)
-        self._at_first = state_of(os.stat(self._real))  # noqa: PTH116  a load waits for it
         self._files: dict[str, int] = {}
         self._states: dict[str, FileState] = {}
         self._contents: dict[str, bytes] = {}
         self._descriptors: list[int] = []
         self._close = weakref.finalize(self, _close_all, self._descriptors)
         self.place = self._open_folder() or self._real
+        self._at_first = state_of(os.stat(self.place))  # noqa: PTH116  a load waits for it
 
     def _open_folder(self) -> Path | None:
         """A path that stays that of this very folder, where the system has one."""
@@ -187,13 +188,14 @@ class ModelFolder:
                 return name
             if not os.path.samestat(now, os.fstat(descriptor)):
                 return name
-        if self.is_pinned:
-            return None
         try:
-            now = os.stat(self._real)  # noqa: PTH116
+            folder = state_of(os.stat(self.place))  # noqa: PTH116
         except OSError:
             return "."
-        return None if state_of(now)[:5] == self._at_first[:5] else "."
+        # A file that was added or removed sets the time of modification, a folder that was renamed that of change.
+        if folder.modified != self._at_first.modified or folder.inode != self._at_first.inode:
+            return "."
+        return None if self.is_pinned or folder.changed == self._at_first.changed else "."
 
     def was_written(self, name: str) -> bool:
         """Whether the content of a file that is open was changed in place since.

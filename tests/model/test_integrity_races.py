@@ -104,6 +104,21 @@ def test_a_file_that_is_written_to_during_a_load_is_checked_again(
         load(folder)
 
 
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_a_file_that_appears_during_a_load_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_pinned: bool
+) -> None:
+    """It is in no checksum, and the check is over."""
+    (folder / "generation_config.json").unlink()
+    list_again(folder)
+    if not is_pinned:
+        unpin(monkeypatch)
+    added = folder / "generation_config.json"
+    before(monkeypatch, "read_config", lambda: added.write_text('{"eos_token_id": 3}', encoding="utf-8"))
+    with pytest.raises(ValueError, match=r"generation_config\.json is not listed"):
+        load(folder)
+
+
 def test_a_file_that_is_put_right_during_a_load_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before(monkeypatch, "read_config", lambda: (folder / "config.json").write_bytes(b"{"))
     before(monkeypatch, "_find_graph", lambda: None)
