@@ -177,8 +177,11 @@ class ModelFolder:
         """Names of the files that are open."""
         return list(self._files)
 
-    def changed_file(self) -> str | None:
-        """The name of a file that was opened and has changed since, or no longer has its name; "." is the folder."""
+    def changed_file(self, *, name_counts: bool = False) -> str | None:
+        """The name of a file that was opened and has changed since, or no longer has its name; "." is the folder.
+
+        name_counts: that the folder was renamed is a change, also where `place` is that of the folder all the same.
+        """
         for name, descriptor in self._files.items():
             if state_of(os.fstat(descriptor)) != self._states[name]:
                 return name
@@ -195,7 +198,8 @@ class ModelFolder:
         # A file that was added or removed sets the time of modification, a folder that was renamed that of change.
         if folder.modified != self._at_first.modified or folder.inode != self._at_first.inode:
             return "."
-        return None if self.is_pinned or folder.changed == self._at_first.changed else "."
+        may_be_renamed = self.is_pinned and not name_counts
+        return None if may_be_renamed or folder.changed == self._at_first.changed else "."
 
     def was_written(self, name: str) -> bool:
         """Whether the content of a file that is open was changed in place since.
@@ -234,6 +238,7 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
     ValueError where the folder changed each time.
     """
     name = "a file"
+    error: Exception | None = None
     for _ in range(_N_TRIES):
         files = ModelFolder(folder)
         try:
@@ -242,7 +247,8 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
         # Libraries raise whatever they like of a file that changes while they read it.
         except Exception as raised:
             error = raised
-        changed = files.changed_file()
+        # onnxruntime asks for the folder's name twice, and raises where the answers differ.
+        changed = files.changed_file(name_counts=error is not None)
         if changed is None and not isinstance(error, FolderChangedError):
             if error is None:
                 return result
@@ -251,7 +257,9 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
         name = changed or name
         files.close()
         time.sleep(_PAUSE)
-    raise FolderChangedError(f"{folder} changes while it is loaded ({name} did last); load it once it is complete")
+    raise FolderChangedError(
+        f"{folder} changes while it is loaded ({name} did last); load it once it is complete"
+    ) from error
 
 
 def _with_own_name(error: Exception, files: ModelFolder) -> Exception:

@@ -84,6 +84,20 @@ def test_a_folder_that_is_exchanged_during_a_load_is_one_of_the_two(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder with open files")
+def test_an_error_that_an_exchange_causes_starts_the_load_again(
+    folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime raises, which compares two answers to what the folder is called."""
+
+    def fail() -> None:
+        exchange(folder, other)
+        raise ValueError("the path escapes its folder")
+
+    before(monkeypatch, "Session", fail)
+    load(folder).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder with open files")
 def test_a_folder_that_is_exchanged_and_put_back_is_noticed(
     folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
