@@ -6,7 +6,8 @@ keep a load to one state of the folder:
 - On Linux every file is opened relative to one descriptor of the folder, so another folder that takes its name in the
   meantime is not seen. On Windows files that are open cannot be renamed or replaced.
 - The file system's record of every file (device, inode, size, times of change) is taken when the file is opened and
-  compared when the load is complete. A difference starts the load again.
+  compared when the load is complete, and so is that of the folder, which a file that is added changes. A difference
+  starts the load again.
 - Whatever other libraries open, they open by `ModelFolder.place`, between those two moments.
 """
 
@@ -75,13 +76,13 @@ class ModelFolder:
         """Raises FileNotFoundError or NotADirectoryError where there is no folder."""
         self.folder = folder
         self._real = folder.resolve(strict=True)
-        self._at_first = state_of(os.stat(self._real))  # noqa: PTH116  a load waits for it
         self._files: dict[str, int] = {}
         self._states: dict[str, FileState] = {}
         self._contents: dict[str, bytes] = {}
         self._descriptors: list[int] = []
         self._close = weakref.finalize(self, _close_all, self._descriptors)
         self.place = self._open_folder() or self._real
+        self._at_first = state_of(os.stat(self.place))  # noqa: PTH116  a load waits for it
 
     def _open_folder(self) -> Path | None:
         """A path that stays that of this very folder, where the system has one."""
@@ -178,8 +179,11 @@ class ModelFolder:
         """Names of the files that are open."""
         return list(self._files)
 
-    def changed_file(self) -> str | None:
-        """The name of a file that was opened and has changed since, or no longer has its name; "." is the folder."""
+    def changed_file(self, *, name_counts: bool = False) -> str | None:
+        """The name of a file that was opened and has changed since, or no longer has its name; "." is the folder.
+
+        name_counts: that the folder was renamed is a change, also where `place` is that of the folder all the same.
+        """
         for name, descriptor in self._files.items():
             if state_of(os.fstat(descriptor)) != self._states[name]:
                 return name
@@ -189,13 +193,15 @@ class ModelFolder:
                 return name
             if not os.path.samestat(now, os.fstat(descriptor)):
                 return name
-        if self.is_pinned:
-            return None
         try:
-            now = os.stat(self._real)  # noqa: PTH116
+            folder = state_of(os.stat(self.place))  # noqa: PTH116
         except OSError:
             return "."
-        return None if state_of(now)[:5] == self._at_first[:5] else "."
+        # A file that was added or removed sets the time of modification, a folder that was renamed that of change.
+        if folder.modified != self._at_first.modified or folder.inode != self._at_first.inode:
+            return "."
+        may_be_renamed = self.is_pinned and not name_counts
+        return None if may_be_renamed or folder.changed == self._at_first.changed else "."
 
     def was_written(self, name: str) -> bool:
         """Whether the content of a file that is open was changed in place since.
@@ -234,6 +240,7 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
     ValueError where the folder changed each time.
     """
     name = "a file"
+    error: Exception | None = None
     for _ in range(_N_TRIES):
         files = ModelFolder(folder)
         try:
@@ -242,7 +249,8 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
         # Libraries raise whatever they like of a file that changes while they read it.
         except Exception as raised:
             error = raised
-        changed = files.changed_file()
+        # onnxruntime asks for the folder's name twice, and raises where the answers differ.
+        changed = files.changed_file(name_counts=error is not None)
         if changed is None and not isinstance(error, FolderChangedError):
             if error is None:
                 return result
@@ -251,7 +259,9 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
         name = changed or name
         files.close()
         time.sleep(_PAUSE)
-    raise FolderChangedError(f"{folder} changes while it is loaded ({name} did last); load it once it is complete")
+    raise FolderChangedError(
+        f"{folder} changes while it is loaded ({name} did last); load it once it is complete"
+    ) from error
 
 
 def _with_own_name(error: Exception, files: ModelFolder) -> Exception:

@@ -84,6 +84,20 @@ def test_a_folder_that_is_exchanged_during_a_load_is_one_of_the_two(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder with open files")
+def test_an_error_that_an_exchange_causes_starts_the_load_again(
+    folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime raises, which compares two answers to what the folder is called."""
+
+    def fail() -> None:
+        exchange(folder, other)
+        raise ValueError("the path escapes its folder")
+
+    before(monkeypatch, "Session", fail)
+    load(folder).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder with open files")
 def test_a_folder_that_is_exchanged_and_put_back_is_noticed(
     folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +115,21 @@ def test_a_file_that_is_written_to_during_a_load_is_checked_again(
 ) -> None:
     before(monkeypatch, "check_interface", lambda: flip(folder / name, keep_time=True))
     with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load(folder)
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_a_file_that_appears_during_a_load_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_pinned: bool
+) -> None:
+    """It is in no checksum, and the check is over."""
+    (folder / "generation_config.json").unlink()
+    list_again(folder)
+    if not is_pinned:
+        unpin(monkeypatch)
+    added = folder / "generation_config.json"
+    before(monkeypatch, "read_config", lambda: added.write_text('{"eos_token_id": 3}', encoding="utf-8"))
+    with pytest.raises(ValueError, match=r"generation_config\.json is not listed"):
         load(folder)
 
 
