@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.generation.dry import Dry
 from runtime.generation.history import Ids, TokenHistory
 from runtime.options import Options
 
@@ -23,8 +24,11 @@ class Penalties:
     the model can see: a call costs no more, however long the text has become.
     """
 
-    def __init__(self, options: Options, eos_ids: Collection[int], n_vocab: int, n_window: int) -> None:
+    def __init__(
+        self, options: Options, eos_ids: Collection[int], n_vocab: int, n_window: int, dry: Dry | None = None
+    ) -> None:
         """Raises ValueError for an id outside the vocabulary."""
+        self._dry = dry
         bias: Mapping[int, float] = options.logit_bias or {}
         _check_ids((*options.suppress_ids, *bias, *options.stop_ids), n_vocab)
         self._n_window = n_window
@@ -44,11 +48,15 @@ class Penalties:
     def changes_nothing(self) -> bool:
         """Whether the logits always stay as they are."""
         of_history = self._repetition != 1 or self._presence or self._frequency or self._ngram_size
-        return not (of_history or self._min_new_tokens or self._biased.size or self._suppressed.size)
+        return not (of_history or self._dry or self._min_new_tokens or self._biased.size or self._suppressed.size)
 
     def new_history(self, n_prompt: int, n_ids: int) -> TokenHistory:
         """For a continuation whose first `n_prompt` ids are the prompt's, and that has at most `n_ids` with them."""
-        return TokenHistory(n_prompt, min(self._n_window, n_ids), finds_repeats=self._ngram_size > 1)
+        return TokenHistory(n_prompt, min(self._n_window, n_ids), finds_repeats=self._finds_repeats)
+
+    @property
+    def _finds_repeats(self) -> bool:
+        return self._ngram_size > 1 or self._dry is not None
 
     # Beyond float32 is infinite: certain, or never.
     @np.errstate(over="ignore")
@@ -58,6 +66,8 @@ class Penalties:
         logits[self._biased] += self._biases
         penalize_repetition(logits, history.counts, self._repetition)
         penalize_counts(logits, history.generated_counts, self._presence, self._frequency)
+        if self._dry:
+            self._dry.penalize(logits, history)
         logits[history.completing(self._ngram_size)] = -np.inf
         if n_new < self._min_new_tokens:
             logits[self._ends] = -np.inf

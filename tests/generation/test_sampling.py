@@ -15,6 +15,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as warpers
 
 from runtime import generate
+from runtime._math import softmax
 from runtime.generation import sampling
 from runtime.generation.sampling import (
     draw,
@@ -23,7 +24,6 @@ from runtime.generation.sampling import (
     keep_top_p,
     keep_typical_p,
     make_sampler,
-    softmax,
     uniform,
 )
 from runtime.model.model import Model

@@ -11,10 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime import complete, generate
+from runtime._math import softmax
+from runtime.generation.batch import Batch
+from runtime.generation.completion import Place
 from runtime.generation.constrained.constraint import Constraint
-from runtime.generation.sampling import softmax, uniform
+from runtime.generation.row import Row
+from runtime.generation.sampling import uniform
 from runtime.model.model import Model
 from runtime.options import Options
+from runtime.tokenization.encode import encode
 
 if os.environ.get("CI") != "true":  # there the extra is installed
     pytest.importorskip("llguidance", reason="needs the extra `constrain`")
@@ -144,3 +149,19 @@ def test_a_token_that_leaves_no_time_is_drawn_again_in_proportion(demo_fp32: Mod
         drawn.append(constraint.choose(constraint.restrict(logits), step, sample))
     assert set(drawn) == {b, c}
     assert abs(drawn.count(b) / 1000 - 0.6) < 0.05
+
+
+def test_a_row_whose_search_was_interrupted_writes_nothing(demo_fp32: Model) -> None:
+    """Also where the prompt is copied from another row, so that no pass asks before the first id."""
+    ids = encode(demo_fp32, "Once upon a time")
+    options = Options(regex="[a-z]{40}", max_new_tokens=40)
+    first = Row(demo_fp32, ids, options, Place())
+    asked = iter([False] * 3)
+    left = Options(regex="[0-9]{40}", max_new_tokens=40, cancel=lambda: next(asked, True))
+    second = Row(demo_fp32, ids, left, Place(0, 1))
+    assert second.interruption.reason == "cancelled"
+    batch = Batch(demo_fp32, 64, 2)
+    batch.join(first)
+    assert first.finish_reason is None
+    batch.join(second)
+    assert (second.completion().ids, second.finish_reason) == ([], "cancelled")
