@@ -154,6 +154,9 @@ def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is
         config = Config(**sizes, **ends, **others)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its metadata is impossible: {error}") from None
+    # a damaged number of layers may be a billion
+    if config.n_layer > len(stored):
+        raise ValueError(f"{path} has {len(stored)} tensors, and its metadata asks for {config.n_layer} layers")
     for name, shape in config.tensor_shapes().items():
         if name not in stored:
             raise ValueError(f"{path} has no tensor for {name}, which its metadata asks for")

@@ -78,12 +78,19 @@ def _read_header(path: Path, eos_token_id: int | None) -> tuple[Config, Any, int
         raise ValueError(f"{path} is damaged or not a checkpoint of llm.c: {error}") from None
     if padded < vocab_size:
         raise ValueError(f"{path} is damaged: a vocabulary of {vocab_size} padded to {padded}")
-    expected = 4 * _N_HEADER + _VERSIONS[version].itemsize * sum(size for _, size in _order(config, padded))
+    expected = 4 * _N_HEADER + _VERSIONS[version].itemsize * _n_elements(config, padded)
     found = path.stat().st_size
     if found != expected:
         problem = "is truncated" if found < expected else "has more than its weights"
         raise ValueError(f"{path} {problem}: it has {found:,} bytes, and its header asks for {expected:,}")
     return config, _VERSIONS[version], padded
+
+
+def _n_elements(config: Config, padded: int) -> int:
+    """Of all weights: computed, since a damaged header may ask for a billion layers."""
+    width = config.n_embd
+    of_a_layer = 12 * width**2 + 13 * width
+    return (padded + config.n_positions + 2) * width + config.n_layer * of_a_layer
 
 
 def _order(config: Config, padded: int) -> list[tuple[str, int]]:

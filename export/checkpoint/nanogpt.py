@@ -49,6 +49,9 @@ def convert(path: Path, target: Path, tokenizer: Path | None) -> Path:
     vocabulary = characters or tokenizer_file.read(tokenizer or target)
     state, arguments = _load(path)
     config = _config(path, arguments, vocabulary)
+    # a damaged number of layers may be a billion
+    if config.n_layer > len(state):
+        raise ValueError(f"{path} has {len(state)} tensors, and its model_args ask for {config.n_layer} layers")
     shapes = config.tensor_shapes()
     has_bias = bool(arguments.get("bias", True))
     _check(path, state, shapes, has_bias=has_bias)
