@@ -21,6 +21,7 @@ from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
 from runtime.options import (
+    OPTIONS,
     TASK_DEFAULT,
     Options,
     Overflow,
@@ -62,7 +63,7 @@ def _explains_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
                 # Only where something is wrong: importing the package stays quick.
                 from runtime.option_names import explain_unknown
 
-                raise TypeError(explain_unknown(name))
+                raise TypeError(explain_unknown(name, OPTIONS))
         return function(*given, **named)
 
     return checked

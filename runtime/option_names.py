@@ -5,10 +5,13 @@ The names of an option stand on the option itself, in `runtime.options`; those o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from runtime._suggestion import suggest
-from runtime.options import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from runtime.options import Option
 
 
 class Parameter(NamedTuple):
@@ -55,14 +58,14 @@ PARAMETERS = (
 )
 
 
-def explain_unknown(name: str) -> str:
-    """What is wrong with a keyword that is no option: the one that was meant, and all there are."""
-    return f"{name!r} is not an option{find_meant(name)}; the options are {', '.join(OPTIONS)}"
+def explain_unknown(name: str, options: Mapping[str, Option]) -> str:
+    """What is wrong with a keyword that is none of the options: the one that was meant, and all there are."""
+    return f"{name!r} is not an option{find_meant(name, options)}; the options are {', '.join(options)}"
 
 
-def find_meant(unknown: str) -> str:
+def find_meant(unknown: str, options: Mapping[str, Option]) -> str:
     """What an unknown keyword may mean: ` (here it is NAME)`, or the option with the closest name, or ""."""
-    for own, option in OPTIONS.items():
+    for own, option in options.items():
         if unknown in _foreign_names(option):
             return f" (here it is {own})"
     for parameter in PARAMETERS:
@@ -71,7 +74,7 @@ def find_meant(unknown: str) -> str:
             return f" here (it is a parameter of {functions})"
         if unknown in _foreign_names(parameter):
             return f" (here it is {parameter.name} of {functions})"
-    return suggest(unknown, OPTIONS)
+    return suggest(unknown, options)
 
 
 def _foreign_names(one: Option | Parameter) -> set[str]:

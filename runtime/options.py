@@ -390,7 +390,7 @@ def make_options(given: Mapping[str, Any]) -> Options:
             # Only where something is wrong: importing the package stays quick.
             from runtime.option_names import explain_unknown
 
-            raise TypeError(explain_unknown(name))
+            raise TypeError(explain_unknown(name, OPTIONS))
     return Options(**given)
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from runtime._suggestion import suggest
-from runtime.options import make_options
+from runtime.options import OPTIONS, make_options
 from runtime.tasks.answers import whole_text
 from runtime.tasks.methods import METHODS, OPTION_NAMES, Method
 
@@ -126,7 +126,7 @@ class Task:
                 # Only where something is wrong: importing the package stays quick.
                 from runtime.option_names import find_meant
 
-                likely = find_meant(unknown[0])
+                likely = find_meant(unknown[0], OPTIONS)
             raise TypeError(
                 f"{unknown[0]!r} is no field of {self.name}{likely}, which has {self._described()}; "
                 f"nor one of the options {', '.join(self.option_names)}"

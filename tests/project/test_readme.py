@@ -220,7 +220,7 @@ def names(rows: list[list[str]]) -> list[str]:
 
 def test_defaults_are_as_they_are_stated() -> None:
     stated = [row[1:] for row in rows_under("docs/python.md", "| | temperature | top_p | new tokens |")]
-    plain, server = Options(), pytest.importorskip("runtime.server.openai.completions", exc_type=ImportError)
+    plain, server = Options(), pytest.importorskip("runtime.server.openai.answer", exc_type=ImportError)
     script = (REPOSITORY / "runtime/server/transport/static/page.js").read_text(encoding="utf-8")
     sliders = dict(re.findall(r'^  \["(\w+)", [\d.]+, [\d.]+, [\d.]+, ([\d.]+),', script, re.MULTILINE))
     assert (plain.temperature, plain.top_p) == (0, 1)
