@@ -182,7 +182,7 @@ def test_a_bomb_that_the_list_allows_is_refused_before_onnxruntime_opens_it(
 
 def test_each_pass_is_asked_for_once(demo_reference_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("runtime.graph.check.check_sizes", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr("runtime.graph.sizes.check_sizes", lambda *given: asked.append(given[-1]))
     with load(demo_reference_folder) as model:
         cache = model.new_cache(32)
         for ids in ([1, 2, 3], [4], [5], [6, 7, 8]):
@@ -197,7 +197,7 @@ def test_a_pass_that_could_take_too_much_does_not_run(
         if n_ids > 1:
             raise ValueError("too large")
 
-    monkeypatch.setattr("runtime.graph.check.check_sizes", check)
+    monkeypatch.setattr("runtime.graph.sizes.check_sizes", check)
     with load(demo_reference_folder) as model:
         cache = model.new_cache(32)
         cache.extend([1])
