@@ -204,10 +204,10 @@ def _check_references(files: ModelFolder, graph: str, checksums: Mapping[str, st
     for location in references.locations:
         if not _is_inside(location):
             raise ValueError(f"{path} has its weights in {location!r}, which is outside the model folder")
-    if checksums is not None:
-        _check_listed(files, references.locations, checksums)
     for location in sorted(references.locations):
         files.open(location, listed=checksums is not None)
+    if checksums is not None:
+        _check_listed(files, references.locations, checksums)
     return tuple(sorted({graph} | references.locations))
 
 

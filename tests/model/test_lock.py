@@ -172,8 +172,9 @@ def test_there_is_no_other_lock_and_no_finalizer_takes_one() -> None:
             if name in {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "finalize", "__del__"}:
                 found.add((path.name, name))
     assert found == {
-        ("lock.py", "RLock"),
-        ("budget.py", "finalize"),  # whose callback adds to a deque
+        ("_lock.py", "RLock"),
+        ("memory.py", "finalize"),  # whose callback adds to a deque
+        ("folder.py", "finalize"),  # whose callback closes files
         ("scheduler.py", "Condition"),
         ("engine.py", "Lock"),  # of asyncio, in one thread
     }
