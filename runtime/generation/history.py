@@ -23,7 +23,7 @@ class TokenHistory:
     >>> history.follow([7, 8, 9, 7, 8])
     >>> history.counts[8], history.generated_counts[8]
     (2, 1)
-    >>> history.completing(3).tolist()  # 7 8 9 would be repeated
+    >>> history.completing(3).tolist()  # 9 would complete 7 8 9 again
     [9]
     """
 

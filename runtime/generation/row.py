@@ -23,10 +23,12 @@ __all__ = ["Logits", "Place", "Row"]
 
 
 class Row:
-    """A continuation, whatever cache and batch it is in. `accept` takes the logits after its last id.
+    """One continuation, independent of the cache and batch it is in. `accept` takes the logits after its last id.
 
-    prompt: as it fits into the context. record: ids, log-probabilities, times. stream: its text.
-    finish_reason: None while it is under way.
+    prompt: the prompt as it fits into the context.
+    record: ids, log-probabilities, times.
+    stream: the text.
+    finish_reason: None while the continuation is under way.
     """
 
     def __init__(

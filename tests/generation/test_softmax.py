@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime import _math
 from runtime._math import likeliest, log_softmax, perplexity, softmax
+from runtime.generation import history, proposers
 
 LOGITS = arrays.arrays(
     np.float32,
@@ -23,9 +25,11 @@ LOGITS = arrays.arrays(
 )
 
 
-def test_the_examples_are_right() -> None:
-    assert doctest.testmod(_math).failed == 0
-    assert doctest.testmod(_math).attempted == 4
+@pytest.mark.parametrize("module", [_math, history, proposers], ids=lambda module: module.__name__)
+def test_the_examples_are_right(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
 
 
 @given(logits=LOGITS)
