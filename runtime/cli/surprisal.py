@@ -135,8 +135,12 @@ def _print_token_tsv(source: Source, one: Surprisal, _other: Surprisal | None, *
         cells = [source.name, index, *token.span, token.text, token.id, token.surprisal, token.rank, token.entropy]
         if has_top:
             likeliest = [[alternative.text, alternative.surprisal] for alternative in token.top]
-            cells.append(json.dumps(likeliest, ensure_ascii=False) if likeliest else None)
+            cells.append(_Json(json.dumps(likeliest, ensure_ascii=False)) if likeliest else None)
         _print_cells(cells)
+
+
+class _Json(str):
+    """JSON on one line, which has no tab or line end of its own."""
 
 
 def _print_cells(cells: Sequence[Any]) -> None:
@@ -149,6 +153,8 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6f}"
+    if isinstance(value, _Json):
+        return value
     text = str(value).replace("\\", "\\\\")
     return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 

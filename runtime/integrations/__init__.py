@@ -1,1 +1,1 @@
-"""Other tools' interfaces: lm-evaluation-harness, Dask."""
+"""Interfaces of other tools: lm-evaluation-harness, Dask."""

@@ -1,7 +1,8 @@
-"""Score or complete more texts than one machine should: partitions on a Dask cluster, results in order.
+"""Score or complete large numbers of texts on a Dask cluster, in partitions, with the results in order.
 
-Every worker needs gpt2-edge and the model folder, at the same path. A worker loads the model once and keeps it. Dask
-runs again what a lost worker was doing, and after several losses of one partition raises its `KilledWorker`.
+Every worker needs gpt2-edge and the model folder, at the same path. A worker loads the model once and keeps it. When a
+worker is lost, Dask runs its partitions again on another one; after several losses of the same partition it raises its
+`KilledWorker`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from runtime._lock import Lock
 from runtime.model.resolve import check_path
 
 Result = TypeVar("Result")
-PARTITION_SIZE = 64  # texts that a worker takes at a time, and loses at most
-AHEAD = 2  # partitions for each thread of the cluster: one runs while the next waits beside it
+# Texts that a worker takes at a time, and that are scored again at most when it is lost.
+PARTITION_SIZE = 64
+# Partitions for each thread of the cluster: one runs while the next waits beside it.
+AHEAD = 2
 _opening = Lock()
 
 
 class Client(Protocol):
-    """What is used of `dask.distributed.Client`."""
+    """The part of `dask.distributed.Client` that is used here."""
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, pure: bool) -> Any:
-        """A future of work on a worker."""
+        """Run work on a worker; returns its future."""
 
     def nthreads(self) -> Mapping[str, int]:
-        """Of each worker, by address."""
+        """The number of threads of each worker, by its address."""
 
     def cancel(self, futures: list[Any]) -> object:
-        """Do not begin these."""
+        """Do not begin the work of these futures."""
 
 
 def score_texts(
@@ -47,9 +50,9 @@ def score_texts(
     threads: int = 1,
     partition_size: int = PARTITION_SIZE,
 ) -> Iterator[Score]:
-    """What `runtime.score_text` finds of each text, in order, as it comes.
+    """The score of each text by `runtime.score_text`, in order, as results come.
 
-    texts: read as they are needed, so a generator over any number of files does.
+    texts: read as they are needed, so a generator over any number of files may be given.
     client: a `dask.distributed.Client` of a cluster whose workers are processes of one thread each.
     model: the path of the model folder, on every machine.
     threads: for the products within a pass, in each worker.
@@ -69,9 +72,9 @@ def complete_texts(
     partition_size: int = PARTITION_SIZE,
     **options: Any,
 ) -> Iterator[Completion]:
-    """What `runtime.complete` finds for each prompt, in order, as it comes: `n` completions for each.
+    """The completions of each prompt by `runtime.complete`, in order, as results come: `n` for each.
 
-    Takes what `score_texts` does and the options of `runtime.complete`; `seed` is one for all prompts.
+    Takes the arguments of `score_texts` and the options of `runtime.complete`; `seed` is one number for all prompts.
     Raises what `runtime.complete` raises, with a note that says which prompts it was about.
     """
     if not isinstance(options.get("seed"), int | None):
@@ -85,7 +88,7 @@ def complete_texts(
 def _in_order(
     client: Client, work: Callable[[list[str]], list[Result]], texts: Iterable[str], size: int
 ) -> Iterator[tuple[int, list[Result]]]:
-    """Index of the first text and the results of each partition, a few of which are under way at a time."""
+    """Index of the first text and results of each partition, in order; a few partitions are under way at a time."""
     waiting: deque[tuple[int, Any]] = deque()
     try:
         for begin, partition in _partitions(texts, check_count("partition_size", size)):
@@ -131,7 +134,7 @@ def _complete(model: str, threads: int, options: dict[str, Any], prompts: list[s
 
 
 def _open(model: str, threads: int) -> Model:
-    """The worker's own Model; a worker of several threads has one for all."""
+    """The worker's own Model, which all of its threads share."""
     with _opening:
         return _load_once(model, threads)
 

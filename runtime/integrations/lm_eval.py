@@ -1,9 +1,8 @@
-"""lm-evaluation-harness on a model folder.
+"""A model folder as a model of lm-evaluation-harness.
 
-`python -m runtime.integrations.lm_eval --model gpt2-edge ...`, and otherwise as `lm_eval`.
-
-lm_eval knows a model of other people's only once its module is imported: this one is also a command for that reason.
-From Python, import it and call `lm_eval.simple_evaluate(model="gpt2-edge", ...)`.
+`python -m runtime.integrations.lm_eval --model gpt2-edge ...` takes the arguments of the command `lm_eval`. It is a
+command of its own because lm_eval knows a model of another package only once its module is imported. From Python,
+import this module and call `lm_eval.simple_evaluate(model="gpt2-edge", ...)`.
 """
 
 from __future__ import annotations
@@ -22,23 +21,27 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"{error.name} is not installed; pip install 'gpt2-edge[eval]' brings it") from None
 
-from runtime import complete, load, score
+from runtime import complete, load
 from runtime._checks import check_count
 from runtime.diagnostics.info import describe
 from runtime.generation.loop import BATCH_SIZE
 from runtime.options import MAX_SEED
 from runtime.scoring.perplexity import measure_rolling
+from runtime.scoring.scoring import encode_pair, fit_pair, score_pairs
 
-LogLikelihood = tuple[float, bool]  # of the whole continuation, and whether greedy decoding would write it
+# The log-probability of a continuation, and whether greedy decoding would write it.
+LogLikelihood = tuple[float, bool]
+# Requests that are scored together, or a few more, so that no context is cut apart.
+REQUESTS_TOGETHER = 128
 
 
 @register_model("gpt2-edge")
 class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
     """A model folder, for lm_eval's tasks.
 
-    Context and continuation are cut into ids as lm_eval's `hf` model does, but for `<|endoftext|>` written in a
-    text, which is text here, and for what a tokenizer puts around a text (for GPT-2 nothing), which is there as with
-    `add_bos_token=True`. What is too long loses its beginning, as there.
+    Context and continuation are cut into ids as in lm_eval's `hf` model, with two exceptions: `<|endoftext|>` written
+    in a text is text here, and special tokens that a tokenizer adds to a text (GPT-2's adds none) are added as with
+    `add_bos_token=True`. A request that is too long loses its beginning, as in `hf`.
     """
 
     def __init__(
@@ -52,9 +55,8 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         """What `--model_args` holds; `--batch_size` arrives here too.
 
         pretrained, threads: as `runtime.load` takes them.
-        batch_size: rows that generate together; "auto" is 16. Scoring takes no notice: a document's options share
-            the pass over their context instead.
-        device: whatever lm_eval says (cuda:0, unless told otherwise), the model runs on the CPU.
+        batch_size: rows that generate together; "auto" is 16. Scoring chooses its batches itself.
+        device: accepted because lm_eval always names one (cuda:0 by default); the model runs on the CPU.
         Raises what `runtime.load` raises.
         """
         super().__init__()
@@ -63,11 +65,11 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm_eval calls its caches of requests by."""
+        """The name that lm_eval gives its caches of requests."""
         return str(self._model.folder.resolve()).replace(os.sep, "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm_eval records beside the results: see `gpt2-edge info`."""
+        """The facts that lm_eval records beside the results: see `gpt2-edge info`."""
         return {"model_folder": describe(self._model.folder)}
 
     def chat_template(self, chat_template: bool | str = False) -> str:  # noqa: ARG002
@@ -77,16 +79,17 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         )
 
     def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
-        """Of each continuation, given its context; requests with the same context share the pass over it."""
-        by_context: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_context.setdefault(request.args[0], []).append(index)
+        """The log-likelihood of each continuation, given its context.
+
+        Short requests share passes, and long ones with the same context share the pass over it.
+        """
         found: dict[int, LogLikelihood] = {}
         n_truncated = 0
+        size = self._model.config.n_positions
         with _progress("loglikelihood", len(requests)) as bar:
-            for context, group in by_context.items():
-                texts = [requests[index].args[1] for index in group]
-                scores = score(texts, context=context, model=self._model, overflow="truncate_left")
+            for group in _by_context(requests, REQUESTS_TOGETHER):
+                pairs = [encode_pair(self._model, *requests[index].args) for index in group]
+                scores = score_pairs(self._model, [fit_pair(pair, size, "truncate_left") for pair in pairs])
                 for index, one in zip(group, scores, strict=True):
                     found[index] = one.logprob, one.is_greedy
                     n_truncated += one.n_truncated > 0
@@ -113,7 +116,8 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         found: dict[int, str] = {}
         n_truncated = 0
         with _progress("generate_until", len(requests)) as bar:
-            for group, arguments in _alike(requests, 4 * self.batch_size):  # rows that end make room for the next
+            # More requests than rows, since rows that end make room for the next.
+            for group, arguments in _alike(requests, 4 * self.batch_size):
                 contexts = [requests[index].args[0] for index in group]
                 options = {"overflow": "truncate_left", "batch_size": self.batch_size, **_read_options(arguments)}
                 if options["temperature"]:
@@ -143,6 +147,21 @@ def _read_batch_size(given: int | str) -> int:
 
 def _progress(what: str, total: int, over: Iterable[Instance] | None = None) -> Any:
     return tqdm(over, total=total, desc=f"gpt2-edge {what}")
+
+
+def _by_context(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
+    """Indices of requests, those with the same context together, in groups of `size` or a few more."""
+    contexts: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        contexts.setdefault(request.args[0], []).append(index)
+    group: list[int] = []
+    for indices in contexts.values():
+        group += indices
+        if len(group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _alike(requests: Sequence[Instance], size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:

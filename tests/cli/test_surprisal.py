@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from runtime.cli.output import ProgressBar, progress_line
 from runtime.generation.completion import Completion
 from runtime.model.model import Model
 from runtime.scoring.surprisal import Surprisal
+from tests.conftest import REPOSITORY
 
 TEXT = "The old king slept\nin his bed."
 LINES = "The old king slept.\n\nA fox isn't\there.\nOnce\n"
@@ -270,3 +272,35 @@ def test_lines_of_beams_and_wrong_options(command: Command, demo_fp32: Model) ->
         status, out, err = command("complete", "Once", "--jsonl", *more)
         assert (status, out) == (1, "")
         assert said in err
+
+
+# docs/surprisal.md -------------------------------------------------------------------------------------------------
+
+DOC = (REPOSITORY / "docs" / "surprisal.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```console\n\$ gpt2-edge (.*)\n((?:.*\n)+?)```", DOC)
+
+
+@pytest.mark.parametrize(("typed", "shown"), EXAMPLES, ids=[typed for typed, _ in EXAMPLES])
+def test_the_document_shows_what_is_printed(
+    typed: str,
+    shown: str,
+    command: Command,
+    demo_int8_folder: Path,
+    demo_fp32_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same words; numbers as close as int8 is on another kind of processor."""
+    (tmp_path / "king.txt").write_text("The old king slept in his bed.\n", encoding="utf-8")
+    sentences = "The old king slept\nThe little mouse\n"
+    (tmp_path / "sentences.txt").write_text(sentences, encoding="utf-8")
+    monkeypatch.setenv("GPT2_EDGE_MODEL", str(demo_int8_folder))
+    monkeypatch.chdir(tmp_path)
+    arguments = typed.replace("models/demo-fp32", str(demo_fp32_folder)).split()
+    status, out, err = command(*arguments)
+    assert (status, err) == (0, "")
+    number = r"(?<![\w:])[+-]?\d+\.\d+"
+    assert re.sub(r" +", " ", re.sub(number, "N", out)) == re.sub(r" +", " ", re.sub(number, "N", shown))
+    assert list(map(float, re.findall(number, out))) == pytest.approx(
+        list(map(float, re.findall(number, shown))), abs=0.3
+    )
