@@ -5,24 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runtime._json import read_json
 from runtime.errors import ModelFolderError
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SEVERAL = "additional_special_tokens"
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 END = "<|endoftext|>"
-# what `GPT2Tokenizer` takes where tokenizer_config.json names none
+# What `GPT2Tokenizer` takes where tokenizer_config.json names none.
 GPT2_DEFAULTS = {"bos_token": END, "eos_token": END, "unk_token": END}
-
-
-def read_roles(folder: Path) -> dict[str, str | list[str]]:
-    """`special_tokens_map` of the tokenizer that transformers opens from a model folder: texts by role.
-
-    Raises ValueError for a tokenizer_config.json that is damaged.
-    """
-    path = folder / "tokenizer_config.json"
-    return roles_of(read_json(path) if path.is_file() else {}, path)
 
 
 def roles_of(settings: dict[str, Any], path: Path) -> dict[str, str | list[str]]:
