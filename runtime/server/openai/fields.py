@@ -85,7 +85,8 @@ Text = Annotated[str, Field(max_length=256)]
 Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 Pairs = Annotated[list[Pair], Field(max_length=MAX_ENTRIES, fail_fast=True)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(min_length=1, fail_fast=True)]
+TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _check_bias(given: object) -> object:
