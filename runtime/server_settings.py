@@ -6,12 +6,17 @@ import argparse
 import dataclasses
 import ipaddress
 import os
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from runtime._kinds import Flag, Integer, Kind, Number, Text, add_argument
+from runtime._kinds import Flag, Integer, Kind, Number, Text, Texts, add_argument
 
 KEY_VARIABLE = "GPT2_EDGE_API_KEY"
 MOST = 2**31 - 1
+ANY_ORIGIN = "*"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*,]+")
+_MAX_ALIAS = 256  # characters
 T = TypeVar("T")
 D = TypeVar("D")
 
@@ -38,6 +43,12 @@ class Settings:
     port: int = _setting(Integer(0, 65535), 8000, "port to listen on; 0 takes a free one")
     api_key: str | None = _setting(Text(), None, f"clients must send this key; better put in ${KEY_VARIABLE}")
     allow_no_key: bool = _setting(Flag(), False, "listen on an address that others reach, without a key")
+    alias: str | None = _setting(Text(), None, "name of the model for clients (default: that of its folder)")
+    cors_origin: Sequence[str] | None = _setting(
+        Texts(), None, "pages of this origin may ask, such as http://localhost:5173; * is any, and needs a key"
+    )
+    tls_cert: str | None = _setting(Text(), None, "file of the certificate chain (PEM), to serve HTTPS")
+    tls_key: str | None = _setting(Text(), None, "file of its private key (PEM, without a password)")
     rows: int | None = _setting(
         Integer(1, MOST), None, "continuations that decode together (default: 8, or 1 for a plain ONNX export)"
     )
@@ -69,11 +80,40 @@ class Settings:
             raise ValueError("the API key must be printable ASCII, and not empty")
         if self.api_key is not None and self.api_key != self.api_key.strip():
             raise ValueError("the API key must not begin or end with a space: an HTTP header cannot hold it")
+        self._check_alias()
+        self._check_origins()
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise ValueError(f"{missing} is not given: HTTPS needs a certificate and its key; give both or neither")
         if not (self.is_local or self.api_key or self.allow_no_key):
             raise ValueError(
                 f"host {self.host} may be reached by others: set ${KEY_VARIABLE} to a key that clients must send, "
                 "or say --allow-no-key"
             )
+
+    def _check_alias(self) -> None:
+        """A name stands in addresses: /v1/models/NAME."""
+        alias = self.alias
+        if alias is None:
+            return
+        if not alias or len(alias) > _MAX_ALIAS or not alias.isprintable() or alias != alias.strip():
+            told = f"1 to {_MAX_ALIAS} printable characters are expected, without spaces at the ends"
+            raise ValueError(f"alias is {alias[:_MAX_ALIAS]!r}; {told}")
+
+    def _check_origins(self) -> None:
+        """Raise ValueError for what no browser sends as an origin, and for any origin without a key."""
+        if self.cors_origin is None:
+            return
+        origins = tuple(origin.lower() for origin in self.cors_origin)
+        for origin in origins:
+            if origin == ANY_ORIGIN:
+                if not self.api_key:
+                    told = f"set ${KEY_VARIABLE}, or name the origins; otherwise every page that is visited may ask"
+                    raise ValueError(f"cors_origin is {ANY_ORIGIN!r} without a key: {told}")
+            elif not _ORIGIN.fullmatch(origin):
+                told = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, with nothing after it"
+                raise ValueError(f"cors_origin is {origin!r}; {told}")
+        object.__setattr__(self, "cors_origin", origins)
 
     @property
     def is_local(self) -> bool:

@@ -143,7 +143,9 @@ def _describe(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if name == "prompt":
         kinds = "a text, several texts, token ids, or several lists of token ids"
         return ApiError(f"prompt is {short(error['input'])}; it must be {kinds}", param=name)
-    return ApiError(f"{name} is {short(error['input'])}: {error['msg']}", param=name)
+    # The reason of a validator of ours stands alone.
+    told = error["msg"].removeprefix("Value error, ")
+    return ApiError(f"{name} is {short(error['input'])}: {told}", param=name)
 
 
 def short(value: object) -> str:

@@ -28,6 +28,16 @@ from runtime.server_settings import SETTINGS, Settings, add_setting_arguments, r
         ({"host": None}, TypeError, "host is None; a text (str) is expected"),
         ({"allow_no_key": 1}, TypeError, "allow_no_key is 1; True or False is expected"),
         ({"api_key": ""}, ValueError, "the API key must be printable ASCII"),
+        ({"alias": ""}, ValueError, "alias is ''; 1 to 256 printable characters"),
+        ({"alias": "a\nb"}, ValueError, "alias is 'a\\nb'"),
+        ({"tls_cert": "a.pem"}, ValueError, "tls_key is not given"),
+        ({"tls_key": "a.pem"}, ValueError, "tls_cert is not given"),
+        ({"cors_origin": ["*"]}, ValueError, "without a key"),
+        ({"cors_origin": ["null"]}, ValueError, "an origin is SCHEME://HOST"),
+        ({"cors_origin": ["http://a.example/"]}, ValueError, "with nothing after it"),
+        ({"cors_origin": ["a.example"]}, ValueError, "an origin is SCHEME://HOST"),
+        ({"cors_origin": ["http://*.example"]}, ValueError, "an origin is SCHEME://HOST"),
+        ({"cors_origin": "http://a.example"}, TypeError, "cors_origin"),
         ({"api_key": " a"}, ValueError, "must not begin or end with a space"),
     ],
     ids=repr,
@@ -45,7 +55,10 @@ def test_settings_on_the_command_line_are_those_of_python(monkeypatch: pytest.Mo
     assert read_settings(parser.parse_args([])) == Settings()
     given = {name: setting.default for name, setting in SETTINGS.items() if name not in ("allow_no_key", "api_key")}
     given |= {"rows": 3, "queue": 0, "grace": 0.0, "host": "localhost"}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    given |= {"alias": "tiny", "tls_cert": "cert.pem", "tls_key": "key.pem", "cors_origin": ("http://a.example",)}
+    arguments = [
+        f"--{name.replace('_', '-')}={value[0] if name == 'cors_origin' else value}" for name, value in given.items()
+    ]
     settings = read_settings(parser.parse_args([*arguments, "--allow-no-key", "--api-key", "swordfish"]))
     assert settings == Settings(**given, allow_no_key=True, api_key="swordfish")
     assert dataclasses.asdict(settings) == given | {"allow_no_key": True, "api_key": "swordfish"}

@@ -34,6 +34,13 @@ def test_a_stream_joins_to_the_whole(client: Any, model_id: str) -> None:
     assert all("".join(part.logprobs.tokens) == part.text for part in parts)
 
 
+def test_a_proxy_does_not_keep_a_stream_back(server: Running) -> None:
+    streamed = server.post(prompt=PROMPT, max_tokens=2, stream=True)
+    assert streamed.headers["x-accel-buffering"] == "no"
+    assert streamed.headers["cache-control"] == "no-cache"
+    assert "x-accel-buffering" not in server.post(prompt=PROMPT, max_tokens=2).headers
+
+
 def test_streams_of_several_are_told_apart(client: Any, model_id: str, demo_int8: Model) -> None:
     chunks = client.completions.create(
         model=model_id, prompt=PROMPTS[:3], n=2, max_tokens=10, seed=1, stream=True, echo=True

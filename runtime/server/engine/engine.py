@@ -32,7 +32,7 @@ class Engine:
         """Raises ValueError where the model cannot decode `settings.rows` together."""
         self.model = model
         self.settings = settings
-        self.model_id = model.folder.resolve().name
+        self.model_id = settings.alias or model.folder.resolve().name
         self.created = int(time.time())
         self.names = TokenNames(model)
         self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit

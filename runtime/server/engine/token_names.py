@@ -72,6 +72,20 @@ class TokenNames:
         name = self.name(token)
         return self._texts.bytes_of(token.id_, name) if name else None
 
+    def pieces(self, ids: Sequence[int]) -> list[str | list[int]]:
+        """The text of each of several ids in a row; its bytes, where they are a part of a character."""
+        pieces: list[str | list[int]] = []
+        before: int | None = None
+        for id_ in ids:
+            name = self._texts.name(id_, before)
+            values = self._texts.bytes_of(id_, name)
+            try:
+                pieces.append(bytes(values).decode())
+            except UnicodeDecodeError:
+                pieces.append(values)
+            before = id_
+        return pieces
+
     def alternatives(self, token: Token) -> list[Alternative]:
         """The likeliest tokens, and this one under its name in the text."""
         own = self.name(token)

@@ -22,7 +22,6 @@ from runtime.server.openai.plan import (
     check_reply,
     encode_one,
     encode_rendered,
-    has_structured_output,
     make_limited,
     make_rows,
     too_long,
@@ -45,7 +44,8 @@ class Answer(abc.ABC):
         self.is_stream = bool(body.stream)
         options = body.stream_options
         self.includes_usage = bool(options and options.include_usage)
-        self._has_structured_output = has_structured_output(body)
+        with preparing():
+            self._has_structured_output = body.has_structured_output
 
     async def prepare(self) -> None:
         """Read the prompts, and reserve room for the reply. Raises ApiError."""
@@ -220,7 +220,7 @@ class ChatAnswer(WrittenAnswer):
         most = min(engine.model.config.n_positions, engine.settings.max_tokens)
         n_new = body.max_completion_tokens or body.max_tokens or most
         options = make_limited(engine, self.job, {**given, "max_new_tokens": n_new})
-        messages = [message.model_dump(exclude_none=True) for message in body.messages]
+        messages = [message.plain() for message in body.messages]
         prompt = encode_rendered(engine, self.job, self._template.render(messages), options)
         self._prompts = [prompt]
         self.n_prompt_tokens = len(prompt.ids)

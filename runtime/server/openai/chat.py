@@ -37,10 +37,12 @@ def _check(engine: Engine, body: ChatRequest) -> ChatTemplate:
     engine.check_model(body.model)
     if engine.chat_template is None:
         raise ApiError(engine.no_chat, param="messages", code="no_chat_template")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs goes with logprobs", param="top_logprobs")
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise ApiError("max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
+    limits = (body.max_tokens, body.max_completion_tokens)
+    if None not in limits and limits[0] != limits[1]:
+        told = f"max_tokens is {limits[0]} and max_completion_tokens {limits[1]}: they mean the same; give one"
+        raise ApiError(told, param="max_tokens")
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options goes with stream", param="stream_options")
     return engine.chat_template

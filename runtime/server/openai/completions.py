@@ -69,8 +69,9 @@ def _check(engine: Engine, body: CompletionRequest) -> None:
     """Raise ApiError for fields that contradict each other or the model."""
     engine.check_model(body.model)
     n = body.n or 1
-    if body.suffix is not None:
-        raise ApiError("suffix is not supported: GPT-2 writes on from a prompt, not towards an end", param="suffix")
+    if body.suffix:
+        told = "suffix is not supported: GPT-2 writes on from a prompt, not towards an end; leave it out"
+        raise ApiError(told, param="suffix")
     if body.best_of is not None and body.best_of < n:
         raise ApiError(f"best_of is {body.best_of}, n is {n}: the best n are of best_of", param="best_of")
     if body.best_of is not None and body.best_of > n and body.stream:

@@ -25,7 +25,9 @@ class EventStream(StreamingResponse):
     """Server-sent events. The job ends when the stream ends, whoever ends it, even before the first event."""
 
     def __init__(self, events: AsyncIterator[bytes], job: Job) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        # nginx keeps a reply back until it is whole, unless X-Accel-Buffering says otherwise.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,16 +9,32 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from runtime._checks import MAX_COUNT
-from runtime.options import OPTIONS
+from runtime.errors import OptionError
+from runtime.options import FORMS, MAX_SEED, OPTIONS
+from runtime.server.errors import short
+from runtime.server.openai.client_fields import (
+    ChatClientFields,
+    ClientFields,
+    NoAnnotations,
+    NoAudio,
+    NoObfuscation,
+    NoRefusal,
+    NoToolCall,
+    NoTools,
+)
 
 MAX_ALTERNATIVES = 20
 MAX_ENTRIES = 64  # of the lists of a task
 MAX_BIAS = 1024  # ids
 MAX_WORDS = 1024  # of stop_words
 MAX_MESSAGES = 1024  # of a conversation: the longest context of GPT-2 has as many tokens
+MAX_PARTS = 64  # of the content of one message
 _MAX_INT = 2**31 - 1
 _ELSEWHERE = {"max_new_tokens", "cancel"}  # the field max_tokens, and the end of the connection
-_OF_THE_SERVER = {"temperature", "logit_bias", "stop"}  # fields with limits or a default of the server's own
+# Fields with limits or a default of the server's own.
+_OF_THE_SERVER = {"temperature", "logit_bias", "stop", "seed"}
+# At temperature 0 the likeliest token is taken. These filters never remove it, so there they change nothing.
+_KEEP_THE_LIKELIEST = ("top_k", "top_p", "min_p")
 
 
 class Fields(BaseModel):
@@ -35,8 +51,9 @@ class Fields(BaseModel):
         """
         if not isinstance(given, dict):
             return given
-        unknown = itertools.islice((name for name in given if name not in cls.model_fields), 1)
-        return {name: given[name] for name in (*unknown, *cls.model_fields) if name in given}
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = itertools.islice((name for name in given if name not in known), 1)
+        return {name: given[name] for name in (*unknown, *known) if name in given}
 
     def given(self, names: typing.Container[str]) -> dict[str, Any]:
         """Of these fields, those that are set."""
@@ -68,7 +85,8 @@ Text = Annotated[str, Field(max_length=256)]
 Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 Pairs = Annotated[list[Pair], Field(max_length=MAX_ENTRIES, fail_fast=True)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(min_length=1, fail_fast=True)]
+TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _check_bias(given: object) -> object:
@@ -77,7 +95,38 @@ def _check_bias(given: object) -> object:
     return given
 
 
-class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does not follow create_model
+class JsonSchemaFormat(Fields):
+    """The schema of a `response_format`, under OpenAI's names."""
+
+    schema_: dict[str, Any] = Field(alias="schema", description="a JSON schema")
+    name: Text | None = Field(None, description="for clients that send it; nothing is done with it")
+    description: str | None = Field(None, description="likewise; the model does not read it")
+    strict: bool | None = Field(None, description="likewise: the output always has the schema")
+
+
+class TextFormat(Fields):
+    """Any text, which is the default."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Fields):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Fields):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaFormat
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class SharedFields(OptionFields, ClientFields):  # type: ignore[misc, valid-type]  # mypy does not follow create_model
     """What both kinds of completion take."""
 
     model: str | None = Field(None, description="the model that is served, or null")
@@ -86,23 +135,50 @@ class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
     ] = Field(None, max_length=MAX_BIAS, description="added to the logits of these ids")
     stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description=f"{OPTIONS['seed'].about}, and so does -1")
+    response_format: ResponseFormat | None = Field(None, description="OpenAI's way to ask for structured output")
     n: int | None = Field(None, ge=1, le=_MAX_INT)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="for clients that send it; nothing is done with it")
 
     def generation_options(self) -> dict[str, Any]:
-        """The options of generation that are given, under the runtime's names."""
+        """The options of generation that are given, under the runtime's names. What changes nothing is left out.
+
+        Raises ValueError where `response_format` and an option both ask for structured output.
+        """
         options: dict[str, Any] = self.given(OPTION_NAMES)
         if "logit_bias" in options:
             options["logit_bias"] = {int(id_): value for id_, value in options["logit_bias"].items()}
-        return options
+        if options.get("seed") == -1:
+            del options["seed"]
+        if self.temperature == 0:
+            for name in _KEEP_THE_LIKELIEST:
+                options.pop(name, None)
+        return options | self._format_options()
+
+    def _format_options(self) -> dict[str, Any]:
+        """What `response_format` asks for, as an option of generation."""
+        asked = self.response_format
+        if asked is None or isinstance(asked, TextFormat):
+            return {}
+        if given := [name for name in FORMS if getattr(self, name) is not None]:
+            told = f"response_format and {given[0]} are given, but a text has one form; give one of them"
+            raise OptionError(told, "response_format")
+        if isinstance(asked, JsonObjectFormat):
+            return {"json_schema": {"type": "object"}}
+        return {"json_schema": asked.json_schema.schema_}
+
+    @property
+    def has_structured_output(self) -> bool:
+        """Whether it asks for choices, a regex or a JSON schema."""
+        return bool(self._format_options()) or any(getattr(self, name) is not None for name in FORMS)
 
 
 class StreamOptions(Fields):
     """What a stream ends with."""
 
     include_usage: bool | None = Field(None, description="a last chunk with the counts of tokens")
+    include_obfuscation: NoObfuscation = Field(None, description="null or false")
 
 
 class TaskFields(Fields):
@@ -131,19 +207,52 @@ class CompletionRequest(SharedFields, TaskFields):
     best_of: int | None = Field(None, ge=1, le=_MAX_INT)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="alternatives to show for each token")
-    suffix: str | None = Field(None, description="refused: GPT-2 cannot write towards an end")
+    suffix: str | None = Field(None, description="empty or null: GPT-2 cannot write towards an end")
     task: str | None = Field(None, description="what to do with the prompt: see runtime.perform")
 
 
+class TextPart(Fields):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _check_parts(given: object) -> object:
+    """Refuse parts that are no text by their own name: pydantic would only say what it expects."""
+    if isinstance(given, list):
+        kinds = (part.get("type") for part in given[:MAX_PARTS] if isinstance(part, dict))
+        if (kind := next((one for one in kinds if isinstance(one, str) and one != "text"), None)) is not None:
+            raise ValueError(f"a part of the type {short(kind)} is not supported: this model reads text only")
+    return given
+
+
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+
+
 class Message(Fields):
-    """One turn of a conversation."""
+    """One turn of a conversation. Clients send back a reply as they got it, so its empty fields are taken, too."""
 
     role: str
-    content: str
+    content: Annotated[str | Parts, BeforeValidator(_check_parts)] = Field(
+        description="a text, or parts of one; parts are joined by line ends"
+    )
     name: str | None = None
+    refusal: NoRefusal = Field(None, description="null")
+    annotations: NoAnnotations = Field(None, description="null or empty")
+    audio: NoAudio = Field(None, description="null")
+    tool_calls: NoTools = Field(None, description="null or empty")
+    function_call: NoToolCall = Field(None, description="null")
+
+    def plain(self) -> dict[str, str]:
+        """What a chat template reads: role, content as one text, and the name where there is one."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+        found = {"role": self.role, "content": text}
+        return found if self.name is None else {**found, "name": self.name}
 
 
-class ChatRequest(SharedFields):
+class ChatRequest(SharedFields, ChatClientFields):
     """OpenAI's fields of a chat completion, and ours."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]

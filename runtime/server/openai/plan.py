@@ -33,11 +33,6 @@ class Prompt:
     places: Sequence[TextPlace] = ()  # of the tokens of a text that is continued as it is
 
 
-def has_structured_output(body: object) -> bool:
-    """Whether a request asks for choices, a regex or a JSON schema."""
-    return any(getattr(body, name) is not None for name in FORMS)
-
-
 def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
     """One prompt or several as a list."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):

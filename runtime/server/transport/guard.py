@@ -7,11 +7,12 @@ import hmac
 import ipaddress
 import time
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.engine.metrics import Metrics
 from runtime.server.errors import CLOSED_REQUEST, ApiError, short
+from runtime.server.transport.cors import Cors
 from runtime.server_settings import Settings
 
 OPEN_PATHS = frozenset(
@@ -26,6 +27,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
+        self._cors = Cors(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -36,6 +38,8 @@ class Guard:
 
         async def send_counted(message: Message) -> None:
             status[0] = message.get("status", status[0])
+            if message["type"] == "http.response.start":
+                self._cors.mark(Headers(scope=scope), MutableHeaders(scope=message))
             await send(message)
 
         try:
@@ -51,6 +55,9 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
+            if (answer := self._cors.preflight(scope["method"], headers)) is not None:
+                await answer(scope, receive, send)
+                return
             self._check_origin(scope, headers)
             self._check_key(scope["path"], headers)
             body = await self._read(receive)
@@ -73,12 +80,17 @@ class Guard:
             raise ApiError(told, status=403, code="unknown_host", headers=_LAST) from None
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Without a key, only pages of this server may ask: any page that is visited can send requests here.
+        """Without a key, only pages of this server, and of the origins in the settings, may ask.
 
-        The page itself may be linked to from anywhere. A browser says where a request comes from by Sec-Fetch-Site,
-        which no page can change, or, where it is older, by Origin; other clients send neither.
+        Any page that is visited can send requests here. The page of this server may be linked to from anywhere. A
+        browser says where a request comes from by Sec-Fetch-Site, which no page can change, or, where it is older, by
+        Origin; other clients send neither.
         """
-        if self._settings.api_key or (scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_PATHS):
+        if (
+            self._settings.api_key
+            or self._cors.allows(headers)
+            or (scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_PATHS)
+        ):
             return
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         is_own = origin is None or origin.lower().partition("://")[2] == headers.get("host", "").strip().lower()

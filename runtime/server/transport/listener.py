@@ -15,6 +15,7 @@ from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
 from runtime.server.transport.app import make_app
 from runtime.server.transport.connection import Connection
+from runtime.server.transport.tls import tls_options
 from runtime.server_settings import Settings
 
 MAX_HEAD_BYTES = 16384
@@ -22,13 +23,19 @@ _LEFT_SECONDS = 5.0  # for the last words to clients, after the grace
 
 
 def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
-    """Serve a model until SIGINT or SIGTERM. Raises OSError where the address cannot be listened on."""
+    """Serve a model until SIGINT or SIGTERM. Raises OSError where the address cannot be listened on.
+
+    Raises OSError or ValueError for TLS files that cannot be used.
+    """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     server = make_server(model, settings, verbose=verbose)
     with listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        server.greeting = f"gpt2-edge: {model.folder.name} at http://{shown}:{port} (Ctrl-C stops)"
+        scheme = "http" if settings.tls_cert is None else "https"
+        server.greeting = (
+            f"gpt2-edge: {settings.alias or model.folder.name} at {scheme}://{shown}:{port} (Ctrl-C stops)"
+        )
         server.run(sockets=[listening])
 
 
@@ -43,7 +50,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> Server:
-    """uvicorn, with our limits."""
+    """uvicorn, with our limits. Raises OSError or ValueError for TLS files that cannot be used."""
     config = uvicorn.Config(
         make_app(model, settings),
         http=type("Connection", (Connection,), {"settings": settings}),
@@ -56,6 +63,7 @@ def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> S
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=int(settings.grace + _LEFT_SECONDS),
+        **tls_options(settings),
     )
     return Server(config, settings.grace)
 
