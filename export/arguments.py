@@ -25,33 +25,38 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
 LEAST_TOKENS = 2000
-"""Tokens that a text of the user's must have: the measured quality of a shorter one varies too much."""
+"""How many tokens the user's text must have at least: the measured quality on a shorter one varies too much."""
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """What to build, from what, and where; the names are those of the command line."""
+    """The options of the command line, under the same names.
+
+    kernel: block, dense, or auto, which is dense with blocks for products that lose too much. block_size: None for
+    weights that are not in blocks. max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as
+    the user typed it, for the model card.
+    """
 
     checkpoint: str
     revision: str | None
     output: Path
     precision: str
-    kernel: str  # block; dense; auto, which is dense and may give some products blocks
-    block_size: int | None  # None where weights are not in blocks: fp32, and the dense kernel
+    kernel: str
+    block_size: int | None
     no_calibration: bool
     calibration_text: Path | None
     no_reference: bool
     keep_reference: Path | None
     verify: str
     eval_text: Path | None
-    max_loss: float  # per cent of perplexity
-    max_kl: float  # mean KL divergence, natural logarithm
+    max_loss: float
+    max_kl: float
     tokenizer: Path | None
     adapter: list[Path]
     allow_pickle: bool
     force: bool
-    command: str  # as the user typed it, for the card
+    command: str
 
     @property
     def is_random(self) -> bool:
@@ -72,7 +77,7 @@ class BuildOptions:
 
     @property
     def least_tokens(self) -> int:
-        """How many tokens the text to verify on must have."""
+        """How many tokens the text to verify on must have at least."""
         return LEAST_TOKENS if self.eval_text else 2
 
     @property
@@ -100,30 +105,30 @@ class BuildOptions:
         """Raise ValueError unless the block size divides the row length of every product. widths: these lengths."""
         fitting = [size for size in BLOCK_SIZES if all(width % size == 0 for width in widths)]
         if self.block_size and self.block_size not in fitting:
-            does = f"--block-size {' or '.join(map(str, fitting))}" if fitting else "--kernel dense or --precision fp32"
-            raise ValueError(f"blocks of {self.block_size} do not divide the widths {list(widths)}; {does} does")
+            cure = f"--block-size {' or '.join(map(str, fitting))}" if fitting else "--kernel dense or --precision fp32"
+            raise ValueError(f"blocks of {self.block_size} do not divide the widths {list(widths)}; {cure} does")
 
     @property
     def calibrates(self) -> bool:
-        """Whether the build calibrates: it equalizes products by statistics of their inputs. Random weights are not."""
+        """Whether the build measures statistics of products' inputs and equalizes them; never for random weights."""
         return self.precision != "fp32" and not (self.no_calibration or self.is_random)
 
     @property
     def calibration_text_name(self) -> str:
-        """Which text the model is calibrated on, for the card and the progress."""
+        """The name of the text that the model is calibrated on, for the card and the progress."""
         if not self.calibrates:
             return "none"
         return self.calibration_text.name if self.calibration_text else "text that the model writes"
 
     @property
     def less_memory(self) -> str:
-        """Which options need less memory, to end an error message with; "" for none."""
-        said = ["--no-calibration needs less and loses more"] if self.calibrates else []
+        """The options that need less memory, as the end of an error message; "" for none."""
+        cures = ["--no-calibration needs less and loses more"] if self.calibrates else []
         if self.needs_reference and not self.no_reference:
-            said.append("--no-reference needs less than optimum's reference")
+            cures.append("--no-reference needs less than optimum's reference")
         if self.verify != "none":
-            said.append("--verify none needs less")
-        return "".join(f"; {one}" for one in said)
+            cures.append("--verify none needs less")
+        return "".join(f"; {cure}" for cure in cures)
 
     @property
     def precision_text(self) -> str:
@@ -139,7 +144,7 @@ class BuildOptions:
 
 
 def parse(arguments: list[str] | None = None) -> BuildOptions:
-    """Parse and check; exits with code 2 for wrong usage, with the usage and the reason."""
+    """Parse and check the command line. For wrong usage, prints the usage and the reason and exits with code 2."""
     parser = argument_parser()
     given = parser.parse_args(arguments)
     kind = f"{given.precision}-dense" if given.kernel == "dense" else given.precision
@@ -159,7 +164,7 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
 
 
 def _mistakes(given: argparse.Namespace) -> Iterator[str]:
-    """What is wrong with single values, or with two of them together."""
+    """What is wrong with an option by itself, or with two options together."""
     is_random = given.checkpoint.startswith(RANDOM)
     if is_random and given.checkpoint.removeprefix(RANDOM) not in SIZES:
         yield f"{given.checkpoint} is not known; there are {_RANDOM_SIZES}"
@@ -191,7 +196,8 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
 
 
 def _mistakes_of_bound(option: str, bound: float, verify: str, is_random: bool) -> Iterator[str]:
-    if not bound >= 0:  # NaN is not either
+    # Not `bound < 0`, which is False for NaN.
+    if not bound >= 0:
         yield f"{option} is at least 0"
     if verify == "none":
         yield f"{option} bounds the verification, which --verify none leaves out"
@@ -204,8 +210,17 @@ def _overlap(first: Path, second: Path) -> bool:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     parser = Parser(prog="export/build.py", description=_DESCRIPTION)
+    _add_source(parser)
+    _add_weights(parser)
+    _add_verification(parser)
+    parser.add_argument("--force", action="store_true", help="replace a model folder that is there")
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """What to build from, and where to."""
     add = parser.add_argument
     about = (
         "a Hugging Face GPT-2 folder; a hub id such as gpt2 or owner/name (default: gpt2); a file of nanoGPT "
@@ -214,6 +229,17 @@ def argument_parser() -> argparse.ArgumentParser:
     add("checkpoint", nargs="?", default="gpt2", metavar="CHECKPOINT", help=about)
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--output", type=Path, metavar="DIR", help="where the model goes (default: models/<name>-<precision>)")
+    about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
+    add("--tokenizer", type=Path, metavar="FOLDER", help=about)
+    about = "a PEFT LoRA adapter to merge into the checkpoint; may be given several times"
+    add("--adapter", type=Path, action="append", default=[], metavar="FOLDER", help=about)
+    about = "read weights that are only in a pickle (pytorch_model.bin, nanoGPT's ckpt.pt), tensors alone; needs torch"
+    add("--allow-pickle", action="store_true", help=about)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """How the weights are stored."""
+    add = parser.add_argument
     add("--precision", choices=sorted(quality.BOUNDS), default="int8", help="of the weights (default: int8)")
     defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
     alone = " and ".join(f"above {size} at {precision}" for precision, size in MAX_ANY_ROWS_BLOCK_SIZES.items())
@@ -225,6 +251,11 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--no-calibration", action="store_true", help=about)
     about = "your own text to calibrate on, UTF-8, at least 2,000 tokens (default: one that the model writes)"
     add("--calibration-text", type=Path, metavar="FILE", help=about)
+
+
+def _add_verification(parser: argparse.ArgumentParser) -> None:
+    """What the model is compared with, and how much it may lose."""
+    add = parser.add_argument
     about = "do without optimum and torch: verify against the project's own fp32 graph"
     add("--no-reference", action="store_true", help=about)
     add("--keep-reference", type=Path, metavar="DIR", help="keep optimum's fp32 export in this new folder")
@@ -238,11 +269,3 @@ def argument_parser() -> argparse.ArgumentParser:
     bounds = ", ".join(f"{precision} {bound.mean_kl}" for precision, bound in quality.BOUNDS.items())
     about = f"mean KL divergence, in nats, from which products get better kernels (default: {bounds})"
     add("--max-kl", type=float, metavar="NATS", help=about)
-    about = f"the folder whose tokenizer to take (default: the checkpoint's own; of {RANDOM}SIZE one like the demo's)"
-    add("--tokenizer", type=Path, metavar="FOLDER", help=about)
-    about = "a PEFT LoRA adapter to merge into the checkpoint; may be given several times"
-    add("--adapter", type=Path, action="append", default=[], metavar="FOLDER", help=about)
-    about = "read weights that are only in a pickle (pytorch_model.bin, nanoGPT's ckpt.pt), tensors alone; needs torch"
-    add("--allow-pickle", action="store_true", help=about)
-    add("--force", action="store_true", help="replace a model folder that is there")
-    return parser

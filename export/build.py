@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 
 def main(arguments: list[str] | None = None, *, before_publication: Callable[[], None] = lambda: None) -> None:
-    """Build one model folder; raises for whatever goes wrong, with the earlier output untouched.
+    """Build one model folder. Any error is raised, and leaves an earlier output as it was.
 
     arguments: of the command line; None takes those of this process. before_publication: called when the model is
     complete, before it is moved to its place.
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None, *, before_publication: Callable[[],
 
 
 def run() -> int:
-    """`main` for a terminal: errors as one line. Returns 0 done, 1 failed, 128 + its number for a signal."""
+    """`main` for a terminal, with errors as one line. Returns 0 if it is done, 1 if it failed, 128 + n for signal n."""
     from export import errors, interrupts
 
     return errors.exit_code(lambda: main(before_publication=interrupts.ignore))

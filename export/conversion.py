@@ -1,4 +1,4 @@
-"""Convert a checkpoint to a model folder at a precision: the graph, its weights, config and tokenizer."""
+"""Convert a checkpoint to a model folder at a precision: write the graph, its weights, config and tokenizer."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def make_model(
     calibration: Calibration | None,
     upgraded: Kernels,
 ) -> None:
-    """Write the model that ships into `work / "model"`, as a new folder.
+    """Write the model to the new folder `work / "model"`.
 
-    calibration: None where the model is not calibrated. upgraded: the products that have another kernel than usual.
+    calibration: None for a model that is not calibrated. upgraded: the products that have another kernel than usual.
     """
     tensors: Weights = checkpoint.tensors
     if calibration is not None:
@@ -49,9 +49,9 @@ def make_model(
 
 
 def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Calibration:
-    """Read the user's text, or one that the model writes, and choose how each product is equalized.
+    """Choose how each product is equalized, on the user's text or on a text that the model writes.
 
-    Raises ValueError for a text that is too short or not UTF-8, and for a model whose activations pass fp32.
+    Raises ValueError for a text that is too short or not UTF-8, and for a model whose activations overflow fp32.
     """
     ids = calibration_texts(checkpoint, options, work)
     only_dense = options.kernel == "dense"
@@ -78,10 +78,10 @@ def read_calibration_text(checkpoint: Checkpoint, path: Path) -> list[int]:
 
 
 def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> texts.Ids:
-    """Texts that the model samples itself, quantized by a first guess that needs no text."""
+    """Sample the calibration texts from the model, as dense int8 equalized by an estimate that needs no text."""
     writer = work / "writer"
-    guessed = from_weights(checkpoint.config, checkpoint.tensors)
-    tensors = EqualizedTensors(checkpoint.config, checkpoint.tensors, guessed)
+    estimates = from_weights(checkpoint.config, checkpoint.tensors)
+    tensors = EqualizedTensors(checkpoint.config, checkpoint.tensors, estimates)
     convert(checkpoint, make_kernel(DENSE), writer, tensors)
     written = texts.write_texts(writer, amount)
     shutil.rmtree(writer)
@@ -96,12 +96,15 @@ def usual_kernels(config: Config, options: BuildOptions) -> dict[str, str]:
 
 
 def make_fp32(checkpoint: Checkpoint, target: Path) -> None:
-    """The fused graph in fp32, as a new folder."""
+    """Write the fused graph in fp32 to a new folder."""
     convert(checkpoint, make_kernel(FP32), target)
 
 
 def convert(checkpoint: Checkpoint, precision: Precision, target: Path, tensors: Weights | None = None) -> None:
-    """Write a new folder, all but checksums, card and golden outputs. tensors: None is the checkpoint's own."""
+    """Write a new folder: graph, weights, config and tokenizer, but no checksums, card or golden outputs.
+
+    tensors: None takes those of the checkpoint.
+    """
     target.mkdir()
     graph.build(checkpoint.config, tensors or checkpoint.tensors, precision, target, progress=_layer_progress)
     folder.write_tokenizer_and_config(checkpoint, target)

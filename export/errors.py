@@ -1,4 +1,4 @@
-"""What goes wrong in a build, as one line for whoever typed the command, and as an exit code."""
+"""Errors of a build as one line on the terminal, and as an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _OWN = ("export", "runtime")
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Do the work; returns 0 done, 1 failed, 128 + its number for a signal. Errors that no one expects are raised."""
+    """Do the work; returns 0 if it is done, 1 if it failed, 128 + its number for a signal.
+
+    Raises errors that are faults of this program, not of the input or the machine.
+    """
     try:
         work()
     except KeyboardInterrupt as error:
@@ -32,12 +35,13 @@ def exit_code(work: Callable[[], None]) -> int:
 
 
 def explain(error: BaseException) -> str:
-    """The message on one line, with the cure for what commonly goes wrong with a big write."""
+    """The message of an error on one line, with the cure for the common failures of large writes."""
     if _is_missing_package(error):
         return _MISSING.format(name=getattr(error, "name", None))
-    from runtime.cli.output import plain  # needs numpy, which may be what is missing
+    # Imported here: it needs numpy, which may be the missing package.
+    from runtime.cli.output import plain
 
-    # the message may quote names in a file
+    # The message may quote control characters from a file.
     message = plain(" ".join(str(error).split()))
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOSPC or "No space left" in message:

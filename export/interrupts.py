@@ -1,4 +1,4 @@
-"""What Ctrl-C and other signals do to the build command: one line, no traceback, no half a model.
+"""Signals during a build: Ctrl-C and others end it with one line, without a traceback and without half a model.
 
 While modules are imported, the process exits at once. While the model is built, the signal becomes a
 KeyboardInterrupt, so that temporary files are removed. While the model is published, it is ignored.

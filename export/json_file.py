@@ -1,4 +1,4 @@
-"""Writing JSON as people read it."""
+"""Write JSON files that people can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much disk and memory a build needs, compared with what is free before the work begins."""
+"""Estimate how much disk and memory a build needs, and compare it with what is free before the work begins."""
 
 from __future__ import annotations
 
@@ -16,38 +16,56 @@ from export.checkpoint.weights import SHARD_BYTES
 from export.quantize import inputs, texts
 from runtime.model.memory import cache_bytes
 
-# Fitted to builds measured on Linux x86-64 with onnxruntime 1.32 and torch 2.13, anonymous memory at its peak, without
-# verification and with it against the fused graph: int8 gpt2 0.51 GB both, distilgpt2 0.47 both; fp32 gpt2 0.64 and
-# 0.83; int8 gpt2 without calibration 0.27; random:gpt2 0.56, gpt2-large 1.47. What is computed here is up to 20 % more.
-BASE_BYTES = 80e6  # Python and its libraries
-PASS_BYTES = 200e6  # logits and activations of a pass while verifying
-# bytes in memory for a byte of the model's files
+# The constants are fitted to the peak of anonymous memory in builds on Linux x86-64 with onnxruntime 1.32 and torch
+# 2.13. Without verification, and with verification against the fused graph: int8 gpt2 0.51 GB both, distilgpt2 0.47
+# both; fp32 gpt2 0.64 and 0.83; int8 gpt2 without calibration 0.27; random:gpt2 0.56, gpt2-large 1.47. The estimates
+# are up to 20 % larger.
+
+# Python and its libraries.
+BASE_BYTES = 80e6
+# Logits and activations of a pass during verification.
+PASS_BYTES = 200e6
+# Bytes of memory for each byte of the model's files.
 LOADED = {"fp32": 1.22, "int8": 1.294, "int4": 1.3}
-# optimum's exporter, each measured once: gpt2 (0.50 GB of weights) 2.40 GB, distilgpt2 (0.33) 1.87
-TORCH_BYTES, TORCH_COPIES = 700e6, 3.4
-SPLIT_COPIES = 1.25  # of an export above PROTOBUF_BYTES: gpt2-large (3.10) 4.42 GB, gpt2-xl (6.23) 7.42
-PROTOBUF_BYTES = 2e9  # larger exports are written twice: as torch left them, then in one file
-BYTES_PER_TOKEN = 3  # of UTF-8, fewer than English has (4) so that the estimate errs upwards
-SCALE_BYTES, INT4_BYTES = 4, 0.5
-MOMENT_BYTES = 4 * 8  # fp64: they, those of the layer's other products, inverted and factored
-SAMPLES = 4  # of the inputs of the products of a layer
-ACTIVATION_BYTES = 3 * 4 + 8  # read, before and after the activation, and as fp64
+# optimum's exporter takes TORCH_BYTES and TORCH_COPIES times the weights. Each was measured once: gpt2 (0.50 GB of
+# weights) takes 2.40 GB, distilgpt2 (0.33) 1.87.
+TORCH_BYTES = 700e6
+TORCH_COPIES = 3.4
+# Exports above PROTOBUF_BYTES are written twice, as torch leaves them and then in one file, and take fewer copies in
+# memory: gpt2-large (3.10 GB of weights) takes 4.42 GB, gpt2-xl (6.23) 7.42.
+PROTOBUF_BYTES = 2e9
+SPLIT_COPIES = 1.25
+# Bytes of UTF-8 for each token. English has 4; 3 makes the estimate err upwards.
+BYTES_PER_TOKEN = 3
+SCALE_BYTES = 4
+INT4_BYTES = 0.5
+# GPTQ has four fp64 matrices at a time: the moments of a product, those of the layer's others, inverse and factor.
+MOMENT_BYTES = 4 * 8
+# How many products a layer has; inputs of each are sampled.
+SAMPLES = 4
+# The widest input of a layer exists in fp32 before and after its activation function and as an output, and in fp64.
+ACTIVATION_BYTES = 3 * 4 + 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """Bytes that a build takes at its peak."""
+    """Bytes that a build needs at its peak.
 
-    disk: float  # on the output's file system, temporary files included, the new model too
-    memory: float  # anonymous: pages of mapped files can be evicted
+    disk: on the output's file system, for temporary files and the new model. memory: anonymous memory, without pages of
+    mapped files, which the system can evict.
+    """
+
+    disk: float
+    memory: float
 
     def check(self, output: Path, cure: str) -> str:
-        """Compare with what is free; returns the line that says both. `cure`: what needs less memory.
+        """Compare with what is free; returns a line that states both. cure: which options need less memory.
 
-        Raises OSError for too little disk, ValueError for too little memory. Memory is not checked where the system
-        does not tell.
+        Raises OSError for too little disk, ValueError for too little memory. Memory is not checked on systems that do
+        not report it.
         """
-        free, memory = free_disk(output), free_memory()
+        free = free_disk(output)
+        memory = free_memory()
         if self.disk > free:
             raise OSError(
                 f"not enough disk: the build needs about {_gb(self.disk)} and {_gb(free)} is free where {output} goes; "
@@ -63,22 +81,24 @@ class Needs:
 
 
 def estimate(config: Config, options: BuildOptions, n_text_bytes: int) -> Needs:
-    """Needs of a build; `n_text_bytes`: of the evaluation text as UTF-8."""
+    """The needs of a build. n_text_bytes: the size of the evaluation text in UTF-8."""
     return Needs(_disk(config, options, n_text_bytes), _memory(config, options))
 
 
 def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
-    weights, output_layer = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
+    weights = _parameters(config) * 4
+    output_layer = config.vocab_size * config.n_embd * 4
     kept = weights if options.is_random else 0
     exporting = 0.0
     if options.needs_reference:
-        reference = weights if options.no_reference else weights + output_layer  # torch unties the two
+        # torch's export stores the output layer beside the embeddings, even if the two are one matrix.
+        reference = weights if options.no_reference else weights + output_layer
         is_split = not options.no_reference and reference > PROTOBUF_BYTES
         exporting = kept + reference * (2 if is_split else 1)
         kept += reference
     if options.verify != "none":
         kept += math.ceil(n_text_bytes / BYTES_PER_TOKEN) * config.vocab_size * 4
-    # of int4, rounded products wait for the model to be written
+    # At int4 the rounded products are kept in files until the model is written.
     rounded = model_bytes(config, options) if options.precision == "int4" else 0
     layer = _matrices(config) / config.n_layer * 4
     calibrating = rounded + max(layer, _stored_bytes(config, 1, 0)) if options.calibrates else 0
@@ -86,9 +106,11 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
 
 
 def _memory(config: Config, options: BuildOptions) -> float:
-    weights, largest = _parameters(config) * 4, config.vocab_size * config.n_embd * 4
+    weights = _parameters(config) * 4
+    largest = config.vocab_size * config.n_embd * 4
     running = LOADED[options.precision] * model_bytes(config, options) + cache_bytes(config, config.n_positions, 1)
-    stages = [largest * 1.25, running]  # quantizing, golden outputs
+    # Quantizing, and recording golden outputs.
+    stages = [largest * 1.25, running]
     if options.is_random:
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.calibrates:
@@ -98,32 +120,34 @@ def _memory(config: Config, options: BuildOptions) -> float:
     if options.verify != "none":
         stages.append(running + PASS_BYTES)
     if options.needs_reference and not options.no_reference:
-        copies = SPLIT_COPIES if weights + largest > PROTOBUF_BYTES else TORCH_COPIES  # torch unties the two
+        copies = SPLIT_COPIES if weights + largest > PROTOBUF_BYTES else TORCH_COPIES
         stages.append(TORCH_BYTES + copies * weights)
     return BASE_BYTES + max(stages)
 
 
 def _writing(config: Config, options: BuildOptions) -> float:
-    """Memory that the model takes while it writes the calibration text, with the dense kernel."""
+    """Memory for writing the calibration text, with the dense kernel."""
     length = texts.AMOUNTS[options.precision].length(config.n_positions)
     cache = cache_bytes(config, length, texts.texts_at_once(config, length))
     return LOADED["int8"] * _stored_bytes(config, 1, 0) + cache
 
 
 def _measuring(config: Config, options: BuildOptions) -> float:
-    """Memory that calibration takes for a layer: hidden states, its weights, statistics of what its products read."""
+    """Memory for calibrating a layer: hidden states, the layer's weights, statistics of the inputs of its products."""
     amount = texts.AMOUNTS[options.precision]
-    length, width = amount.length(config.n_positions), max(config.n_embd, config.inner_size)
+    length = amount.length(config.n_positions)
+    width = max(config.n_embd, config.inner_size)
     hidden = amount.n_tokens * config.n_embd * 4
     weights = 2 * _matrices(config) / config.n_layer * 4
-    attention = config.n_head * length**2 * 4  # a number for each pair of tokens
+    # Attention weights: one for each pair of tokens.
+    attention = config.n_head * length**2 * 4
     moments = MOMENT_BYTES * width**2 if options.precision == "int4" else 0
     sample = SAMPLES * inputs.SAMPLE_ROWS * width * 4
     return hidden + weights + attention + length * ACTIVATION_BYTES * width + moments + sample
 
 
 def model_bytes(config: Config, options: BuildOptions) -> float:
-    """Size of the model's weights as they are stored, with the usual kernel throughout."""
+    """The size of the model's stored weights, if every product has the usual kernel."""
     if options.precision == "fp32":
         return _parameters(config) * 4
     if options.block_size is None:
@@ -133,7 +157,7 @@ def model_bytes(config: Config, options: BuildOptions) -> float:
 
 
 def _stored_bytes(config: Config, of_weight: float, scale: float) -> float:
-    """`of_weight`: bytes of one weight of a layer; `scale`: bytes of scales for each weight."""
+    """The size of all weights. of_weight: bytes of a weight in a layer. scale: bytes of scales for each weight."""
     matrices = _matrices(config)
     embedding = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
     rest = (_parameters(config) - matrices - embedding) * 4
@@ -141,31 +165,34 @@ def _stored_bytes(config: Config, of_weight: float, scale: float) -> float:
 
 
 def _columns(config: Config) -> int:
-    """Of all products."""
-    width, inner = config.n_embd, config.inner_size
+    """The number of output columns of all products, the output layer included."""
+    width = config.n_embd
+    inner = config.inner_size
     return config.n_layer * (3 * width + width + inner + width) + config.vocab_size
 
 
 def _parameters(config: Config) -> int:
+    """The number of weights of the model."""
     return sum(math.prod(shape) for shape in config.tensor_shapes().values())
 
 
 def _matrices(config: Config) -> int:
+    """The number of weights in the products of all layers."""
     shapes = config.tensor_shapes()
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("h.") and len(shape) == 2)
 
 
 def free_disk(output: Path) -> int:
-    """Bytes free on the file system that `output` is on, or will be."""
+    """Free bytes on the file system that `output` is on, or will be on."""
     return shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
 
 
 def free_memory() -> int | None:
-    """Bytes: available on Linux and Windows; of the whole machine on macOS, which does not tell; else None."""
+    """Available memory in bytes on Linux and Windows, all memory on macOS, which does not report it; else None."""
     try:
         if sys.platform == "darwin":
-            told = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True)
-            return int(told.stdout)
+            answer = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True)
+            return int(answer.stdout)
         if sys.platform == "win32":
             return _windows_memory()
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

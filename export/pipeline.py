@@ -31,10 +31,12 @@ from runtime.model.integrity import GOLDEN, QUALITY
 VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")
 """Packages whose versions the measured quality may depend on."""
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
+"""The English text that comes with the build."""
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def build(options: BuildOptions, before_publication: Callable[[], None] = lambda: None) -> None:
-    """Build one model folder; raises for whatever goes wrong, with the earlier output untouched."""
+    """Build one model folder. Any error is raised, and leaves an earlier output as it was."""
     check_before_work(options)
     with workspaces(options) as (work, reference_work):
         announce(1, f"checkpoint: {options.checkpoint}")
@@ -62,7 +64,7 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
 
 @contextlib.contextmanager
 def workspaces(options: BuildOptions) -> Iterator[tuple[Path, Path]]:
-    """Temporary folders of the model and the reference, beside their places: publishing is a rename."""
+    """Temporary folders for the model and the reference, beside their outputs so that publishing is a rename."""
     with folder.workspace(options.output, force=options.force) as work:
         if options.keep_reference is None:
             yield work, work
@@ -72,7 +74,7 @@ def workspaces(options: BuildOptions) -> Iterator[tuple[Path, Path]]:
 
 
 def check_before_work(options: BuildOptions) -> None:
-    """Raise for what would otherwise fail after minutes of work: an output that is taken, a missing package."""
+    """Raise errors that would otherwise come after minutes of work: an existing output, a missing package or file."""
     folder.check_output(options.output, force=options.force)
     if options.keep_reference and options.keep_reference.exists():
         raise FileExistsError(f"{options.keep_reference} is there already; --keep-reference names a new folder")
@@ -90,10 +92,11 @@ def check_before_work(options: BuildOptions) -> None:
 
 
 def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
-    """Open the checkpoint and print what the build needs. Random weights are checked before they are written.
+    """Open the checkpoint, and print how much disk and memory the build needs.
 
     Raises OSError for too little disk, ValueError for too little memory.
     """
+    # Random weights are checked before they are written; other checkpoints have to be read first.
     size = SIZES[options.checkpoint.removeprefix(RANDOM)] if options.is_random else None
     if size:
         check_needs(size, options, options.eval_text or EVALUATION_TEXT)
@@ -105,7 +108,7 @@ def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
 
 
 def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
-    """Raise ValueError for a text of the user's that is too short, not UTF-8, or not in the model's vocabulary."""
+    """Raise ValueError for a text that is too short, not UTF-8, or that the model's vocabulary does not cover."""
     if options.calibration_text:
         conversion.read_calibration_text(checkpoint, options.calibration_text)
     text = None if options.verify == "none" else evaluation_text(checkpoint, options)
@@ -116,7 +119,7 @@ def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
 
 
 def check_needs(config: Config, options: BuildOptions, text: Path | None) -> None:
-    """Print on one line what the build needs and what is free; raise where too little is free."""
+    """Print on one line how much disk and memory the build needs and how much is free; raise if it is not enough."""
     n_bytes = text.stat().st_size if text else own_writing.N_TOKENS * needs.BYTES_PER_TOKEN
     needed = needs.estimate(config, options, n_bytes)
     print(f"      {needed.check(options.output, options.less_memory)}", flush=True)
@@ -135,10 +138,14 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What is known about the model that was made."""
+    """The result of making a model.
 
-    measured: quality.Quality | None  # None: not verified
-    calibration: Calibration | None  # None: not calibrated
+    measured: None if it was not verified. calibration: None if it was not calibrated. upgraded: the products with a
+    more exact kernel than usual.
+    """
+
+    measured: quality.Quality | None
+    calibration: Calibration | None
     upgraded: conversion.Kernels
 
 
@@ -147,7 +154,7 @@ def make_and_verify(
 ) -> Built:
     """Make the model; while it loses too much, give the products with the largest errors a more exact kernel.
 
-    Raises ValueError for a model whose logits are not numbers, and where no product has a more exact kernel left.
+    Raises ValueError for a model whose logits are NaN or infinite, and if no product has a more exact kernel left.
     """
     upgraded: dict[str, str] = {}
     verifier = None
@@ -172,7 +179,7 @@ def make_and_verify(
 
 def open_verifier(checkpoint: Checkpoint, options: BuildOptions, reference: Path, work: Path) -> quality.Verifier:
     """Run the reference over the evaluation text."""
-    text = evaluation_text(checkpoint, options)
+    text = quality.Text(evaluation_text(checkpoint, options), text_name(checkpoint, options))
     return quality.Verifier(reference, options.reference_text, text, work, at_least=options.least_tokens)
 
 
@@ -236,9 +243,9 @@ def upgrades(built: Built) -> list[dict[str, Any]]:
 
 
 def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | None:
-    """The user's text; else the checkpoint's own evaluation.txt; else the English text that comes with the build.
+    """The file to verify on: the user's; else the checkpoint's `evaluation.txt`; else the build's own.
 
-    None stands for a text that the model samples itself: its vocabulary cannot write the others.
+    None stands for a text that the model samples itself, where its vocabulary does not cover these files.
     """
     if options.eval_text:
         return options.eval_text
@@ -248,9 +255,24 @@ def evaluation_text(checkpoint: Checkpoint, options: BuildOptions) -> Path | Non
 
 
 def text_name(checkpoint: Checkpoint, options: BuildOptions) -> str:
-    """The name of the text that the model is verified on."""
+    """The name of the text that the model is verified on, for the progress, `quality.json` and the card.
+
+    The names `export/evaluation.txt` and `models/demo/evaluation.txt` tell the two texts of the repository apart. A
+    checkpoint outside of the repository is named without the folders above it, which are private.
+    """
     text = evaluation_text(checkpoint, options)
-    return text.name if text else own_writing.NAME
+    if text is None:
+        return own_writing.NAME
+    if text == options.eval_text:
+        return text.name
+    if text == EVALUATION_TEXT:
+        return f"export/{text.name}"
+    if checkpoint.commit:
+        return f"{checkpoint.source}/{text.name}"
+    folder_of_source = Path(checkpoint.source).resolve()
+    if folder_of_source.is_relative_to(REPOSITORY):
+        return (folder_of_source.relative_to(REPOSITORY) / text.name).as_posix()
+    return f"{checkpoint.name}/{text.name}"
 
 
 def product_widths(checkpoint: Checkpoint) -> list[int]:

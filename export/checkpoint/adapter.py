@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT, merged into the weights of their base model (Hu et al. 2021, arXiv 2106.09685).
+"""Merge LoRA adapters of PEFT into the weights of their base model (Hu et al. 2021, arXiv 2106.09685).
 
     W + scale * (B A)^T     for GPT-2's products, which are stored as [n_in, n_out]
     W + scale * B A         for lm_head, which is stored as [n_out, n_in]
@@ -32,7 +32,9 @@ from export.checkpoint.weights import INPUT, OUTPUT, Tensors, write_weights
 from export.json_file import write_json
 from runtime._json import read_json
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,7 +45,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB])")
-# settings of LoRA that are applied here, or that shape the training alone
+# Settings of LoRA that are applied here, or that matter for training only.
 _KNOWN = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias", "lora_bias",
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -51,7 +53,7 @@ _KNOWN = {
     "revision", "peft_version", "inference_mode", "parent_library", "megatron_core", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config", "velora_config", "runtime_config", "qalora_group_size",
 }  # fmt: skip
-# these change the base model's weights when the training begins
+# Initializations that change the base model's weights before training.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _MERGED_BY_PEFT = "peft's merge_and_unload() and save_pretrained(DIR) write a whole model, which is built as DIR"
 
@@ -60,7 +62,7 @@ Floats = NDArray[np.float32]
 
 @dataclasses.dataclass
 class _Delta:
-    """What an adapter adds to one module."""
+    """The matrices and the bias that an adapter adds to one module."""
 
     a: Floats | None = None  # [r, n_in]
     b: Floats | None = None  # [n_out, r]
@@ -68,7 +70,7 @@ class _Delta:
 
 
 class Adapter:
-    """One adapter: its settings and its tensors, checked against the base model."""
+    """One adapter: settings and tensors, checked against the base model."""
 
     def __init__(self, folder: Path, base: Config, *, allow_pickle: bool = False) -> None:
         """Read a folder that peft's `save_pretrained` wrote, for a base model of this shape.
@@ -89,7 +91,7 @@ class Adapter:
         self._check()
 
     def _sort(self, stored: str, array: Floats) -> None:
-        """Put a tensor of the file where it belongs."""
+        """Sort one tensor of the file into `deltas` or `replaced`."""
         name = stored.removeprefix("base_model.model.").removeprefix("transformer.")
         match = _LORA.fullmatch(name)
         if match is None:
@@ -105,11 +107,11 @@ class Adapter:
             delta.b = array
 
     def _sort_whole(self, stored: str, name: str, array: Floats) -> None:
-        """A tensor that takes the place of the base model's own: a trained bias, or a module that was saved whole."""
+        """Sort a tensor that replaces the base model's: a trained bias, or a module that was saved whole."""
         if name not in self._base.tensor_shapes() and name != OUTPUT:
             raise ValueError(f"{self.folder}: {stored} belongs to nothing that the base model has")
         if name == INPUT and ".base_layer." in stored and self._base.tie_word_embeddings:
-            # the matrix under a trained embedding, which the output layer still shares
+            # The matrix below a trained embedding; the output layer still shares it.
             self.tied_input = array
         self.replaced[name] = array
 
@@ -133,7 +135,7 @@ class Adapter:
             self._check_delta(module, delta.a, delta.b, self._rows_and_columns(weight, shapes[weight]))
 
     def _rows_and_columns(self, weight: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """n_in and n_out of a module, as LoRA sees it."""
+        """n_in and n_out of a module in LoRA's terms."""
         if weight in self.replaced:
             shape = self.replaced[weight].shape
         n_rows, n_columns = shape
@@ -160,7 +162,7 @@ class Adapter:
         return int(_by_pattern(self._settings.get("rank_pattern"), module, self._settings["r"]))
 
     def scale(self, module: str) -> float:
-        """What B A is multiplied by for this module."""
+        """The factor on B A for this module."""
         rank = self._rank(module)
         alpha = float(_by_pattern(self._settings.get("alpha_pattern"), module, self._settings.get("lora_alpha", 8)))
         return alpha / math.sqrt(rank) if self._settings.get("use_rslora") else alpha / rank
@@ -178,14 +180,15 @@ class Adapter:
         return f"LoRA of rank {self._settings['r']} on {', '.join(sorted(parts))}{base}"
 
     def weight_delta(self, module: str) -> Floats:
-        """What is added to the stored weight of a module, in its shape."""
+        """The difference that the adapter adds to the stored weight of a module, in the shape of that weight."""
         delta = self.deltas[module]
-        assert delta.a is not None and delta.b is not None  # checked when the adapter was read
+        # `_check` has raised an error otherwise.
+        assert delta.a is not None and delta.b is not None
         product = (delta.b @ delta.a) * np.float32(self.scale(module))
         return product if f"{module}.weight" == OUTPUT else product.T
 
     def merge(self, name: str, tensor: Floats) -> Floats:
-        """One tensor of the base model with this adapter."""
+        """One tensor of the base model with this adapter merged into it."""
         tensor = self.replaced.get(name, tensor)
         module, _, part = name.rpartition(".")
         delta = self.deltas.get(module)
@@ -196,7 +199,7 @@ class Adapter:
         return tensor
 
     def changes(self, name: str) -> bool:
-        """Whether this tensor of the base model becomes another."""
+        """Whether the adapter changes this tensor of the base model."""
         return name in self.replaced or name.rpartition(".")[0] in self.deltas
 
 
@@ -227,10 +230,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def merge(base: Path, folders: Sequence[Path], target: Path, *, allow_pickle: bool = False) -> Path:
-    """Make `target` the checkpoint of `base` with the adapters merged, one after the other; returns it.
+    """Write the checkpoint `base` with the adapters merged into it, one after the other, to `target`; returns `target`.
 
     The tokenizer is that of the last adapter that has one, else the base model's. Prints a line for each adapter.
-    Raises FileNotFoundError or ValueError, naming adapter and module, for what does not fit.
+    Raises FileNotFoundError or ValueError, naming adapter and module, if an adapter does not fit.
     """
     config, raw = config_file.read(base / "config.json")
     tensors = Tensors(base, config)
@@ -257,7 +260,7 @@ def merge(base: Path, folders: Sequence[Path], target: Path, *, allow_pickle: bo
 
 
 def _check_together(adapters: Sequence[Adapter]) -> None:
-    """Raise ValueError where one adapter replaces what another one changes too: the order would decide."""
+    """Raise ValueError if one adapter replaces a tensor that another one changes: the result would depend on order."""
     for index, first in enumerate(adapters):
         for second in adapters[index + 1 :]:
             both = [name for name in first.replaced if second.changes(name)]
@@ -277,7 +280,7 @@ def _merged(adapters: Sequence[Adapter], name: str, tensor: Floats) -> Floats:
 
 
 def _merged_output(adapters: Sequence[Adapter], tensors: Tensors, config: Config) -> Floats | None:
-    """The output layer; None where it is still the embeddings."""
+    """The output layer with the adapters merged; None if it is still one matrix with the embeddings."""
     if not config.tie_word_embeddings:
         return _merged(adapters, OUTPUT, tensors[OUTPUT])
     if not any(adapter.changes(name) for adapter in adapters for name in (INPUT, OUTPUT)):
@@ -299,7 +302,7 @@ def _tensors(
 
 
 def _take_tokenizer(folder: Path, target: Path) -> None:
-    """Replace the tokenizer in `target` by the adapter's own, where it has one: the training may have added tokens."""
+    """Replace the tokenizer in `target` by the adapter's, if it has one: the training may have added tokens."""
     has_read = any(all((folder / name).is_file() for name in names) for names in TOKENIZERS)
     if not has_read and tokenizer_conversion.slow_file(folder) is None:
         return
@@ -330,7 +333,7 @@ def _read_tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Floats]:
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that the module's name ends with, as peft matches them: regular expressions."""
+    """The value of the first pattern, a regular expression, that matches the end of the module's name, as in peft."""
     name = module if module == OUTPUT.removesuffix(".weight") else f"transformer.{module}"
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):

@@ -1,4 +1,4 @@
-"""A GPT-2 checkpoint, whatever its source: config, tensors read one at a time, tokenizer."""
+"""Open a GPT-2 checkpoint from any source: its config, its tensors, which are read one at a time, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ from export.checkpoint.weights import Tensors
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that has been opened and checked."""
+    """A checkpoint folder that has been opened and checked.
+
+    source: as the user gave it. commit: of a hub repository. other_tokenizer: the folder of a tokenizer that is used
+    instead of the checkpoint's own. kind: the kind of the source, in words. adapters: the names of the adapters that
+    are merged into the weights.
+    """
 
     name: str
-    source: str  # as the user gave it
+    source: str
     folder: Path
     config: Config
     raw_config: dict[str, Any]
     tensors: Tensors
-    commit: str | None = None  # of a hub repository
-    other_tokenizer: Path | None = None  # the folder of one that takes the place of the checkpoint's own
-    kind: str = FOLDER  # what the source is, in words
-    adapters: Sequence[str] = ()  # names of the adapters that are merged into it
+    commit: str | None = None
+    other_tokenizer: Path | None = None
+    kind: str = FOLDER
+    adapters: Sequence[str] = ()
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer and its settings are."""
+        """The folder with the tokenizer and its settings."""
         return self.other_tokenizer or self.folder
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are noise, so that no quality can be measured."""
+        """Whether the weights are random, so that measured quality means nothing."""
         return self.source.startswith(RANDOM)
 
 
 def model_name(source: str) -> str:
-    """What the model is called: the last part of a folder or repository, or a file's name without its ending.
+    """The name of the model: the last part of a folder or repository, or a file's name without its suffix.
 
     `random:gpt2` is `random-gpt2`; nanoGPT's `out/ckpt.pt` is named after its folder.
     """
@@ -66,29 +71,24 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a folder, a file, a hub id (downloaded once, then cached) or `random:SIZE`.
 
-    What has to be converted first is written under `work`. tokenizer: folder whose tokenizer takes the place of the
-    checkpoint's own. revision: of a hub repository. allow_pickle: the weights are in pickles. adapters: folders of
-    LoRA adapters to merge. Raises ValueError or OSError saying what is wrong with which file, ModuleNotFoundError for
-    a package that a conversion needs.
+    Files that have to be converted first are written to `work`. tokenizer: a folder whose tokenizer is used instead of
+    the checkpoint's own. revision: of a hub repository. allow_pickle: read weights from pickles. adapters: folders of
+    LoRA adapters to merge. Raises ValueError or OSError, naming the file, for what is wrong with it;
+    ModuleNotFoundError for a package that a conversion needs.
     """
-    is_random = source.startswith(RANDOM)
-    if tokenizer and not is_random:
+    if tokenizer and not source.startswith(RANDOM):
         tokenizer = _readable_tokenizer(tokenizer, work)
     for folder in adapters:
-        # whatever is wrong with it is said before a download
+        # Errors of an adapter's settings come before a download.
         adapter.read_settings(folder)
     found = sources.find(source, work, tokenizer, revision, allow_pickle=allow_pickle)
     folder = found.folder
     if adapters:
         folder = adapter.merge(folder, adapters, work / "merged", allow_pickle=allow_pickle)
     config, raw = config_file.read(folder / "config.json")
-    # a tokenizer that noise, or a nanoGPT model of characters, was given is in its folder already
-    is_taken = is_random or (found.kind == sources.NANOGPT and found.has_tokenizer)
-    other_tokenizer = None if is_taken else tokenizer
-    if other_tokenizer is None and tokenizer_conversion.slow_file(folder):
-        other_tokenizer = tokenizer_conversion.convert(folder, work / "tokenizer")
-    if other_tokenizer is None:
-        check_tokenizer(folder, raw)
+    # Random weights and nanoGPT's character models were written together with their tokenizer.
+    has_tokenizer = source.startswith(RANDOM) or (found.kind == sources.NANOGPT and found.has_tokenizer)
+    other_tokenizer = _other_tokenizer(folder, None if has_tokenizer else tokenizer, work, raw)
     tokenizer_file.check(other_tokenizer or folder, config.vocab_size)
     tensors = Tensors(folder, config)
     if message := tensors.left_out():
@@ -107,8 +107,21 @@ def open_checkpoint(
     )
 
 
+def _other_tokenizer(folder: Path, named: Path | None, work: Path, raw_config: dict[str, Any]) -> Path | None:
+    """The folder of the tokenizer to use, if it is not the checkpoint's own: the user's, or the own one converted.
+
+    Raises FileNotFoundError if there is none at all.
+    """
+    if named is not None:
+        return named
+    if tokenizer_conversion.slow_file(folder):
+        return tokenizer_conversion.convert(folder, work / "tokenizer")
+    check_tokenizer(folder, raw_config)
+    return None
+
+
 def _readable_tokenizer(folder: Path, work: Path) -> Path:
-    """The folder that the user names, or its tokenizer converted; what is wrong with it is said before a download."""
+    """The user's tokenizer folder, or a folder with that tokenizer converted; its errors come before a download."""
     if (folder / "meta.pkl").is_file():
         return folder
     if tokenizer_conversion.slow_file(folder):

@@ -1,4 +1,4 @@
-"""What a GPT-2 `config.json` says, checked: the part of transformers' `GPT2Config` that shapes the graph."""
+"""Read and check a GPT-2 `config.json`: the part of transformers' `GPT2Config` that shapes the graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIVATIONS = (
     "tanh",
 )
 
-# GPT2Config reads these too, and where both are given they win
+# GPT2Config reads these names too; they take precedence where both are given.
 _OTHER_NAMES = {
     "max_position_embeddings": "n_positions",
     "hidden_size": "n_embd",
@@ -34,12 +34,12 @@ _OTHER_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Field names and defaults are transformers' `GPT2Config`.
+    """The configuration of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
 
-    `bos_token_id` and `eos_token_id` may lie outside the vocabulary, as they do in fine-tunes that kept
-    GPT-2's defaults with a smaller vocabulary: such a model has no beginning or end of text.
+    `bos_token_id` and `eos_token_id` may lie outside the vocabulary, as in fine-tunes that kept GPT-2's defaults with a
+    smaller vocabulary: such a model has no beginning or end of text. Each of several `eos_token_id` ends a text.
 
-    Raises ValueError, naming the key, for a value that is impossible or that the graph cannot express.
+    Raises ValueError, naming the key, for a value that is invalid or that the graph does not support.
     """
 
     vocab_size: int = 50257
@@ -54,7 +54,7 @@ class Config:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
-    eos_token_id: int | list[int] | None = 50256  # several: each ends the text
+    eos_token_id: int | list[int] | None = 50256
 
     def __post_init__(self) -> None:
         for key in SIZES:
@@ -94,21 +94,18 @@ class Config:
         """Width of the feed-forward layer."""
         return self.n_inner or 4 * self.n_embd
 
-    def attention_scale(self, layer: int) -> float:
-        """Factor on query times key in this layer, as `GPT2Attention` has it."""
-        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
-        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
-
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor a checkpoint of this shape holds, by its own name without the `transformer.` prefix."""
-        width, inner = self.n_embd, self.inner_size
+        """The shape of every tensor of a checkpoint, by transformers' name without the prefix `transformer.`."""
+        width = self.n_embd
+        inner = self.inner_size
         shapes: dict[str, tuple[int, ...]] = {
             "wte.weight": (self.vocab_size, width),
             "wpe.weight": (self.n_positions, width),
             "ln_f.weight": (width,),
             "ln_f.bias": (width,),
         }
-        products = {  # Conv1D keeps [n_in, n_out]
+        # Conv1D stores weights as [n_in, n_out].
+        products = {
             "attn.c_attn": (width, 3 * width),
             "attn.c_proj": (width, width),
             "mlp.c_fc": (width, inner),
@@ -125,9 +122,9 @@ class Config:
 
 
 def read(path: Path) -> tuple[Config, dict[str, Any]]:
-    """The checked configuration in a `config.json`, and the whole JSON object as it stands.
+    """The checked configuration in a `config.json`, and its whole JSON object.
 
-    Raises FileNotFoundError, or ValueError for a file that is not JSON, not GPT-2's, or has an impossible value.
+    Raises FileNotFoundError, or ValueError for a file that is not JSON, not of GPT-2, or has an invalid value.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

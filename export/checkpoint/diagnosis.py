@@ -1,4 +1,4 @@
-"""What a folder is that is no checkpoint, or only a part of one: named, with a cure."""
+"""Errors for folders that are not a whole checkpoint: they name what the folder is, and what to do."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any
 from runtime._json import read_json
 from runtime.model.integrity import CHECKSUMS
 
-CONFIG, GRAPH, ADAPTER = "config.json", "model.onnx", "adapter_config.json"
+CONFIG = "config.json"
+GRAPH = "model.onnx"
+ADAPTER = "adapter_config.json"
 NANOGPT = "ckpt.pt"
 WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-# what transformers calls GPT-2 with another head, by optimum's name for what it does
+# transformers' classes of GPT-2 with another head, and optimum's name of their task.
 _TASKS = {
     "GPT2ForSequenceClassification": "text-classification",
     "GPT2ForTokenClassification": "token-classification",
     "GPT2ForQuestionAnswering": "question-answering",
 }
-_STEP = re.compile(r"checkpoint-(\d+)")  # as Trainer names folders
+# The folders that transformers' Trainer writes.
+_STEP = re.compile(r"checkpoint-(\d+)")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise for a folder that is no checkpoint: NotADirectoryError, FileNotFoundError, or ValueError for another thing.
+    """Raise an error, saying what to do, unless the folder has config.json and weights, which are not read.
 
-    A folder with config.json and weights passes; what they hold is not read.
+    Raises NotADirectoryError, FileNotFoundError, or ValueError for a folder of another kind, such as an adapter.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; give the folder that holds the checkpoint")
@@ -41,7 +44,10 @@ def check_folder(folder: Path) -> None:
 
 
 def without_config(name: str, names: Collection[str], fetch: Callable[[str], Path]) -> str:
-    """What a folder or hub repository is that has no config.json; `fetch` gives the place of one of its files."""
+    """The error message for a folder or hub repository without config.json.
+
+    names: of its files. fetch: returns the path of one of its files.
+    """
     if ADAPTER in names:
         return adapter(name, fetch(ADAPTER))
     if NANOGPT in names:
@@ -54,7 +60,7 @@ def without_config(name: str, names: Collection[str], fetch: Callable[[str], Pat
 
 
 def adapter(name: str, config: Path) -> str:
-    """What to do with a PEFT adapter that was given in place of its base model."""
+    """The error message for a PEFT adapter that was given in place of its base model."""
     base = read_json(config).get("base_model_name_or_path")
     is_local = config.parent == Path(name)
     fetched = "" if is_local else f"hf download {name} --local-dir DIR fetches it, and "
@@ -76,7 +82,10 @@ def _built(folder: Path, *, is_ours: bool) -> str:
 
 
 def check_head(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a GPT-2 that does not write: its head would be lost. `config`: its config.json."""
+    """Raise ValueError for a GPT-2 with another head than the language model's, such as a classifier.
+
+    config: the content of its config.json.
+    """
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
         if isinstance(name, str) and name in _TASKS:
@@ -87,23 +96,23 @@ def check_head(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise FileNotFoundError, saying where to take one from, for a checkpoint without a tokenizer."""
+    """Raise FileNotFoundError, saying how to get one, for a checkpoint without a tokenizer."""
     if not _has_tokenizer(folder):
         raise FileNotFoundError(without_tokenizer(str(folder), folder.parent, config))
 
 
 def without_tokenizer(name: str, above: Path | None, config: Mapping[str, Any]) -> str:
-    """What to do about a checkpoint that has no tokenizer, as Trainer leaves one that was given none.
+    """The error message for a checkpoint without a tokenizer, such as transformers' Trainer writes.
 
-    `above`: the folder that the checkpoint is in, where Trainer may have put one at the end.
+    above: the folder that the checkpoint is in; Trainer may have written the tokenizer there.
     """
-    told = f"{name} has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt"
+    problem = f"{name} has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt"
     if above is not None and _has_tokenizer(above):
-        return f"{told}: --tokenizer {above} takes that of the folder it is in"
+        return f"{problem}: --tokenizer {above} takes that of the folder it is in"
     known = config.get("_name_or_path")
     base = known if isinstance(known, str) and known and known != name else "BASE"
     return (
-        f"{told}: --tokenizer FOLDER takes that of the model it was trained from, whose folder this writes: python -c "
+        f"{problem}: --tokenizer FOLDER takes that of the model it was trained from. This writes the folder: python -c "
         f"\"from transformers import AutoTokenizer as T; T.from_pretrained('{base}').save_pretrained('FOLDER')\""
     )
 

@@ -1,4 +1,4 @@
-"""GPT-2 in GGUF files, llama.cpp's format: weights of any of its types, and the tokenizer in the metadata."""
+"""Read GPT-2 from GGUF files, llama.cpp's format: weights of all its types, and the tokenizer in the metadata."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ _KEYS = {
     "n_head": "gpt2.attention.head_count",
 }
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_CONTROL, _USER_DEFINED = 3, 4  # types of tokens
+# GGUF's types of special and added tokens.
+_CONTROL = 3
+_USER_DEFINED = 4
 _GPT2_SPLITS = ("gpt-2", "gpt2", "default")
 _ANOTHER_TOKENIZER = "--tokenizer FOLDER takes another in its place"
 
@@ -54,10 +56,10 @@ def check_installed() -> None:
 
 
 def convert(path: Path, target: Path, *, with_tokenizer: bool) -> Path:
-    """Make `target` a checkpoint folder of the same model, its weights in fp32; returns it.
+    """Write the same model, with fp32 weights, as the checkpoint folder `target`; returns `target`.
 
-    with_tokenizer: write the tokenizer of the metadata too. Raises ValueError for a file that is truncated or damaged,
-    and for one that is not GPT-2; ModuleNotFoundError without the package gguf.
+    with_tokenizer: write the tokenizer of the metadata too. Raises ValueError for a file that is truncated, damaged, or
+    not of GPT-2; ModuleNotFoundError without the package gguf.
     """
     check_installed()
     reader = _open(path)
@@ -75,7 +77,7 @@ def convert(path: Path, target: Path, *, with_tokenizer: bool) -> Path:
 
 
 def _open(path: Path) -> Any:
-    """A reader that says where a file is truncated: the package's own takes what lies beyond the end as empty."""
+    """A reader that raises an error for a truncated file; the package's own reads missing data as empty."""
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
@@ -88,7 +90,8 @@ def _open(path: Path) -> Any:
         return Reader(path)
     except OSError:
         raise
-    except Exception as error:  # a damaged file raises anything
+    # A damaged file raises errors of many classes.
+    except Exception as error:
         raise ValueError(f"{path} is truncated, damaged or not a GGUF file: {error}") from None
 
 
@@ -132,7 +135,7 @@ def _our_name(name: str) -> str | None:
 
 
 def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is_tied: bool) -> dict[str, Any]:
-    """The content of config.json; raises ValueError for sizes that are missing, impossible, or not the weights'."""
+    """The content of config.json. Raises ValueError for sizes that are missing, invalid, or not those of the weights."""
     missing = [key for key in _KEYS.values() if key not in metadata]
     if missing:
         raise ValueError(f"{path}: its metadata has no {', '.join(missing)}")
@@ -144,7 +147,7 @@ def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is
     ends: dict[str, Any] = {
         f"{role}_token_id": metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")
     }
-    # stored as fp32: 1e-5 comes back as 9.99999974e-6
+    # The epsilon is stored in fp32, so that 1e-5 is read as 9.99999974e-6: round it to 6 digits.
     others: dict[str, Any] = {
         "layer_norm_epsilon": float(f"{epsilon:.6g}"),
         "tie_word_embeddings": is_tied,
@@ -154,7 +157,7 @@ def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is
         config = Config(**sizes, **ends, **others)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its metadata is impossible: {error}") from None
-    # a damaged number of layers may be a billion
+    # A damaged number of layers may be a billion, for which the list of shapes would not fit in memory.
     if config.n_layer > len(stored):
         raise ValueError(f"{path} has {len(stored)} tensors, and its metadata asks for {config.n_layer} layers")
     for name, shape in config.tensor_shapes().items():
@@ -173,7 +176,7 @@ def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    """As numpy has it: GGUF names the innermost dimension first."""
+    """The shape in numpy's order: GGUF lists the innermost dimension first."""
     return tuple(int(n) for n in reversed(tensor.shape))
 
 
@@ -197,21 +200,24 @@ def _tensors(path: Path, stored: Mapping[str, Any], *, is_tied: bool) -> Iterato
 
 
 def _write_tokenizer(path: Path, metadata: Metadata, target: Path) -> None:
-    """tokenizer.json, its settings and the chat template. Raises ValueError for another kind of tokenizer."""
-    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", _GPT2_SPLITS[0])
+    """Write tokenizer.json, its settings and the chat template. Raises ValueError for another kind of tokenizer."""
+    kind = metadata.get("tokenizer.ggml.model")
+    split = metadata.get("tokenizer.ggml.pre", _GPT2_SPLITS[0])
     if kind != "gpt2" or split not in _GPT2_SPLITS:
         raise ValueError(
             f"{path} has a tokenizer {kind!r} that splits text as {split!r}, not GPT-2's: " + _ANOTHER_TOKENIZER
         )
-    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    merges = metadata.get("tokenizer.ggml.merges")
     if not tokens or merges is None:
         raise ValueError(f"{path} has a tokenizer without tokens or merges: {_ANOTHER_TOKENIZER}")
     roles = _roles(metadata, tokens)
     tokenizer = _byte_level(path, metadata, tokens, merges)
     if metadata.get("tokenizer.ggml.add_bos_token") and "bos_token" in roles:
         bos = roles["bos_token"]
-        single, pair = f"{bos}:0 $A:0", f"{bos}:0 $A:0 $B:1"
-        tokenizer.post_processor = processors.TemplateProcessing(single, pair, [(bos, tokens.index(bos))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{bos}:0 $A:0", f"{bos}:0 $A:0 $B:1", [(bos, tokens.index(bos))]
+        )
     tokenizer.save(str(target / tokenizer_file.NAME))
     write_json(target / tokenizer_file.CONFIG, {"tokenizer_class": "GPT2Tokenizer"} | roles)
     if template := metadata.get("tokenizer.chat_template"):
@@ -219,7 +225,7 @@ def _write_tokenizer(path: Path, metadata: Metadata, target: Path) -> None:
 
 
 def _roles(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
-    """bos_token and others, by transformers' names."""
+    """The special tokens by transformers' names, such as bos_token."""
     ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in _ROLES.items()}
     return {role: tokens[id_] for role, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(tokens)}
 
@@ -228,7 +234,8 @@ def _byte_level(path: Path, metadata: Metadata, tokens: list[str], merges: list[
     vocabulary = {token: id_ for id_, token in enumerate(tokens)}
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
-    except Exception as error:  # tokenizers raises bare Exception
+    # tokenizers raises plain Exception.
+    except Exception as error:
         raise ValueError(f"{path}: its tokenizer is damaged ({error}): {_ANOTHER_TOKENIZER}") from None
     add_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_space)

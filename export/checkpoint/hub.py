@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub, downloaded and cached by `huggingface_hub`."""
+"""Download checkpoints from the Hugging Face hub with `huggingface_hub`, which caches them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from requests import RequestException  # huggingface_hub raises these
+
+# huggingface_hub raises the errors of requests.
+from requests import RequestException
 from requests.exceptions import ChunkedEncodingError
 
 from export import compatibility
@@ -21,7 +23,7 @@ from export.checkpoint import config as config_file
 from export.checkpoint import diagnosis, pickle_file, tokenizer_conversion, weights
 from runtime._json import read_json
 
-# what the build reads, and no more: other formats of the same weights double the download
+# Only these files, the tokenizer and the weights are downloaded: repositories also hold the weights in other formats.
 CONFIG = "config.json"
 OPTIONAL = (
     "generation_config.json",
@@ -32,19 +34,20 @@ OPTIONAL = (
 )
 TOKENIZER = ("tokenizer.json",)
 OLDER_TOKENIZER = ("vocab.json", "merges.txt")
-ATTEMPTS = 5  # at one file, each going on where the connection was cut
+ATTEMPTS = 5
+"""How often the download of a file is tried; each attempt continues where the connection was cut."""
 
 
 def download(
     repo_id: str, revision: str | None = None, *, allow_pickle: bool = False, needs_tokenizer: bool = True
 ) -> Path:
-    """Folder of the repository's checkpoint in the local cache, with what was missing fetched.
+    """Download the files of a checkpoint that the local cache lacks; returns its folder in the cache.
 
-    `revision` is a branch, tag or commit; None is the main branch. `allow_pickle` takes pytorch_model.bin.
-    `needs_tokenizer`: a repository without one is refused. `HF_HOME`,
-    `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what `huggingface_hub` says. Raises FileNotFoundError for what
-    the hub does not have, PermissionError for what it refuses to give, ConnectionError when it is not reached and the
-    cache does not hold the model, ValueError for a repository that is no GPT-2.
+    revision: a branch, tag or commit; None is the main branch. allow_pickle: take pytorch_model.bin. needs_tokenizer:
+    raise ValueError for a repository without one. huggingface_hub reads `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and
+    `HF_HUB_OFFLINE`. Raises FileNotFoundError for a repository or revision that the hub does not have, PermissionError
+    for one that needs other permissions, ConnectionError if the hub is not reached and the cache does not hold the
+    model, ValueError for a repository that is not a GPT-2 checkpoint.
     """
     compatibility.check_hub()
     try:
@@ -65,7 +68,10 @@ def download(
 
 
 def _download(repo_id: str, revision: str | None, allow_pickle: bool, needs_tokenizer: bool) -> Path:
-    """From the hub where it answers, else from the cache: `hf_hub_download` would try each file for half a minute."""
+    """Take the files from the hub if it answers, else from the cache.
+
+    The hub is asked only once: `hf_hub_download` would wait half a minute for each file.
+    """
     try:
         info = HfApi().model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (RequestException, ConnectionError) as error:
@@ -78,7 +84,8 @@ def _download(repo_id: str, revision: str | None, allow_pickle: bool, needs_toke
         return _fetch(repo_id, name, info.sha)
 
     if CONFIG in names:
-        _fetch(repo_id, CONFIG, revision)  # by its branch: the cache notes which commit that is
+        # By branch, so that the cache records which commit the branch is.
+        _fetch(repo_id, CONFIG, revision)
     return _collect(repo_id, names, fetch, allow_pickle, needs_tokenizer)
 
 
@@ -99,9 +106,9 @@ def _cached(
 def _collect(
     repo_id: str, names: set[str], fetch: Callable[[str], Path], allow_pickle: bool, needs_tokenizer: bool
 ) -> Path:
-    """One file after the other, the big ones last: a wrong model is refused early, and Ctrl-C is heard at once.
+    """Fetch one file after the other, the large ones last, so that a wrong model is refused early.
 
-    Raises ValueError unless `names` has what a checkpoint needs.
+    One at a time, so that Ctrl-C works at once. Raises ValueError unless `names` has the files of a checkpoint.
     """
     if CONFIG not in names and diagnosis.ADAPTER in names:
         raise ValueError(diagnosis.adapter(repo_id, fetch(diagnosis.ADAPTER)))
@@ -148,7 +155,7 @@ def _pickles(repo_id: str, names: set[str], fetch: Callable[[str], Path]) -> lis
 
 
 def _tokenizer_files(names: set[str]) -> tuple[str, ...]:
-    """Those of the newest format there is; none where there is no tokenizer."""
+    """The files of the tokenizer in the newest format that the repository has; empty if it has none."""
     if names.issuperset(TOKENIZER):
         return TOKENIZER
     if names.issuperset(OLDER_TOKENIZER):
@@ -160,7 +167,7 @@ def _fetch(repo_id: str, name: str, revision: str | None) -> Path:
     for _ in range(ATTEMPTS - 1):
         try:
             return Path(hf_hub_download(repo_id, name, revision=revision))
-        except ChunkedEncodingError:  # cut in the middle
+        except ChunkedEncodingError:
             print(f"      {name}: the connection was cut; going on")
     return Path(hf_hub_download(repo_id, name, revision=revision))
 

@@ -1,4 +1,4 @@
-"""Checkpoints of llm.c: one `.bin` file of a header and all weights, in fp32 (version 3) or bf16 (version 5).
+"""Read checkpoints of llm.c: one `.bin` file with a header and all weights, in fp32 (version 3) or bf16 (version 5).
 
 The header is 256 int32: magic number, version, n_positions, vocab_size, n_layer, n_head, n_embd, padded vocab_size.
 The weights follow in a fixed order, each kind for all layers together, products as [n_out, n_in]. The vocabulary is
@@ -40,15 +40,15 @@ _LAYER_ORDER = (
 
 
 def other_file(magic: int) -> str | None:
-    """What a file of llm.c is that begins with this number and is no model; None for other numbers."""
+    """The kind of another file of llm.c by its magic number, in words; None for other numbers."""
     return _OTHER_FILES.get(magic)
 
 
 def convert(path: Path, target: Path, eos_token_id: int | None) -> Path:
-    """Make `target` a checkpoint folder of the same model, without a tokenizer; returns it.
+    """Write the same model as the checkpoint folder `target`, without a tokenizer; returns `target`.
 
-    eos_token_id: of the tokenizer that goes with it. Raises ValueError for another version, for sizes that are
-    impossible, and for a file whose size is not what its header says.
+    eos_token_id: of the tokenizer to use with it. Raises ValueError for another version, for invalid sizes, and for a
+    file whose size differs from what its header says.
     """
     config, dtype, padded = _read_header(path, eos_token_id)
     target.mkdir()
@@ -87,14 +87,14 @@ def _read_header(path: Path, eos_token_id: int | None) -> tuple[Config, Any, int
 
 
 def _n_elements(config: Config, padded: int) -> int:
-    """Of all weights: computed, since a damaged header may ask for a billion layers."""
+    """The number of weights. By a formula: for a billion layers in a damaged header a list would not fit in memory."""
     width = config.n_embd
     of_a_layer = 12 * width**2 + 13 * width
     return (padded + config.n_positions + 2) * width + config.n_layer * of_a_layer
 
 
 def _order(config: Config, padded: int) -> list[tuple[str, int]]:
-    """Our name of each tensor and its number of elements, in the order of the file."""
+    """The name and number of elements of each tensor, in the order of the file."""
     shapes = config.tensor_shapes()
     layers = [f"h.{layer}.{part}" for part in _LAYER_ORDER for layer in range(config.n_layer)]
     names = ["wpe.weight", *layers, "ln_f.weight", "ln_f.bias"]

@@ -1,7 +1,7 @@
-"""Checkpoints of nanoGPT: `ckpt.pt`, and the characters of `meta.pkl` where the model was trained on them.
+"""Read checkpoints of nanoGPT: `ckpt.pt`, and for character-level models the vocabulary in `meta.pkl`.
 
-`ckpt.pt` holds `model` (products as [n_out, n_in], the names of a compiled model with a prefix), `model_args`, and
-the optimizer, which is left out. Both files are pickles; nothing in them is executed.
+`ckpt.pt` holds `model` (products as [n_out, n_in]; names have a prefix if the model was compiled), `model_args`, and
+the optimizer, which is left out. Both files are pickles; code in them is not run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _WITHOUT_TOKENIZER = (
 
 
 def convert(path: Path, target: Path, tokenizer: Path | None) -> Path:
-    """Make `target` a checkpoint folder of the same model; returns it.
+    """Write the same model as the checkpoint folder `target`; returns `target`.
 
-    tokenizer: a folder with a tokenizer or with a `meta.pkl`; None takes the `meta.pkl` beside the checkpoint. The
-    folder has a tokenizer of its own only in the case of `meta.pkl`. Raises ValueError for a file that is damaged,
-    holds more than plain data, or is not of nanoGPT; FileNotFoundError where there is no tokenizer.
+    tokenizer: a folder with a tokenizer or a `meta.pkl`; None takes the `meta.pkl` beside the checkpoint. A tokenizer
+    is written to `target` only if it comes from `meta.pkl`. Raises ValueError for a file that is damaged, holds more
+    than plain data, or is not of nanoGPT; FileNotFoundError if there is no tokenizer.
     """
     meta = find_meta(path, tokenizer)
     if meta is None and tokenizer is None:
@@ -49,7 +49,7 @@ def convert(path: Path, target: Path, tokenizer: Path | None) -> Path:
     vocabulary = characters or tokenizer_file.read(tokenizer or target)
     state, arguments = _load(path)
     config = _config(path, arguments, vocabulary)
-    # a damaged number of layers may be a billion
+    # A damaged number of layers may be a billion, for which the list of shapes would not fit in memory.
     if config.n_layer > len(state):
         raise ValueError(f"{path} has {len(state)} tensors, and its model_args ask for {config.n_layer} layers")
     shapes = config.tensor_shapes()
@@ -65,16 +65,16 @@ def convert(path: Path, target: Path, tokenizer: Path | None) -> Path:
 
 
 def find_meta(path: Path, tokenizer: Path | None) -> Path | None:
-    """The `meta.pkl` that goes with a checkpoint: of the folder that is named, else beside the checkpoint."""
+    """The `meta.pkl` in the folder that is named, else beside the checkpoint; None if there is none."""
     meta = (tokenizer or path.parent) / META
     return meta if meta.is_file() else None
 
 
 def character_tokenizer(meta: Path) -> Tokenizer:
-    """The tokenizer of a character model, from nanoGPT's `meta.pkl`: every character of the training text is a token.
+    """The tokenizer of a character-level model, from nanoGPT's `meta.pkl`.
 
-    Text with other characters has no ids, as in nanoGPT. Raises ValueError for a file that holds anything but
-    dictionaries of strings and numbers, or no table of characters.
+    Each character of the training text is a token. As in nanoGPT, text with other characters cannot be encoded. Raises ValueError for a file that holds anything but
+    dictionaries of strings and numbers, or has no table of characters.
     """
     table = _read_meta(meta).get("stoi")
     if not isinstance(table, dict) or not table:
@@ -91,7 +91,7 @@ def character_tokenizer(meta: Path) -> Tokenizer:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dictionaries, strings and numbers. Everything that could run code has to name a function or class."""
+    """Reads only dictionaries, strings and numbers. A pickle that runs code must name a function or class: an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -106,7 +106,8 @@ def _read_meta(meta: Path) -> dict[str, Any]:
             read = _PlainUnpickler(file).load()
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle raises anything
+    # A damaged pickle raises errors of many classes.
+    except Exception as error:
         raise ValueError(
             f"{meta} is damaged, or holds more than dictionaries of characters and numbers, and is not read ({error}); "
             "--tokenizer FOLDER takes a tokenizer.json in its place"
@@ -144,7 +145,7 @@ def _config(path: Path, arguments: Mapping[str, Any], vocabulary: Tokenizer) -> 
 
 
 def _without_padding(config: Config, n_tokens: int) -> Config:
-    """Without the rows that only pad the vocabulary: their ids have no token."""
+    """The config without padding of the vocabulary: rows of the embedding whose ids have no token."""
     if config.vocab_size <= n_tokens or not any(config.vocab_size == -(-n_tokens // size) * size for size in PADDING):
         return config
     print(f"      the vocabulary is padded from {n_tokens} to {config.vocab_size} ids; the padding is left out")
@@ -169,7 +170,7 @@ def _check(path: Path, state: Mapping[str, Any], shapes: Mapping[str, tuple[int,
             raise ValueError(f"{path}: {name} is {list(found)}, but model_args make it {list(shape)}")
         if name in state and not state[name].is_floating_point():
             raise ValueError(f"{path}: {name} is {state[name].dtype}; weights must be floating point")
-    # the causal mask, where attention is not fused
+    # `.attn.bias` is the causal mask of models whose attention is not fused.
     unknown = [name for name in state if name not in expected and name != OUTPUT and not name.endswith(".attn.bias")]
     if unknown:
         raise ValueError(f"{path}: tensors that are no part of GPT-2 would be lost: {', '.join(sorted(unknown)[:5])}")
@@ -186,7 +187,7 @@ def _is_product(name: str, shape: tuple[int, ...]) -> bool:
 def _tensors(
     state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, is_tied: bool
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every tensor as our graph reads it: products as [n_in, n_out], zeros for biases that the model does not have."""
+    """Every tensor in transformers' layout: products as [n_in, n_out], zeros for biases that the model lacks."""
     for name, shape in shapes.items():
         if name not in state:
             yield name, np.zeros(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Weights in pickles, which torch reads without running anything: `pytorch_model.bin`, its shards, `ckpt.pt`."""
+"""Read weights in pickles (`pytorch_model.bin`, its shards, `ckpt.pt`) with torch, without running code in them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def check_installed() -> None:
 
 
 def convert(folder: Path, target: Path) -> Path:
-    """Make `target` the same checkpoint with safetensors; returns it.
+    """Write the same checkpoint with safetensors to `target`; returns `target`.
 
     torch reads tensors only (`weights_only`): a pickle that would run code is refused, and its code does not run.
-    Raises ValueError for that, for a damaged file, and for a checkpoint that has safetensors; FileNotFoundError where
-    there is neither `pytorch_model.bin` nor an index of its shards with all that it names.
+    Raises ValueError for such a pickle, for a damaged file, and for a checkpoint that has safetensors;
+    FileNotFoundError if `pytorch_model.bin` and its shards are missing.
     """
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         raise ValueError(NOT_NEEDED.format(name=folder, pickle=PICKLE))
@@ -42,18 +42,19 @@ def convert(folder: Path, target: Path) -> Path:
 
 
 def copy_small_files(folder: Path, target: Path) -> None:
-    """Copy what a checkpoint has besides its weights: config, tokenizer, settings, texts."""
+    """Copy the files of a checkpoint other than its weights: config, tokenizer, settings, texts."""
     for path in folder.iterdir():
         if path.is_file() and path.suffix in _KEPT and path.name != INDEX:
             shutil.copyfile(path, target / path.name)
 
 
 def load(path: Path) -> Any:
-    """What a file of torch holds: tensors, numbers and strings in dictionaries and lists.
+    """Load a file of torch: tensors, numbers and strings in dictionaries and lists.
 
     Nothing in the file is executed. Raises ValueError for a damaged file, and for one that holds other objects.
     """
-    import torch  # takes a second: only here
+    # Imported here, since it takes a second.
+    import torch
 
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Weights that are recognized by their SHA-256, and what the model they belong to is recorded to write."""
+"""Recognize published weights by their SHA-256, and the recorded outputs of their model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from runtime._json import read_json
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Published weights."""
+    """Published weights.
 
-    description: str  # in the card and in quality.json
-    outputs: Path | None  # recorded greedy continuations and log-probabilities, with their sources
+    description: for the card and quality.json. outputs: a file of recorded greedy continuations and log-probabilities,
+    with their sources.
+    """
+
+    description: str
+    outputs: Path | None
 
 
-# SHA-256 -> size in bytes of `model.safetensors`, as the hub's own Git LFS pointer of openai-community/gpt2 states
-# them (a copy: github.com/Justin21523/edge-deid-studio, models/gpt2, commit 28dccae5cdc1f59c0ccee14363c195c42220f927)
+# SHA-256 -> size in bytes of `model.safetensors`, from the hub's Git LFS pointer of openai-community/gpt2 (a copy is in
+# github.com/Justin21523/edge-deid-studio, models/gpt2, commit 28dccae5cdc1f59c0ccee14363c195c42220f927).
 SIZES = {"248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707": 548_105_171}
 KNOWN = {
     "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707": Known(
@@ -30,7 +34,7 @@ KNOWN = {
 
 
 def recognize(checkpoint: Path) -> Known | None:
-    """Which published weights the checkpoint folder holds; None for others. Reads a file of a known size only."""
+    """The published weights that a checkpoint folder holds; None for others. Only files of a known size are read."""
     path = checkpoint / SINGLE
     if not path.is_file() or path.stat().st_size not in SIZES.values():
         return None
@@ -40,7 +44,7 @@ def recognize(checkpoint: Path) -> Known | None:
 
 
 def recorded_outputs(known: Known | None) -> dict[str, Any]:
-    """What golden.json says of them: {"openai": records, "openai_scored": records} or nothing."""
+    """The part of golden.json for these weights: {"openai": records, "openai_scored": records}, or {}."""
     if known is None or known.outputs is None:
         return {}
     outputs = read_json(known.outputs)

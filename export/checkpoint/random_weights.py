@@ -1,4 +1,4 @@
-"""`random:SIZE`: a checkpoint of an OpenAI size with seeded noise for weights, to size a device without a download."""
+"""`random:SIZE`: a checkpoint in one of OpenAI's sizes with random weights, to test a device without a download."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ END = "<|endoftext|>"
 
 
 def write(size: str, folder: Path, tokenizer: Path | None = None) -> None:
-    """Write a Hugging Face checkpoint folder of that size: the same weights every time, on every machine.
+    """Write a Hugging Face checkpoint folder of that size, with the same weights every time and on every machine.
 
-    `tokenizer`: a folder with a tokenizer.json to use; by default a stand-in grown from the demo's.
+    tokenizer: a folder with a tokenizer.json to use; by default the demo's tokenizer, extended to the vocabulary.
     Raises ValueError for an unknown size, FileNotFoundError for a missing tokenizer.
     """
     if size not in SIZES:
@@ -50,10 +50,11 @@ def write(size: str, folder: Path, tokenizer: Path | None = None) -> None:
 
 
 def stand_in_tokenizer(source: Path, vocab_size: int) -> dict[str, Any]:
-    """A byte-level BPE tokenizer grown to `vocab_size`: filler tokens that no text encodes to, the end token last."""
+    """A byte-level BPE tokenizer extended to `vocab_size` by tokens that no text encodes to; the end token is last."""
     tokenizer: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
     words = sorted((w for w in tokenizer["model"]["vocab"] if w != END), key=tokenizer["model"]["vocab"].__getitem__)
-    words += [f"Ġ[{index}]" for index in range(len(words), vocab_size - 1)]  # Ġ is a space in the byte alphabet
+    # Ġ stands for a space in the byte-level alphabet.
+    words += [f"Ġ[{index}]" for index in range(len(words), vocab_size - 1)]
     tokenizer["model"]["vocab"] = {word: index for index, word in enumerate([*words, END])}
     for token in tokenizer["added_tokens"]:
         token["id"] = vocab_size - 1
@@ -67,7 +68,7 @@ def _config_json(config: Config) -> dict[str, Any]:
 
 
 def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """GPT-2's own initialization: deviation 0.02, less for the products that add to the residual."""
+    """GPT-2's initialization: standard deviation 0.02, and less for the products that add to the residual."""
     generator = np.random.Generator(np.random.Philox(key=0))
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 1:

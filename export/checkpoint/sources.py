@@ -1,6 +1,6 @@
-"""Where a checkpoint comes from: a folder, a hub id, noise, or a file of nanoGPT, llm.c or llama.cpp.
+"""Sources of checkpoints: a folder, a hub id, random weights, or a file of nanoGPT, llm.c or llama.cpp.
 
-Every source becomes a folder as transformers writes them: `config.json`, safetensors, a tokenizer.
+Each is converted to a folder in transformers' format: `config.json`, safetensors, a tokenizer.
 """
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ from export.checkpoint import diagnosis, gguf_file, hub, llm_c, nanogpt, pickle_
 from export.checkpoint import tokenizer as tokenizer_file
 
 RANDOM = "random:"
-FOLDER, NANOGPT, LLM_C, GGUF = "checkpoint", "nanoGPT checkpoint", "llm.c checkpoint", "GGUF file"
+FOLDER = "checkpoint"
+NANOGPT = "nanoGPT checkpoint"
+LLM_C = "llm.c checkpoint"
+GGUF = "GGUF file"
 _END = "<|endoftext|>"
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A source as a checkpoint folder."""
+    """A source that has become a checkpoint folder.
+
+    kind: in words, for the card. commit: of a hub repository. has_tokenizer: False if the folder has none, so that the
+    one that the user names is used.
+    """
 
     folder: Path
-    kind: str = FOLDER  # in words, for the card
-    commit: str | None = None  # of a hub repository
-    has_tokenizer: bool = True  # False: it takes the one that the user names
+    kind: str = FOLDER
+    commit: str | None = None
+    has_tokenizer: bool = True
 
 
 def check(path: Path, *, allow_pickle: bool) -> None:
-    """Raise for a path that is no checkpoint, or that cannot be read here, before any work; weights are not read.
+    """Check that a path is a checkpoint that can be read; weights are not read.
 
     Raises NotADirectoryError, FileNotFoundError, ModuleNotFoundError or ValueError, saying what to do.
     """
@@ -55,7 +62,7 @@ def kind_of_file(path: Path) -> str:
     magic = int.from_bytes(begin, "little")
     if magic == llm_c.MAGIC:
         return LLM_C
-    # a zip file, as torch writes it, or a pickle of protocol 2 or later
+    # torch.save writes a zip file; pickles of protocol 2 and later begin with 0x80.
     is_pickle = begin[:2] == b"PK" or begin[:1] == b"\x80"
     if is_pickle and not diagnosis.WEIGHTS.fullmatch(path.name):
         return NANOGPT
@@ -68,9 +75,9 @@ def kind_of_file(path: Path) -> str:
 
 
 def find(source: str, work: Path, tokenizer: Path | None, revision: str | None, *, allow_pickle: bool) -> Found:
-    """Make a source a checkpoint folder, under `work` where it has to be written.
+    """Turn a source into a checkpoint folder, in `work` if it has to be converted.
 
-    tokenizer: the folder that the user names for it. Raises as the module of each kind does.
+    tokenizer: the folder that the user names for it. Raises the errors of the module for each kind of source.
     """
     target = work / "checkpoint"
     if source.startswith(RANDOM):

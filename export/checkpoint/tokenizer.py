@@ -14,19 +14,24 @@ from runtime.model.tokenizer.file import read_tokenizer
 from runtime.tokenization.encode import encode_text
 from runtime.tokenization.roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
 
-NAME, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+NAME = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+MAP = "special_tokens_map.json"
 _STRIP = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def check(folder: Path, vocab_size: int) -> None:
-    """Raise FileNotFoundError or ValueError unless there is a tokenizer whose ids lie within the vocabulary."""
+    """Raise FileNotFoundError if there is no tokenizer, ValueError if its ids exceed the vocabulary."""
     id_, token = max(((id_, token) for token, id_ in read(folder).get_vocab().items()), default=(-1, ""))
     if id_ >= vocab_size:
         raise ValueError(f"{_file(folder)} has token id {id_} ({token!r}), but config.json has vocab_size {vocab_size}")
 
 
 def write(folder: Path, target: Path) -> None:
-    """Put the tokenizer of the checkpoint `folder` into the folder `target`: its own file where that says it all."""
+    """Write the tokenizer of the checkpoint `folder` to the folder `target`.
+
+    Copies its `tokenizer.json` if that is complete without the settings in other files.
+    """
     tokenizer = read(folder)
     if (folder / NAME).is_file() and _as_saved(folder / NAME).to_str() == tokenizer.to_str():
         shutil.copyfile(folder / NAME, target / NAME)
@@ -35,13 +40,13 @@ def write(folder: Path, target: Path) -> None:
 
 
 def class_name(folder: Path) -> str:
-    """The class of transformers that opens the folder's `tokenizer.json`."""
+    """The name of transformers' class that opens the folder's `tokenizer.json`."""
     is_byte_level = isinstance(read(folder).model, models.BPE)
     return "GPT2Tokenizer" if is_byte_level else "PreTrainedTokenizerFast"
 
 
 def encode(folder: Path, text: str) -> list[int]:
-    """Ids of a text by the tokenizer of the checkpoint `folder`, as the runtime makes them."""
+    """Encode a text with the tokenizer of the checkpoint `folder`, as the runtime does."""
     tokenizer = read(folder)
     tokenizer.encode_special_tokens = True
     return encode_text(tokenizer, text)
@@ -50,11 +55,12 @@ def encode(folder: Path, text: str) -> list[int]:
 def read(folder: Path) -> Tokenizer:
     """The tokenizer that transformers opens from the folder: `tokenizer.json`, or the older files of byte-level BPE.
 
-    Special and added tokens are those that the other files name; those whose id would lie outside the vocabulary are
-    left out, since no model has them. Raises FileNotFoundError where there is neither, ValueError naming the file that
-    is no such thing.
+    Special and added tokens are those that the other files name. Those whose id would lie outside the vocabulary are
+    left out, since the model has no embedding for them. Raises FileNotFoundError if there is no tokenizer, ValueError,
+    naming the file, for one that is damaged or of another kind.
     """
-    path, named = _file(folder), _named(folder)
+    path = _file(folder)
+    named = _named(folder)
     try:
         tokenizer = read_tokenizer(path) if path.name == NAME else _byte_level(folder, named)
         _add_tokens(tokenizer, folder, named)
@@ -62,20 +68,22 @@ def read(folder: Path) -> Tokenizer:
             tokenizer.post_processor = _beginning(tokenizer, folder, named)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # tokenizers raises bare Exception
+    # tokenizers raises plain Exception.
+    except Exception as error:
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-        # the settings say it, whatever tokenizer.json was saved with
+        # The settings take precedence over tokenizer.json, as in transformers.
         tokenizer.pre_tokenizer.add_prefix_space = bool(named.get("add_prefix_space"))
     return tokenizer
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, and under its names the roles that `special_tokens_map.json` gives to special tokens.
+    """`tokenizer_config.json`, with the special tokens of `special_tokens_map.json` added under the same keys.
 
-    Raises ValueError for a file that holds something else.
+    Raises ValueError for a file with other content.
     """
-    named, older = _named(folder), _json(folder / MAP)
+    named = _named(folder)
+    older = _json(folder / MAP)
     roles = {role: value and content(value, folder / MAP) for role, value in named.items() if role in ROLES}
     several = [content(value, folder / MAP) for value in named.get(SEVERAL) or []]
     changes = {role: roles[role] for role in ROLES if role in older} | ({SEVERAL: several} if SEVERAL in older else {})
@@ -83,8 +91,12 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def _named(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`; as in transformers, the older `special_tokens_map.json` counts where that is as old."""
-    named, older = _json(folder / CONFIG), _json(folder / MAP)
+    """`tokenizer_config.json`; with `special_tokens_map.json` merged in where both are in the older format.
+
+    As in transformers, a config with `added_tokens_decoder` is the newer format, and the map is ignored.
+    """
+    named = _json(folder / CONFIG)
+    older = _json(folder / MAP)
     if "added_tokens_decoder" in named:
         return named
     several = [*(named.get(SEVERAL) or []), *(older.get(SEVERAL) or [])]
@@ -92,7 +104,7 @@ def _named(folder: Path) -> dict[str, Any]:
 
 
 def _as_saved(path: Path) -> Tokenizer:
-    """The tokenizer with all that its file says, but truncation and padding, which are for each call to say."""
+    """The tokenizer in a file, without its settings of truncation and padding, which are options of each call."""
     tokenizer = calls.open_tokenizer(path, path.read_bytes())
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -112,7 +124,10 @@ def _file(folder: Path) -> Path:
 
 
 def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
-    """As `GPT2TokenizerFast` builds it: Radford et al., Language Models are Unsupervised Multitask Learners, 2019."""
+    """Byte-level BPE from vocab.json and merges.txt, as `GPT2TokenizerFast` builds it.
+
+    Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
+    """
     kind = named.get("tokenizer_class") or GPT2_CLASSES[0]
     if kind not in GPT2_CLASSES:
         raise ValueError(
@@ -120,7 +135,7 @@ def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
             "GPT2Tokenizer is converted (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one)"
         )
     vocab = read_json(folder / "vocab.json")
-    # as transformers reads it: the first line is a heading, whatever it says, and the last is empty
+    # As in transformers, the first line is a heading, whatever it contains, and the last line is empty.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
     merges = list(dict.fromkeys(tuple(line.split()) for line in lines if line.strip()))
     tokenizer = Tokenizer(models.BPE(vocab, merges))
@@ -131,7 +146,7 @@ def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
 
 
 def _beginning(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> processors.TemplateProcessing:
-    """What puts bos_token before a text."""
+    """A post-processor that puts bos_token before a text."""
     bos = roles_of(named, folder / CONFIG).get("bos_token")
     if not isinstance(bos, str) or (id_ := tokenizer.token_to_id(bos)) is None:
         raise ValueError(f"{folder / CONFIG}: add_bos_token is set, and bos_token {bos!r} is not in the vocabulary")
@@ -139,7 +154,7 @@ def _beginning(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> pro
 
 
 def _add_tokens(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> None:
-    """Add the tokens that the other files name, in order of their ids: the library counts on from the vocabulary."""
+    """Add the tokens that the other files name, in order of their ids: tokenizers gives each the next free id."""
     roles = roles_of(named, folder / CONFIG)
     special = [str(roles[role]) for role in ROLES if role in roles] + [*roles.get(SEVERAL, [])]
     plain = {} if "added_tokens_decoder" in named else _json(folder / "added_tokens.json")
@@ -157,7 +172,7 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path, named: dict[str, Any]) -> No
 
 
 def _add_special(tokenizer: Tokenizer, token: AddedToken, vocab_size: int | None) -> None:
-    """Make a token of the vocabulary special; a new one, where the model has room for it."""
+    """Mark a token as special; add it first if it is new and the model's vocabulary has room for it."""
     id_ = tokenizer.token_to_id(token.content)
     if id_ is None and vocab_size is not None and tokenizer.get_vocab_size() >= vocab_size:
         return
@@ -169,7 +184,7 @@ def _add_special(tokenizer: Tokenizer, token: AddedToken, vocab_size: int | None
 
 
 def _vocabulary_size(folder: Path) -> int | None:
-    """vocab_size of the model that the tokenizer is for; None where the folder has no model."""
+    """vocab_size of the model that the tokenizer belongs to; None if the folder has no model."""
     size = _json(folder / "config.json").get("vocab_size")
     return size if isinstance(size, int) else None
 
@@ -180,5 +195,5 @@ def _added_token(value: dict[str, Any], *, special: bool = True) -> AddedToken:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is none."""
+    """The object in a JSON file; {} if there is no file."""
     return read_json(path) if path.is_file() else {}

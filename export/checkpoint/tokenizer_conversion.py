@@ -1,4 +1,4 @@
-"""Tokenizers that exist only in the files of transformers' slow classes, converted by transformers."""
+"""Convert tokenizers that exist only in the files of transformers' slow classes, with transformers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runtime.tokenization.roles import GPT2_CLASSES
 SENTENCEPIECE = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model", "sentencepiece.model")
 WORDPIECE = "vocab.txt"
 SLOW = (WORDPIECE, *SENTENCEPIECE)
-"""Files that hold a tokenizer and that `tokenizer.read` does not read."""
+"""Files of tokenizers that have to be converted, since `tokenizer.read` does not read them."""
 _ANOTHER = "--tokenizer FOLDER takes another tokenizer"
 _CURE = "pip install -e '.[export]' in the clone installs what converts it"
 
 
 def slow_file(folder: Path) -> Path | None:
-    """The file of a slow tokenizer, where the folder has no tokenizer that is read without a conversion."""
+    """The file of a tokenizer that has to be converted; None if the folder has one that can be read as it is."""
     if (folder / tokenizer_file.NAME).is_file():
         return None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -29,11 +29,11 @@ def slow_file(folder: Path) -> Path | None:
 
 
 def convert(folder: Path, target: Path) -> Path:
-    """Make `target` a folder with the same tokenizer as a `tokenizer.json`, and its settings; returns it.
+    """Write the same tokenizer as `tokenizer.json`, and its settings, to the folder `target`; returns `target`.
 
-    Its class is the one that the folder names; without one, a `vocab.txt` is BERT's, as in the Chinese GPT-2 models.
-    Nothing of the folder is executed. Raises ModuleNotFoundError, saying what to install, where transformers or
-    sentencepiece is missing; ValueError for a tokenizer that transformers does not convert.
+    The class is the one that the folder names; without one, a `vocab.txt` is BERT's, as in the Chinese GPT-2 models.
+    No code of the folder is run. Raises ModuleNotFoundError, saying what to install, if transformers or sentencepiece
+    is missing; ValueError for a tokenizer that transformers cannot convert.
     """
     source = slow_file(folder)
     if source is None:
@@ -45,14 +45,15 @@ def convert(folder: Path, target: Path) -> Path:
     fast_class = _fast_class(folder, source)
     try:
         fast_class.from_pretrained(folder, local_files_only=True).save_pretrained(target)
-    except Exception as error:  # transformers raises anything
+    # transformers raises errors of many classes.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: transformers does not convert this tokenizer: {reason}") from None
     return target
 
 
 def _fast_class(folder: Path, source: Path) -> Any:
-    """The class of transformers that reads the file and writes tokenizer.json; raises ValueError where none does."""
+    """The class of transformers that reads the file and writes tokenizer.json. Raises ValueError if there is none."""
     import transformers
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -64,14 +65,14 @@ def _fast_class(folder: Path, source: Path) -> Any:
         raise ValueError(f"{source}: tokenizer_class {name!r} has no fast form; {_ANOTHER}")
     files = fast_class.vocab_files_names.values()
     if source.name not in files:
-        # without its file a class opens an empty tokenizer
+        # Without its file the class would open an empty tokenizer.
         read = ", ".join(file for file in files if file != tokenizer_file.NAME)
         raise ValueError(f"{folder}: {name} reads {read}, and the folder has {source.name}; {_ANOTHER}")
     return fast_class
 
 
 def _class_name(folder: Path) -> str | None:
-    """The class that the folder's settings name: tokenizer_config.json, else config.json, as transformers asks them."""
+    """The tokenizer class that tokenizer_config.json names, else config.json, in the order of transformers."""
     for name in (tokenizer_file.CONFIG, "config.json"):
         path = folder / name
         found = read_json(path).get("tokenizer_class") if path.is_file() else None

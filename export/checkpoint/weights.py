@@ -1,4 +1,4 @@
-"""A checkpoint's weights: which files hold them, how they are read one at a time, and how they are written."""
+"""The weights of a checkpoint: find their files, read one tensor at a time, and write them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 INPUT = "wte.weight"
-"""The embeddings, which are the output layer too where config.json ties the two."""
+"""The token embeddings, which are also the output layer if config.json ties the two."""
 OUTPUT = "lm_head.weight"
-"""The output layer where it is a matrix of its own."""
+"""The output layer, if it is a matrix of its own."""
 SHARD_BYTES = 1_000_000_000
-"""How large a file of weights becomes: no more than so much of them is ever in memory."""
-_ROWS = 4096  # of a matrix, compared at a time
-# stored by older versions of transformers, or for other tasks, and no part of the language model
+"""The size of a file of weights that is written; no more than this is in memory at a time."""
+# How many rows of two matrices are compared at a time.
+_ROWS = 4096
+# Tensors that older versions of transformers store, or that serve other tasks; the language model does not use them.
 _UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
@@ -43,7 +44,7 @@ CURE = (
 def weight_files(folder: Path) -> Iterable[Path]:
     """The safetensors files of a checkpoint: `model.safetensors`, or the shards its index names.
 
-    Raises FileNotFoundError, saying what to do, where some are missing; ValueError for an index that is none.
+    Raises FileNotFoundError, saying what to do, if some are missing; ValueError for a damaged index.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -84,26 +85,29 @@ def shard_names(index: Path) -> list[str]:
 
 
 class Tensors:
-    """The weights in a checkpoint's safetensors files, memory-mapped: one is in memory only while it is used."""
+    """The tensors in a checkpoint's memory-mapped safetensors files: each is in memory only while it is used."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         """Check names, shapes and files against the config; no weight is read.
 
         Raises FileNotFoundError for missing weights, ValueError naming file and tensor for wrong ones.
         """
-        self._files: dict[str, tuple[Path, str]] = {}  # our name -> file, name in the file
+        # Our name of each tensor -> its file, and its name there.
+        self._files: dict[str, tuple[Path, str]] = {}
         self._shapes = config.tensor_shapes()
         shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with _opened(path) as handle:
                 for name in handle.keys():  # noqa: SIM118  not a dict
-                    plain, part = name.removeprefix("transformer."), handle.get_slice(name)
+                    plain = name.removeprefix("transformer.")
+                    part = handle.get_slice(name)
                     self._check_entry(plain, path, name, part.get_dtype())
                     self._files[plain] = path, name
                     shapes[plain] = tuple(part.get_shape())
         if config.tie_word_embeddings and INPUT not in shapes and OUTPUT in shapes:
-            # the two are one matrix, stored under the name that the writer chose
-            self._files[INPUT], shapes[INPUT] = self._files.pop(OUTPUT), shapes.pop(OUTPUT)
+            # The two are one matrix, which was stored under the other name.
+            self._files[INPUT] = self._files.pop(OUTPUT)
+            shapes[INPUT] = shapes.pop(OUTPUT)
         self._check(folder, shapes, tied=config.tie_word_embeddings)
 
     def _check_entry(self, plain: str, path: Path, name: str, dtype: str) -> None:
@@ -126,16 +130,17 @@ class Tensors:
             raise ValueError(f"{folder}: tensors that are no part of GPT-2 would be lost: {listed}")
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """The tensor as fp32, whatever it is stored as. Raises ValueError if it holds NaN or infinity."""
+        """The tensor, converted to fp32. Raises ValueError if it holds NaN or infinity."""
         path, stored = self._files[name]
-        with _opened(path) as handle, np.errstate(over="ignore"):  # float64 beyond fp32 becomes infinity
+        # Without warnings: a float64 that overflows becomes infinity, which is an error below.
+        with _opened(path) as handle, np.errstate(over="ignore"):
             array: NDArray[np.float32] = handle.get_tensor(stored).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {stored} holds NaN or infinity; the checkpoint is damaged")
         return array
 
     def left_out(self) -> str | None:
-        """What of the checkpoint the model does without, in words: an output layer that config.json ties away."""
+        """A message about an output layer that config.json says not to use; None if there is none, or it is equal."""
         if OUTPUT in self._shapes or OUTPUT not in self._files:
             return None
         pairs = itertools.zip_longest(self._rows(OUTPUT), self._rows(INPUT))
@@ -148,7 +153,7 @@ class Tensors:
         )
 
     def _rows(self, name: str) -> Iterator[NDArray[Any]]:
-        """A matrix as it is stored, some rows at a time."""
+        """The rows of a stored matrix, `_ROWS` at a time."""
         path, stored = self._files[name]
         with _opened(path) as handle:
             part = handle.get_slice(stored)
@@ -158,16 +163,11 @@ class Tensors:
 
     @property
     def embedding_factor(self) -> None:
-        """None: a looked-up row of `wte.weight` stays as it is."""
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of all weights as fp32."""
-        return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values())
+        """None: rows of `wte.weight` are not scaled after their lookup, see `Weights`."""
 
 
 def write_weights(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path) -> None:
-    """Write safetensors as transformers does: one file, or shards of about `SHARD_BYTES` under an index.
+    """Write safetensors in transformers' layout: one file, or shards of about `SHARD_BYTES` with an index.
 
     tensors: by our names, such as `h.0.attn.c_attn.weight`. One shard at a time is in memory.
     """

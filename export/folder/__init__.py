@@ -1,1 +1,1 @@
-"""The model folder: its files, its card, how it is published."""
+"""The model folder: its files, its model card, and how it is published."""

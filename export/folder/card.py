@@ -1,4 +1,4 @@
-"""The model card: `README.md` of the model folder, for whoever finds it without this project."""
+"""The model card: `README.md` of the model folder, for readers who do not know this project."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from export.arguments import BuildOptions
 from export.checkpoint.checkpoint import Checkpoint, model_name
 from export.verify.quality import Quality
 
-_PLACES = (
+# Options whose value is a path on the machine of the build.
+_PATH_OPTIONS = (
     "--output",
     "--keep-reference",
     "--eval-text",
     "--calibration-text",
     "--tokenizer",
     "--adapter",
-)  # options that name one of this machine
+)
 _CARD = """\
 ---
 {base_model}library_name: onnxruntime
@@ -99,15 +100,15 @@ def write_card(
 ) -> None:
     """Write `README.md`.
 
-    quality: None says that nothing was verified. upgraded: products with a better kernel than usual, as `quality.json`
-    has them. weights: whose they are, where it is known.
+    quality: None for a model that was not verified. upgraded: the products with a more exact kernel than usual, as in
+    `quality.json`. weights: a description of published weights that were recognized.
     """
     config = checkpoint.config
     card = _CARD.format(
         name=checkpoint.name,
         folder=options.output.name,
         source=_source(checkpoint) + (f": {weights}" if weights else ""),
-        # only a hub id means something to other people's tools
+        # Only for a hub id: other tools cannot resolve a local path.
         base_model=f"base_model: {json.dumps(checkpoint.source)}\n" if checkpoint.commit else "",
         precision=options.precision,
         precision_text=options.precision_text,
@@ -120,13 +121,13 @@ def write_card(
         data_size=_size(folder / "model.onnx_data"),
         quality=quality_text(checkpoint, quality),
         upgraded=_upgraded_text(upgraded),
-        command=_without_places(options.command, checkpoint),
+        command=_shorten_paths(options.command, checkpoint),
     )
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 
 def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
-    """A table, or nothing."""
+    """A table of the products with a more exact kernel; "" if there are none."""
     if not upgraded:
         return ""
     rows = [
@@ -138,6 +139,7 @@ def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _source(checkpoint: Checkpoint) -> str:
+    """What the model was made from, in words."""
     if checkpoint.is_random:
         return f"`{checkpoint.source}`: seeded noise of that size, which writes no sense"
     source = f"a {checkpoint.kind} on disk, `{checkpoint.name}`"
@@ -149,19 +151,19 @@ def _source(checkpoint: Checkpoint) -> str:
     return source
 
 
-def _without_places(command: str, checkpoint: Checkpoint) -> str:
-    """The command with the last part only of every path: the others say nothing elsewhere, or too much."""
+def _shorten_paths(command: str, checkpoint: Checkpoint) -> str:
+    """The command with only the last part of every path: the folders before it are private, and differ elsewhere."""
     is_local = not (checkpoint.commit or checkpoint.is_random)
-    return shlex.join(_shorten(shlex.split(command), checkpoint.source if is_local else None))
+    return shlex.join(_shorten_words(shlex.split(command), checkpoint.source if is_local else None))
 
 
-def _shorten(words: list[str], source: str | None) -> Iterator[str]:
+def _shorten_words(words: list[str], source: str | None) -> Iterator[str]:
     before = ""
     for word in words:
         option, equals, value = word.partition("=")
-        if before in _PLACES or word == source:
+        if before in _PATH_OPTIONS or word == source:
             yield _last_part(word)
-        elif equals and option in _PLACES:
+        elif equals and option in _PATH_OPTIONS:
             yield f"{option}={_last_part(value)}"
         else:
             yield word

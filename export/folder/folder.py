@@ -1,4 +1,4 @@
-"""The model folder: its files, written beside its place and put there in one step."""
+"""Write and publish the model folder: a build writes it beside its place, and puts it there in one step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from runtime.model.recovery import LOCK, REPLACED, is_ours, is_workspace, worksp
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Raise FileExistsError unless the output can be put there: nothing is there, or `force` and a model folder."""
+    """Raise FileExistsError for an output that cannot be written.
+
+    An output can be written if there is nothing yet, or an empty folder, or with `force` a model folder that holds only
+    files of a build.
+    """
     if os.path.ismount(output) or output == Path.cwd():
         raise FileExistsError(f"{output} itself cannot be replaced while it is in use: name a folder inside it")
     above = next(folder for folder in output.parents if folder.exists())
@@ -44,7 +48,7 @@ def check_output(output: Path, *, force: bool) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Names of the files in a model folder, by its checksums; none for another kind of folder."""
+    """The names of the files that a model folder lists in its checksums; empty for another kind of folder."""
     path = folder / CHECKSUMS
     if not path.is_file():
         return set()
@@ -53,11 +57,11 @@ def _listed(folder: Path) -> set[str]:
 
 @contextlib.contextmanager
 def workspace(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """An empty folder beside the output, gone afterwards, for everything a build writes.
+    """An empty folder beside the output for everything that a build writes; it is removed at the end.
 
-    One build at a time for one output: another one under way raises BlockingIOError. What a killed build left is
-    cleared away, and a folder it was just replacing is put back. Raises FileExistsError as `check_output` does, and
-    for a workspace that is a link or another user's.
+    Clears away what a killed build left, and puts back the folder that it was replacing. Raises BlockingIOError while
+    another build writes the same output; FileExistsError as `check_output` does, and for a workspace that is a link or
+    belongs to another user.
     """
     work = workspace_of(output)
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
@@ -82,7 +86,7 @@ def workspace(output: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _enter(work: Path) -> None:
-    """Make the workspace, closed to others, or take over what an earlier build of this user left."""
+    """Make the workspace, without access for others, or take over one that an earlier build of this user left."""
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
         work.mkdir(mode=0o700)
@@ -95,6 +99,7 @@ def _enter(work: Path) -> None:
 
 
 def _acquire(lock: FileLock) -> bool:
+    """Take the lock; returns whether it was free."""
     try:
         lock.acquire()
     except Timeout:
@@ -103,6 +108,7 @@ def _acquire(lock: FileLock) -> bool:
 
 
 def _clear(work: Path) -> None:
+    """Delete everything in the workspace except the lock."""
     for left in work.iterdir():
         if left.name == LOCK:
             continue
@@ -113,11 +119,12 @@ def _clear(work: Path) -> None:
 
 
 def _leave(work: Path, lock: FileLock) -> None:
-    """Clear the workspace and remove it, unless another build has it by now."""
+    """Clear the workspace and remove it, unless another build uses it by now."""
     try:
         if work.is_dir() and not work.is_symlink() and _acquire(lock):
             _clear(work)
-            with contextlib.suppress(OSError):  # Windows deletes no open file: there the lock deletes itself
+            # Windows cannot delete an open file: there FileLock deletes it at its release.
+            with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
     finally:
         lock.release(force=True)
@@ -126,7 +133,7 @@ def _leave(work: Path, lock: FileLock) -> None:
 
 
 def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
-    """The JSON files of the model folder, under Hugging Face's names, so that its tools open the folder too."""
+    """Write config, tokenizer and their settings under Hugging Face's file names, so that its tools open the folder."""
     config = checkpoint.config
     sizes = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -141,9 +148,9 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
             "model_max_length": config.n_positions,
         },
     }
-    # a special_tokens_map.json is not part of the folder, and what it says is
+    # The folder has no special_tokens_map.json; its content moves to tokenizer_config.json.
     roles = {TOKENIZER_CONFIG: tokenizer.settings(checkpoint.tokenizer_folder)}
-    # others are added to GPT-2's embeddings by transformers, and are no input of the graph
+    # The graph has no other inputs. With token_type_ids transformers would add embeddings for them.
     always = {TOKENIZER_CONFIG: {"model_input_names": ["input_ids", "attention_mask"]}}
     for name, value in defaults.items():
         own = (checkpoint.tokenizer_folder if name.startswith("tokenizer") else checkpoint.folder) / name
@@ -152,7 +159,7 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """`SHA256SUMS` of every other file, as `sha256sum -c` reads it."""
+    """Write `SHA256SUMS` with the checksum of every other file, in the format of `sha256sum -c`."""
     lines = []
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
@@ -161,7 +168,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def publish(folder: Path, output: Path, work: Path) -> None:
-    """Put a finished folder in its place in one step; what was there ends up under `work`."""
+    """Move a finished folder to its place in one step. An earlier model folder there ends up in `work`."""
     if output.is_dir() and any(output.iterdir()):
         _exchange(folder, output, work / REPLACED)
     else:
@@ -171,7 +178,7 @@ def publish(folder: Path, output: Path, work: Path) -> None:
 
 
 def _exchange(new: Path, old: Path, aside: Path) -> None:
-    """Swap two folders: at once where the system can, elsewhere by two renames, undone if the second fails."""
+    """Swap two folders, atomically where the system can; else by two renames, undone if the second fails."""
     if _swap_atomically(new, old):
         return
     old.rename(aside)
@@ -183,12 +190,12 @@ def _exchange(new: Path, old: Path, aside: Path) -> None:
 
 
 def _swap_atomically(first: Path, second: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE) on Linux, renamex_np(RENAME_SWAP) on macOS; False where there is neither."""
+    """Swap with renameat2(RENAME_EXCHANGE) on Linux, renamex_np(RENAME_SWAP) on macOS; returns whether it worked."""
     try:
         libc = ctypes.CDLL(None)
         if sys.platform == "darwin":
             return bool(libc.renamex_np(os.fsencode(first), os.fsencode(second), 2) == 0)
-        here = -100  # AT_FDCWD
-        return bool(libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), 2) == 0)
+        at_fdcwd = -100
+        return bool(libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), 2) == 0)
     except (AttributeError, OSError, TypeError):
         return False

@@ -1,1 +1,1 @@
-"""Weights as small integers: statistics of the model's inputs, rounding, and the nodes of each kernel."""
+"""Quantization: calibration and equalization of every product, and rounding of its weights for its kernel."""

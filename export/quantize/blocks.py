@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS_AT_ONCE = 2048  # bounds the temporaries: 50,257 x 1,600 fp32 is 320 MB, and each step would copy it
-TINY = np.finfo(np.float32).tiny  # smaller numbers lose digits: a scale among them would be off by half
+# Bounds the memory of temporaries: an fp32 matrix of 50,257 x 1,600 is 320 MB, and each step would copy it.
+ROWS_AT_ONCE = 2048
+# Numbers below it are subnormal and lose digits, so that a scale could be off by half.
+TINY = np.finfo(np.float32).tiny
 
 
 def quantize(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -24,7 +26,8 @@ def quantize(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.u
         rows = slice(start, start + ROWS_AT_ONCE)
         blocks = matrix[rows].reshape(-1, *quantized.shape[1:])
         scale = np.abs(blocks).max(-1) / np.float32(127)
-        scale[scale < TINY] = 1  # a block of zeros, or of what rounds to them
+        # Avoid a division by zero: the block is all zeros, or so small that it rounds to zeros.
+        scale[scale < TINY] = 1
         scales[rows] = scale
         quantized[rows] = np.rint(blocks / scale[..., None]) + 128
     return quantized, scales

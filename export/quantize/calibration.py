@@ -1,4 +1,4 @@
-"""Calibration: while the model reads a text, find for every product what makes it lose least when it is rounded."""
+"""Calibration: run the model over a text, and choose for every product the equalization with the smallest error."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from export.quantize.texts import Ids
 
 @dataclasses.dataclass
 class Calibration:
-    """What calibration found, by the product's name; the output layer is `OUTPUT`."""
+    """The results of calibration, by the name of the product; the output layer is `OUTPUT`.
+
+    chosen: the name of the candidate, see `export.quantize.choice`. errors: those of the usual kernel and of more exact
+    kernels. rounded: at int4, the weights that GPTQ has rounded already.
+    """
 
     equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
-    chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the candidate
-    errors: dict[str, Errors] = dataclasses.field(default_factory=dict)  # of the kernel and of better ones
-    rounded: RoundedFiles | None = None  # int4 products
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)
+    errors: dict[str, Errors] = dataclasses.field(default_factory=dict)
+    rounded: RoundedFiles | None = None
 
     def keep(self, name: str, choice: Choice) -> None:
-        """Keep what was chosen for a product."""
+        """Store the choice for a product."""
         self.equalizations[name] = choice.equalization
         self.chosen[name] = choice.candidate
         self.errors[name] = choice.errors
@@ -37,10 +41,11 @@ class Calibration:
 def calibrate(
     config: Config, tensors: Weights, texts: Ids, kernel: str, work: Path, *, only_dense: bool = False
 ) -> Calibration:
-    """Read the texts [n_texts, n_tokens] layer by layer, and equalize every product for this kernel.
+    """Run the texts [n_texts, n_tokens] through the model layer by layer, and equalize every product for `kernel`.
 
-    At int4, products are also rounded such that weights compensate for one another's errors.
-    `work`: a folder for temporary graphs and rounded products. Raises ValueError where activations pass fp32.
+    At int4, products are also rounded with GPTQ, so that weights compensate for one another's rounding errors.
+    work: a folder for temporary graphs and rounded products. only_dense: measure the errors of more exact kernels only
+    for those that are fast on every processor. Raises ValueError where activations overflow fp32.
     """
     return _Calibrator(config, tensors, kernel, work, only_dense=only_dense).run(texts)
 
@@ -64,7 +69,8 @@ class _Calibrator:
             self._found.rounded = RoundedFiles(folder)
         for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
             inputs = layers.run(layer)
-            # a product's columns first become what the next product's choice makes of them
+            # In reverse order: a product absorbs the equalization of the product that reads its output, which must
+            # therefore be chosen first.
             for name in reversed(inputs):
                 self._found.keep(name, self._choose(name, inputs[name]))
             if self._is_int4:
@@ -73,7 +79,7 @@ class _Calibrator:
         return self._found
 
     def _choose(self, name: str, inputs: Inputs) -> Choice:
-        """Of a product in a layer."""
+        """Choose the equalization of a product in a layer."""
         equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
         return choose_product(
             name,
@@ -85,18 +91,19 @@ class _Calibrator:
         )
 
     def _choose_output(self, inputs: Inputs) -> Choice:
+        """Choose the equalization of the output layer."""
         matrix = self._tensors["wte.weight" if self._config.tie_word_embeddings else "lm_head.weight"]
         kernel = output_kernel(self._kernel)
         return choose_output(matrix, inputs, [kernel, *self._better(kernel)])
 
     def _round(self, inputs: dict[str, Inputs]) -> None:
-        """Round the products of a layer to 4 bits, each for its equalized input."""
+        """Round the products of a layer to 4 bits with GPTQ, each for its equalized input."""
         equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
         for name, found in inputs.items():
             if found.moments is None or self._found.rounded is None:
-                raise AssertionError("int4 measures moments")
+                raise AssertionError("calibration for int4 must measure second moments")
             moments = self._found.equalizations[name].moments(found.moments, found.mean)
             weight = equalized[f"{name}.weight"].T
             self._found.rounded[name] = quantize_int4(weight, int(self._kernel.split()[1]), moments)
-            # the largest array there is
+            # Free it now: it is the largest array of the build.
             found.moments = None

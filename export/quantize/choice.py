@@ -1,4 +1,4 @@
-"""How one product is equalized: a few candidates, tried with the kernel itself on inputs of the calibration text."""
+"""Choose how one product is equalized: try a few candidates, with the kernel itself, on inputs of the calibration."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from export.quantize.precision import Floats, Linear
 
 Errors = dict[str, float]
 """Kernel -> error of one product, see `trial.relative_error`."""
-Error = Callable[[str, Equalization], float]
+MeasureError = Callable[[str, Equalization], float]
+"""The error of one product with a kernel, after an equalization."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to equalize the input of a product."""
+    """One way to equalize the input of a product.
 
-    name: str  # in `Calibration.chosen`
-    strength: float | None = None  # of the scale; None for no scale
-    is_peak: bool = False  # sizes of channels and weights are largest values instead of root mean squares
+    strength: see `equalization.scales`; None scales nothing. is_peak: measure the size of channels and weights by their
+    largest absolute value, not by their root mean square. shifts: subtract the mean of each channel.
+    """
+
+    name: str
+    strength: float | None = None
+    is_peak: bool = False
     shifts: bool = True
 
 
@@ -37,19 +42,19 @@ CANDIDATES = (
     Candidate("peak 0.5", 0.5, is_peak=True),
     Candidate("peak 0.75", 0.75, is_peak=True),
 )
-# The candidate that is taken unless the error of another one is at most this part of its own: errors of a sample are
-# noisy. int4 prefers no scales, since its blocks have scales of their own; and its trial overestimates the error, since
-# GPTQ compensates for it afterwards.
+# The default candidate, and a factor: another candidate is chosen only if its error is at most this factor times the
+# error of the default, since errors of a sample are noisy. int4 prefers no scale, since its blocks have scales of
+# their own. Its factor is smaller because the trial overestimates errors, which GPTQ compensates for afterwards.
 PREFERRED = {"int8": ("scale 0.5", 0.9), "int4": ("shift", 0.6)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How one product is equalized, and its errors."""
+    """How one product is equalized. errors: of the usual kernel, then of more exact ones, after the equalization."""
 
     candidate: str
     equalization: Equalization
-    errors: Errors  # of the kernel, then of better ones, as equalized
+    errors: Errors
 
 
 def choose_product(
@@ -61,10 +66,10 @@ def choose_product(
     activation_function: str = "gelu_new",
     floor: float | None = None,
 ) -> Choice:
-    """Choose for a product of a layer, such as `h.0.attn.c_attn`.
+    """Choose the equalization of a product of a layer, such as `h.0.attn.c_attn`.
 
-    weight: [n_in, n_out]. kernels: the one to choose for, then others whose error is wanted. floor: what the inputs
-    never go below, see `Linear`.
+    weight: [n_in, n_out]. kernels: the usual kernel, which the choice is made for; then others whose errors are
+    recorded. floor: a lower bound of the inputs, see `Linear`.
     """
     part = np.ascontiguousarray(weight[:, trial.some_columns(weight.shape[1])])
     expected = inputs.sample.astype(np.float64) @ part
@@ -73,41 +78,40 @@ def choose_product(
         scaled = np.ascontiguousarray(part * equalized.scale[:, None])
         linear = Linear(scaled, np.zeros(part.shape[1], np.float32), floor)
         unshifted = expected - equalized.shift.astype(np.float64) @ part
-        found = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
-        return trial.relative_error(found, unshifted, inputs.weights)
+        output = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
+        return trial.relative_error(output, unshifted, inputs.weights)
 
     return _choose(dict(_candidates(name, activation_function, inputs, weight)), kernels, error)
 
 
 def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Choice:
-    """The same for the output layer, of a matrix [n_vocab, n_embd]."""
+    """Choose the equalization of the output layer, whose matrix is [n_vocab, n_embd]."""
     part = np.ascontiguousarray(matrix[trial.some_columns(len(matrix))])
     expected = inputs.sample.astype(np.float64) @ part.T
 
     def error(kernel: str, equalized: Equalization) -> float:
         scaled = np.ascontiguousarray(part * equalized.scale)
-        found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled)
-        return trial.relative_error(found, expected, inputs.weights)
+        output = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled)
+        return trial.relative_error(output, expected, inputs.weights)
 
     return _choose(dict(_candidates(OUTPUT, "", inputs, matrix.T)), kernels, error)
 
 
-def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: Error) -> Choice:
-    kernel, *better = kernels
-    errors = {name: error(kernel, found) for name, found in candidates.items()}
+def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: MeasureError) -> Choice:
+    usual, *better = kernels
+    errors = {name: error(usual, candidate) for name, candidate in candidates.items()}
     best = min(errors, key=errors.__getitem__)
-    preferred, part = PREFERRED["int4" if kernel.startswith("int4") else "int8"]
-    if preferred in errors and errors[best] > part * errors[preferred]:
+    preferred, factor = PREFERRED["int4" if usual.startswith("int4") else "int8"]
+    if preferred in errors and errors[best] > factor * errors[preferred]:
         best = preferred
-    return Choice(
-        best, candidates[best], {kernel: errors[best]} | {step: error(step, candidates[best]) for step in better}
-    )
+    chosen = candidates[best]
+    return Choice(best, chosen, {usual: errors[best]} | {kernel: error(kernel, chosen) for kernel in better})
 
 
 def _candidates(
     name: str, activation_function: str, inputs: Inputs, weight: Floats
 ) -> Iterator[tuple[str, Equalization]]:
-    """What may be done to the input of this product; weight: [n_in, n_out]."""
+    """The equalizations that are possible for this product, by the name of the candidate; weight: [n_in, n_out]."""
     unchanged = equalization.identity(len(weight))
     can_shift = equalization.can_shift(name)
     can_scale = equalization.can_scale(name, activation_function)
@@ -122,7 +126,7 @@ def _candidates(
 
 
 def _sizes(candidate: Candidate, inputs: Inputs, weight: Floats, shift: Floats) -> tuple[Floats, Floats]:
-    """Of the channels of the shifted input, and of the weights that read them, [n_in] each."""
+    """The size of each channel of the shifted input, and of the weights that read it, [n_in] each."""
     if candidate.is_peak:
         return equalization.largest(inputs.sample - shift, 0), equalization.largest(weight, 1)
     sizes = inputs.spread if shift.any() else inputs.size

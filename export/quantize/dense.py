@@ -1,6 +1,7 @@
-"""Weights as int8 with one scale a column: onnxruntime has fast kernels for that on every processor.
+"""The dense kernel: int8 weights with one scale for each output column.
 
-For blocks it has none on processors without dot-product instructions, and dequantizes the weights at every call.
+onnxruntime has fast kernels for such products on every processor. For weights in blocks it has none on processors
+without dot-product instructions: there it dequantizes the weights at every call.
 """
 
 from __future__ import annotations
@@ -12,35 +13,42 @@ from export.quantize.blocks import TINY
 from export.quantize.precision import Arrays, Floats
 from runtime.graph.kernels import Dense, Kernel
 
-COLUMNS_AT_ONCE = 2048  # bounds the temporaries
+# Bounds the memory of temporaries.
+COLUMNS_AT_ONCE = 2048
 
 
 def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """[n_in, n_out] -> signed [n_in, n_out], scales [n_out].
+    """Round a matrix [n_in, n_out] to int8 [n_in, n_out] with scales [n_out].
 
-    The AVX2 and SSE kernels add the products of two neighbours in a column in 16 bits, which saturate. With
-    activations of at most 255, that cannot happen where the two weights add to no more than 128.
+    The AVX2 and SSE kernels add the products of two vertical neighbours in a 16-bit integer, which saturates. With
+    activations of at most 255 it cannot saturate if two neighbours of one sign add up to at most 128. The scale of a
+    column is therefore set by its largest sum of two neighbours, not by its largest weight.
     """
-    quantized, scales = np.empty(matrix.shape, np.int8), np.empty(matrix.shape[1], np.float32)
+    quantized = np.empty(matrix.shape, np.int8)
+    scales = np.empty(matrix.shape[1], np.float32)
     for start in range(0, matrix.shape[1], COLUMNS_AT_ONCE):
         columns = slice(start, start + COLUMNS_AT_ONCE)
         part = matrix[:, columns]
-        scale = _largest_pairs(part) / np.float32(127)  # rounding adds at most 1
-        scale[scale < TINY] = 1  # a column of zeros, or of what rounds to them
-        quantized[:, columns], scales[columns] = np.rint(part / scale), scale
+        # 127, not 128: rounding both weights of a pair adds at most 1 to their sum.
+        scale = _largest_pairs(part) / np.float32(127)
+        # Avoid a division by zero: the column is all zeros, or so small that it rounds to zeros.
+        scale[scale < TINY] = 1
+        quantized[:, columns] = np.rint(part / scale)
+        scales[columns] = scale
     return quantized, scales
 
 
 def _largest_pairs(matrix: Floats) -> Floats:
-    """[n_in, n_out] -> [n_out]: the largest sum, of either sign, that two neighbours in a column reach."""
+    """The largest sum of two neighbours of one sign in each column, as an absolute value: [n_in, n_out] -> [n_out]."""
     pairs = np.arange(0, len(matrix), 2)
-    up, down = (np.add.reduceat(np.maximum(sign * matrix, 0), pairs).max(0) for sign in (1, -1))
-    largest: Floats = np.maximum(up, down)
+    positive = np.add.reduceat(np.maximum(matrix, 0), pairs).max(0)
+    negative = np.add.reduceat(np.maximum(-matrix, 0), pairs).max(0)
+    largest: Floats = np.maximum(positive, negative)
     return largest
 
 
 class DenseInt8:
-    """Products of u8 and s8; see `runtime.graph.kernels.Dense`."""
+    """Products of uint8 activations and int8 weights; see `runtime.graph.kernels.Dense`."""
 
     kernel = "dense"
     needs_even_rows = False
@@ -50,7 +58,7 @@ class DenseInt8:
 
     def round_matrix(self, name: str, matrix: Floats) -> Arrays:
         quantized, scales = quantize_columns(matrix.T)
-        # [n_vocab, n_embd]: a lookup touches whole rows
+        # Stored as [n_vocab, n_embd], so that a lookup of the embedding reads one contiguous row.
         rounded: Arrays = {f"{name}.q": quantized.T, f"{name}.scale": scales}
         return rounded | {f"{name}.zero": np.zeros(len(matrix), np.int8)}
 

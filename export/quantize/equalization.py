@@ -1,12 +1,12 @@
-"""Equalization: the same function in fp32, with activations and weights that lose less when they are rounded.
+"""Equalization: change activations and weights so that rounding them loses less, without changing the fp32 function.
 
-The input x of a product becomes (x - shift) / scale, channel by channel, and the product's weights and bias become
-what makes up for it. Whatever computes x absorbs the change, so it costs nothing at run time:
+The input x of a product becomes (x - shift) / scale, channel by channel, and the weights and bias of the product
+compensate for it. The layer that computes x absorbs the change, so it costs nothing at run time:
 
-    c_attn, mlp.c_fc     gain and bias of the LayerNorm before
-    attn.c_proj          value columns of c_attn: attention weights sum to 1, so a shift passes through unchanged
-    output layer         gain and bias of ln_f, scale only; a tied embedding is divided again after the lookup
-    mlp.c_proj           c_fc, scale only, and only through relu: relu(x / s) = relu(x) / s for s > 0
+    c_attn, mlp.c_fc     absorbed by gain and bias of the LayerNorm before
+    attn.c_proj          by the value columns of c_attn: attention weights sum to 1, so a shift passes through unchanged
+    output layer         by gain and bias of ln_f, scale only; a tied embedding is divided again after the lookup
+    mlp.c_proj           by c_fc, scale only, and only through relu: relu(x / s) = relu(x) / s for s > 0
 
 Scales are SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), shifts Outlier Suppression+'s (Wei et al. 2023, arXiv
 2304.09145).
@@ -28,7 +28,8 @@ OUTPUT = "output"
 """The name of the output layer among the products."""
 _NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc"}
 _MATRICES = ("wte", "lm_head")
-# channels that are always zero, or that no weight reads, count as this part of a typical one: factors stay finite
+# Relative to the median size of the channels. Channels that are always zero, or that no weight reads, count as this
+# large, so that scales stay finite.
 _FLOOR = 1e-3
 
 
@@ -40,12 +41,15 @@ class Equalization:
     shift: Floats  # [n_in]
 
     def apply(self, x: Floats) -> Floats:
-        """Inputs [..., n_in] as the equalized product reads them."""
+        """The equalized inputs: [..., n_in] -> [..., n_in]."""
         equalized: Floats = ((x - self.shift) / self.scale).astype(np.float32)
         return equalized
 
     def moments(self, moments: NDArray[np.float64], mean: Floats) -> NDArray[np.float64]:
-        """E[x x^T] -> E[x' x'^T], both [n_in, n_in]; the argument is overwritten."""
+        """Second moments after equalization, from those before: both [n_in, n_in]. The argument is overwritten.
+
+        mean: of each channel before, [n_in].
+        """
         shift = self.shift.astype(np.float64)
         crossed = np.outer(shift, mean)
         moments -= crossed
@@ -62,23 +66,24 @@ def identity(n_in: int) -> Equalization:
 
 
 def can_shift(product: str) -> bool:
-    """Whether what computes the input of this product can absorb a shift."""
+    """Whether the layer that computes the input of this product can absorb a shift."""
     return product.endswith(("attn.c_attn", "attn.c_proj", "mlp.c_fc"))
 
 
 def can_scale(product: str, activation_function: str) -> bool:
-    """Whether what computes the input of this product can absorb a scale."""
+    """Whether the layer that computes the input of this product can absorb a scale."""
     return can_shift(product) or product == OUTPUT or activation_function == "relu"
 
 
 def scales(activations: Floats, weights: Floats, strength: float) -> Floats:
-    """SmoothQuant's scales [n_in] from the size of each channel of the activations and of the weights that read it.
+    """SmoothQuant's scales [n_in], from the size of each activation channel and of the weights that read it.
 
-    strength: 1 makes all activation channels alike, 0 all weight channels. The geometric mean of the scales is 1.
+    strength: with 1 all activation channels become equally large, with 0 all weight channels (alpha in the paper).
+    The geometric mean of the scales is 1.
     """
-    found = strength * np.log(_floored(activations)) - (1 - strength) * np.log(_floored(weights))
-    centred: Floats = np.exp(found - found.mean()).astype(np.float32)
-    return centred
+    logs = strength * np.log(_floored(activations)) - (1 - strength) * np.log(_floored(weights))
+    normalized: Floats = np.exp(logs - logs.mean()).astype(np.float32)
+    return normalized
 
 
 def _floored(sizes: Floats) -> NDArray[np.float64]:
@@ -87,40 +92,40 @@ def _floored(sizes: Floats) -> NDArray[np.float64]:
 
 
 def root_mean_square(values: Floats, axis: int) -> Floats:
-    """Of a matrix along one axis, summed in fp64 without a copy of the matrix in it."""
+    """The root mean square of a matrix along one axis, summed in fp64 without an fp64 copy of the matrix."""
     sums = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", values, values, dtype=np.float64)
-    found: Floats = np.sqrt(sums / values.shape[axis]).astype(np.float32)
-    return found
+    roots: Floats = np.sqrt(sums / values.shape[axis]).astype(np.float32)
+    return roots
 
 
 def largest(values: Floats, axis: int) -> Floats:
-    """The largest absolute value along one axis, without a copy."""
-    found: Floats = np.maximum(values.max(axis), -values.min(axis))
-    return found
+    """The largest absolute value of a matrix along one axis, without a copy of the matrix."""
+    values_per_channel: Floats = np.maximum(values.max(axis), -values.min(axis))
+    return values_per_channel
 
 
 class EqualizedTensors:
-    """The tensors of a checkpoint after equalization, computed as they are asked for."""
+    """The tensors of a checkpoint after equalization, each computed when it is read."""
 
-    def __init__(self, config: Config, tensors: Weights, found: Mapping[str, Equalization]) -> None:
-        """`found`: of each product by its name, such as `h.0.attn.c_attn`; what is not there stays unchanged."""
+    def __init__(self, config: Config, tensors: Weights, equalizations: Mapping[str, Equalization]) -> None:
+        """equalizations: by the name of the product, such as `h.0.attn.c_attn`; others stay unchanged."""
         self._tensors = tensors
-        self._found = found
+        self._equalizations = equalizations
         self._n_embd = config.n_embd
         self._relu = config.activation_function == "relu"
         self._tied = config.tie_word_embeddings
 
     @property
     def embedding_factor(self) -> Floats | None:
-        """What a looked-up row of the embedding is multiplied by, [n_embd]; None for nothing."""
-        output = self._found.get(OUTPUT)
+        """The factor [n_embd] on a row of the embedding after its lookup; None for no factor."""
+        output = self._equalizations.get(OUTPUT)
         if output is None or not self._tied:
             return None
         factor: Floats = (1 / output.scale).astype(np.float32)
         return factor
 
     def __getitem__(self, name: str) -> Floats:
-        """The tensor, fp32."""
+        """The equalized tensor, in fp32."""
         tensor = self._tensors[name]
         owner, _, part = name.rpartition(".")
         layer, _, module = owner.rpartition(".")
@@ -133,42 +138,45 @@ class EqualizedTensors:
         return self._product(owner, part, tensor) if owner.startswith("h.") else tensor
 
     def _norm(self, tensor: Floats, part: str, reader: str) -> Floats:
-        """Gain or bias of the LayerNorm that computes the input of `reader`."""
-        found = self._found.get(reader)
-        if found is None:
+        """Gain or bias of the LayerNorm that computes the input of the product `reader`."""
+        equalization = self._equalizations.get(reader)
+        if equalization is None:
             return tensor
-        shift = found.shift if part == "bias" else 0
-        return _fp32((tensor - shift) / found.scale)
+        shift = equalization.shift if part == "bias" else 0
+        return _fp32((tensor - shift) / equalization.scale)
 
     def _output_layer(self, tensor: Floats, name: str) -> Floats:
-        found = self._found.get(OUTPUT)
+        """The matrix `wte` or `lm_head`, scaled if it is the output layer."""
+        equalization = self._equalizations.get(OUTPUT)
         is_output = name == ("wte" if self._tied else "lm_head")
-        return tensor if found is None or not is_output else _fp32(tensor * found.scale)
+        return tensor if equalization is None or not is_output else _fp32(tensor * equalization.scale)
 
     def _product(self, name: str, part: str, tensor: Floats) -> Floats:
-        """Weight or bias: first for the equalized input, then what the output must become for the next product."""
-        found = self._found.get(name)
-        if part == "weight" and found is not None:
-            tensor = _fp32(tensor * found.scale[:, None])
-        if part == "bias" and found is not None and found.shift.any():
+        """Weight or bias of a product: compensate for its equalized input, then absorb that of the next product."""
+        equalization = self._equalizations.get(name)
+        if part == "weight" and equalization is not None:
+            tensor = _fp32(tensor * equalization.scale[:, None])
+        if part == "bias" and equalization is not None and equalization.shift.any():
             weight = self._tensors[f"{name}.weight"].astype(np.float64)
-            tensor = _fp32(tensor + found.shift @ weight)
+            tensor = _fp32(tensor + equalization.shift @ weight)
         return self._absorb(name, part, tensor)
 
     def _absorb(self, name: str, part: str, tensor: Floats) -> Floats:
-        """The change of the next product's input, in the columns that compute it."""
+        """Apply the equalization of the next product's input to the columns that compute it."""
         if name.endswith("attn.c_attn"):
-            reader, columns = name.replace("c_attn", "c_proj"), slice(2 * self._n_embd, None)
+            reader = name.replace("c_attn", "c_proj")
+            columns = slice(2 * self._n_embd, None)
         elif name.endswith("mlp.c_fc") and self._relu:
-            reader, columns = name.replace("c_fc", "c_proj"), slice(None)
+            reader = name.replace("c_fc", "c_proj")
+            columns = slice(None)
         else:
             return tensor
-        found = self._found.get(reader)
-        if found is None:
+        equalization = self._equalizations.get(reader)
+        if equalization is None:
             return tensor
         absorbed = np.array(tensor, np.float32)
-        shift = found.shift if part == "bias" else 0
-        absorbed[..., columns] = (absorbed[..., columns] - shift) / found.scale
+        shift = equalization.shift if part == "bias" else 0
+        absorbed[..., columns] = (absorbed[..., columns] - shift) / equalization.scale
         return absorbed
 
 
@@ -177,41 +185,49 @@ def _fp32(array: NDArray[np.floating]) -> Floats:
 
 
 def from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
-    """A first guess without any text: a channel after LayerNorm is about as large as its gain and bias.
+    """Estimate all equalizations without a text: a channel after LayerNorm is about as large as its gain and bias.
 
-    Good enough for a model that writes the text which the real statistics are measured on.
-    Raises ValueError for weights so large that the sizes pass fp32.
+    Good enough for the model that writes the calibration text. Raises ValueError for weights so large that the sizes
+    overflow fp32.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        found = _from_weights(config, tensors)
-    for name, guessed in found.items():
-        if not (np.isfinite(guessed.scale).all() and np.isfinite(guessed.shift).all()):
-            raise ValueError(f"{name}: its inputs pass fp32 whatever the text; its weights are damaged, or too large")
-    return found
+        estimates = _from_weights(config, tensors)
+    for name, estimate in estimates.items():
+        if not (np.isfinite(estimate.scale).all() and np.isfinite(estimate.shift).all()):
+            raise ValueError(
+                f"{name}: its inputs overflow fp32, whatever the text; its weights are damaged, or too large"
+            )
+    return estimates
 
 
 def _from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
-    found: dict[str, Equalization] = {}
+    estimates: dict[str, Equalization] = {}
     for layer in range(config.n_layer):
         for norm, reader in _NORMS.items():
-            found[f"h.{layer}.{reader}"] = _after_norm(tensors, f"h.{layer}.{norm}", f"h.{layer}.{reader}")
-        found |= _value_guess(config, tensors, layer, found[f"h.{layer}.attn.c_attn"])
+            estimates[f"h.{layer}.{reader}"] = _after_norm(tensors, f"h.{layer}.{norm}", f"h.{layer}.{reader}")
+        values = _estimate_values(config, tensors, layer, estimates[f"h.{layer}.attn.c_attn"].shift)
+        estimates[f"h.{layer}.attn.c_proj"] = values
     output = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
     sizes = np.hypot(tensors["ln_f.weight"], tensors["ln_f.bias"])
-    found[OUTPUT] = Equalization(scales(sizes, root_mean_square(output, 0), 0.5), np.zeros_like(sizes))
-    return found
+    estimates[OUTPUT] = Equalization(scales(sizes, root_mean_square(output, 0), 0.5), np.zeros_like(sizes))
+    return estimates
 
 
 def _after_norm(tensors: Weights, norm: str, reader: str) -> Equalization:
-    gain, bias = tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]
+    """The estimate for a product that reads the output of a LayerNorm."""
+    gain = tensors[f"{norm}.weight"]
+    bias = tensors[f"{norm}.bias"]
     return Equalization(scales(np.abs(gain), root_mean_square(tensors[f"{reader}.weight"], 1), 0.5), bias)
 
 
-def _value_guess(config: Config, tensors: Weights, layer: int, before: Equalization) -> dict[str, Equalization]:
-    """Values are as large as their columns, for an input of independent channels."""
+def _estimate_values(config: Config, tensors: Weights, layer: int, mean: Floats) -> Equalization:
+    """The estimate for `attn.c_proj`, which reads the values of attention.
+
+    mean: of the input of c_attn, [n_embd]. Assumes that the channels of that input are independent.
+    """
     name = f"h.{layer}.attn.c_proj"
     gain = tensors[f"h.{layer}.ln_1.weight"]
     columns = tensors[f"h.{layer}.attn.c_attn.weight"][:, 2 * config.n_embd :]
     sizes = root_mean_square(gain[:, None] * columns, 0)
-    bias = tensors[f"h.{layer}.attn.c_attn.bias"][2 * config.n_embd :] + before.shift @ columns
-    return {name: Equalization(scales(sizes, root_mean_square(tensors[f"{name}.weight"], 1), 0.5), bias)}
+    bias = tensors[f"h.{layer}.attn.c_attn.bias"][2 * config.n_embd :] + mean @ columns
+    return Equalization(scales(sizes, root_mean_square(tensors[f"{name}.weight"], 1), 0.5), bias)

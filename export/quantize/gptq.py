@@ -1,7 +1,7 @@
-"""GPTQ, Frantar et al. 2022 (arXiv 2210.17323): rounding to 4 bits that minimizes the error of the product.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): round weights to 4 bits with the least error of the product's output.
 
-After a weight is rounded, the weights that are not rounded yet are changed to compensate for its error, over the
-inputs that the model has on the calibration text.
+Weights are rounded one input channel after the other. After each channel, the weights that are not rounded yet are
+changed to compensate for its rounding error on the calibration inputs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from export.quantize.precision import Floats
 
 Doubles = NDArray[np.float64]
 DAMPING = 0.01
-"""This part of the mean of the diagonal is added to the diagonal of the moments, as in the paper."""
+"""Added to the diagonal of the moments, relative to the mean of the diagonal, as in the paper."""
 
 
 def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded:
     """Round a matrix [n_out, n_in] to 4 bits in blocks of `block_size` weights.
 
-    moments: [n_in, n_in], the mean of x x^T over the inputs x of the product. They are overwritten: a copy would be
-    the largest array of the build.
+    moments: [n_in, n_in], the mean of x x^T over the inputs x of the product. The array is overwritten, since a copy
+    of it would be the largest array of the build.
     """
     factor = _inverse_factor(moments)
-    # the weights, with the errors of those already rounded compensated
+    # The weights, changed to compensate for the errors of those that are rounded already.
     rest = np.array(matrix.T, np.float32, order="C")  # [n_in, n_out]
     values = np.empty(rest.shape, np.uint8)
     scales = []
@@ -47,9 +47,10 @@ def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded
 def _inverse_factor(moments: Doubles) -> Floats:
     """The upper Cholesky factor of the inverse of the damped moments, [n_in, n_in].
 
-    Row i holds the cost of an error in weight i, and how the weights after it compensate for it.
+    On row i the diagonal gives the cost of a rounding error in weight i; the entries after it say how much the later
+    weights change to compensate for the error.
     """
-    # 1 where all inputs are 0
+    # If all inputs are 0 so is the mean; 1 keeps the matrix invertible.
     mean = moments.trace() / len(moments) or 1
     moments[np.diag_indices_from(moments)] += DAMPING * mean
     return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T, np.float32)

@@ -19,36 +19,41 @@ from runtime.hardware.threads import usable_threads
 
 Doubles = NDArray[np.float64]
 SAMPLE_ROWS = 384
-"""How many inputs of a product are kept as they are, to try kernels on."""
-# The first position is unlike the others, and all others attend to it: it gets this share of the error, although it
-# is one of many.
+"""How many inputs of each product are kept to try kernels on."""
+# The weight of first positions in the error of a sample. They are rare, but their activations differ from all others',
+# and all later positions attend to them.
 FIRST_SHARE = 0.25
 DAMAGED = (
-    "{name}: while the model reads the calibration text, what this product reads passes fp32; the weights are damaged, "
-    "or too large. --no-calibration rounds without text"
+    "{name}: on the calibration text the inputs of this product overflow fp32; the weights are damaged, or too large. "
+    "--no-calibration rounds without a text"
 )
 
 
 @dataclasses.dataclass
 class Inputs:
-    """Statistics of the inputs x [n_in] of one product over all tokens of the text."""
+    """Statistics of the inputs x [n_in] of one product over all tokens of the texts.
+
+    size: root mean square of each channel. sample: inputs at the first position of every text and at random others.
+    weights: how much the error of each sampled row counts; they sum to 1. moments: the mean of x x^T; None if it was
+    not measured.
+    """
 
     mean: Floats  # [n_in]
-    size: Floats  # [n_in], root of the mean square
-    sample: Floats  # [n_rows, n_in]: every text's first token and others from all over
-    weights: Doubles  # [n_rows], of the rows' errors; their sum is 1
-    moments: Doubles | None  # [n_in, n_in], the mean of x x^T; None where nobody asked
+    size: Floats  # [n_in]
+    sample: Floats  # [n_rows, n_in]
+    weights: Doubles  # [n_rows]
+    moments: Doubles | None  # [n_in, n_in]
 
     @property
     def spread(self) -> Floats:
         """Standard deviation of each channel, [n_in]."""
         variance = np.square(self.size, dtype=np.float64) - np.square(self.mean, dtype=np.float64)
-        found: Floats = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
-        return found
+        deviation: Floats = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
+        return deviation
 
 
 class _Sums:
-    """Sums over the texts, of one product."""
+    """First and second moments of the inputs of one product, added up text by text."""
 
     def __init__(self, n_in: int, n_tokens: int, *, moments: bool) -> None:
         self._first = np.zeros(n_in)
@@ -58,8 +63,8 @@ class _Sums:
         self._is_first: list[NDArray[np.bool_]] = []
 
     def add(self, x: Floats, sampled: NDArray[np.intp]) -> None:
-        """Inputs [n, n_in] of one text; the rows `sampled` are kept."""
-        # fp32 sums may have no inverse
+        """Add the inputs [n, n_in] of one text. sampled: the rows to keep in the sample."""
+        # fp64, since moments that are summed in fp32 may not be invertible.
         rows = x.astype(np.float64)
         self._first += rows.sum(0)
         self._sample.append(x[sampled])
@@ -68,7 +73,7 @@ class _Sums:
         self._second += rows.T @ rows if self._second.ndim == 2 else np.square(rows).sum(0)
 
     def finish(self, name: str) -> Inputs:
-        """Raises ValueError where numbers passed fp32."""
+        """The statistics over all texts. Raises ValueError if the inputs overflowed fp32."""
         if not np.isfinite(self._second).all():
             raise ValueError(DAMAGED.format(name=name))
         has_moments = self._second.ndim == 2
@@ -83,28 +88,30 @@ class _Sums:
 
 
 def _weights(is_first: NDArray[np.bool_]) -> Doubles:
+    """The weight of each sampled row: `FIRST_SHARE` goes to first positions, the rest to the others."""
     n_first = int(is_first.sum())
     return np.where(is_first, FIRST_SHARE / n_first, (1 - FIRST_SHARE) / (len(is_first) - n_first))
 
 
 class LayerInputs:
-    """Runs the layers of a checkpoint in fp32 over texts [n_texts, n_tokens], in order."""
+    """Runs the layers of a checkpoint in fp32 over texts [n_texts, n_tokens], one after the other."""
 
     def __init__(self, config: Config, tensors: Weights, texts: Ids, work: Path, *, moments: bool) -> None:
-        """`work`: a folder for the graph of one layer; `moments`: measure E[x x^T], too."""
+        """work: a folder for the graph of one layer. moments: measure second moments E[x x^T] too."""
         self._config = config
         self._tensors = tensors
         self._work = work
         self._moments = moments
         self._hidden = tensors["wte.weight"][texts] + tensors["wpe.weight"][: texts.shape[1]]
-        others = np.random.default_rng(0)
-        n_others = min(max(1, SAMPLE_ROWS // len(texts) - 1), texts.shape[1] - 1)
+        generator = np.random.default_rng(0)
+        n_later = texts.shape[1] - 1
+        n_others = min(max(1, SAMPLE_ROWS // len(texts) - 1), n_later)
         self._sampled = [
-            np.append(0, 1 + others.choice(texts.shape[1] - 1, n_others, replace=False)).astype(np.intp) for _ in texts
+            np.append(0, 1 + generator.choice(n_later, n_others, replace=False)).astype(np.intp) for _ in texts
         ]
 
     def run(self, layer: int) -> dict[str, Inputs]:
-        """The inputs of each product of the next layer, by its name. Raises ValueError where fp32 overflows."""
+        """Run the next layer; returns the inputs of its products by name. Raises ValueError if they overflow fp32."""
         folder = self._work / "layer"
         folder.mkdir()
         names = build_layer(self._config, self._tensors, layer, folder)
@@ -112,24 +119,26 @@ class LayerInputs:
         sums: dict[str, _Sums] = {}
         for index, hidden in enumerate(self._hidden):
             self._hidden[index], *read = session.run(["next_hidden", *names], self._feeds(layer, hidden[None]))
-            with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what passes fp32
+            # Without warnings: `finish` raises an error for numbers that overflow.
+            with np.errstate(over="ignore", invalid="ignore"):
                 self._add(sums, dict(zip(names, read, strict=True)), index)
-        # Windows deletes no mapped file
+        # Close the mapped file first: Windows cannot delete a file that is mapped.
         del session
         shutil.rmtree(folder)
-        return {name: found.finish(name) for name, found in sums.items()}
+        return {name: product.finish(name) for name, product in sums.items()}
 
     def output(self, name: str) -> Inputs:
-        """The inputs of the output layer, after the last layer. Raises ValueError where fp32 overflows."""
-        gain, bias = self._tensors["ln_f.weight"], self._tensors["ln_f.bias"]
+        """The inputs of the output layer; call it after the last layer. Raises ValueError if they overflow fp32."""
+        gain = self._tensors["ln_f.weight"]
+        bias = self._tensors["ln_f.bias"]
         n_texts, length, n_embd = self._hidden.shape
-        found = _Sums(n_embd, n_texts * length, moments=False)
+        sums = _Sums(n_embd, n_texts * length, moments=False)
         with np.errstate(over="ignore", invalid="ignore"):
             for hidden, sampled in zip(self._hidden, self._sampled, strict=True):
                 centred = hidden - hidden.mean(-1, keepdims=True)
                 variance = np.square(centred).mean(-1, keepdims=True)
-                found.add(centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias, sampled)
-        return found.finish(name)
+                sums.add(centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias, sampled)
+        return sums.finish(name)
 
     def _add(self, sums: dict[str, _Sums], read: dict[str, Floats], index: int) -> None:
         n_tokens = self._hidden.shape[0] * self._hidden.shape[1]
@@ -145,9 +154,9 @@ class LayerInputs:
 
 
 def open_graph(graph: Path | bytes) -> onnxruntime.InferenceSession:
-    """A session on the CPU for a graph of the build's own."""
+    """Open a CPU session for a graph that the build has made."""
     options = onnxruntime.SessionOptions()
-    # not that some constants have no user here
+    # Errors only: onnxruntime would warn that some constants of a partial graph are unused.
     options.log_severity_level = 3
     options.intra_op_num_threads = usable_threads()
     return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])

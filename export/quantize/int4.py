@@ -1,4 +1,4 @@
-"""Products of 4-bit integers in blocks, as onnxruntime's `MatMulNBits` reads them."""
+"""The int4 kernel: 4-bit weights in blocks, in the layout of onnxruntime's `MatMulNBits`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
 
 
 def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = None) -> Packed:
-    """Each block has a scale and a zero point; with moments, weights make up for one another's errors.
+    """Round a matrix [n_out, n_in] to 4 bits, with a scale and a zero point for each block of `block_size` weights.
 
-    [n_out, n_in] -> packed [n_out, n_in / block_size, block_size / 2], scales [n_out, n_in / block_size], zero
-    points [n_out, ceil(n_in / block_size / 2)]: two 4-bit numbers a byte, the first in the low half.
-    moments: [n_in, n_in], used up, see `export.quantize.gptq`; None rounds every block by itself.
-    Raises ValueError if `block_size` does not divide n_in.
+    Returns the packed weights [n_out, n_in / block_size, block_size / 2], scales [n_out, n_in / block_size], and packed
+    zero points [n_out, ceil(n_in / block_size / 2)]; a byte holds two 4-bit numbers, the first in its low half.
+    moments: [n_in, n_in], overwritten; with them weights compensate for one another's errors, see
+    `export.quantize.gptq`. None rounds every block by itself. Raises ValueError if `block_size` does not divide n_in.
     """
     n_out, n_in = matrix.shape
     if n_in % block_size:
@@ -42,10 +42,10 @@ def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class Rounded(Protocol):
-    """Products that are rounded already."""
+    """Products whose weights are rounded already."""
 
     def __getitem__(self, name: str) -> Packed:
-        """The weights of a product, by its name, as `quantize_int4` returns them."""
+        """The rounded weights of a product, as `quantize_int4` returns them."""
 
 
 class RoundedFiles:
@@ -56,7 +56,7 @@ class RoundedFiles:
         self._folder = folder
 
     def __setitem__(self, name: str, packed: Packed) -> None:
-        """Keep a product."""
+        """Write the rounded weights of a product."""
         np.savez(self._folder / f"{name}.npz", *packed)
 
     def __getitem__(self, name: str) -> Packed:
@@ -67,9 +67,12 @@ class RoundedFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Int4(Int8):
-    """Products in blocks of 4-bit integers; `wte` stays int8, since the output layer loses most by rounding."""
+    """Products in blocks of 4-bit integers; the output layer is int8, since it loses most by rounding.
 
-    rounded: Rounded | None = None  # None rounds every block by itself
+    rounded: products that GPTQ has rounded already; None rounds every block by itself.
+    """
+
+    rounded: Rounded | None = None
 
     @property
     def needs_even_rows(self) -> bool:
@@ -82,6 +85,6 @@ class Int4(Int8):
 
     def round_linear(self, name: str, weight: Floats) -> Arrays:
         """See `Precision.round_linear`."""
-        found = quantize_int4(weight.T, self.block_size) if self.rounded is None else self.rounded[name]
-        packed, scales, zeros = found
+        rounded = quantize_int4(weight.T, self.block_size) if self.rounded is None else self.rounded[name]
+        packed, scales, zeros = rounded
         return {f"{name}.q": packed, f"{name}.scale": scales, f"{name}.zero": zeros}

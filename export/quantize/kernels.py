@@ -1,4 +1,4 @@
-"""The kernels a product can be given, by name, and a graph that mixes them."""
+"""The kernels that a product can have, by name, and precisions that mix them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from export.quantize.int4 import Int4, Rounded
 from export.quantize.precision import Arrays, Float32, Floats, Int8, Precision
 from runtime.graph.kernels import Kernel
 
-FP32, DENSE = "fp32", "dense"
-# what a product is given where its kernel loses too much, each more exact than those before it
+FP32 = "fp32"
+DENSE = "dense"
+# The kernels for products that lose too much with their usual one, each more exact than those before it.
 BETTER = ("block 64", "block 32", FP32)
 
 
 def make_kernel(name: str, rounded: Rounded | None = None) -> Precision:
-    """`fp32`, `dense`, `block SIZE` or `int4 SIZE`; `rounded`: for int4, products that are rounded already."""
+    """The precision by its name: `fp32`, `dense`, `block SIZE` or `int4 SIZE`.
+
+    rounded: for int4, products that are rounded already.
+    """
     if name == FP32:
         return Float32()
     if name == DENSE:
@@ -27,37 +31,38 @@ def make_kernel(name: str, rounded: Rounded | None = None) -> Precision:
 
 
 def output_kernel(usual: str) -> str:
-    """The output layer's kernel beside the usual one of the products: of int4 it has int8, in blocks as large."""
+    """The kernel of the output layer: the usual one, but int8 blocks of the same size in place of int4."""
     return usual.replace("int4", "block")
 
 
 def better_kernels(kernel: str, widths: Sequence[int], *, only_dense: bool = False) -> list[str]:
-    """More exact kernels than this one that fit products of these widths, the nearest first.
+    """The kernels that are more exact than this one and fit products of these widths, the least exact first.
 
-    only_dense: the model must stay fast on processors that have no kernels for blocks.
+    only_dense: leave out blocks, which are slow on processors without dot-product instructions.
     """
-    fitting = [step for step in BETTER if step == FP32 or (not only_dense and _fits(step, widths))]
-    return [step for step in fitting if _rank(step) > _rank(kernel)]
+    fitting = [name for name in BETTER if name == FP32 or (not only_dense and _fits(name, widths))]
+    return [name for name in fitting if _rank(name) > _rank(kernel)]
 
 
-def _fits(blocks: str, widths: Sequence[int]) -> bool:
-    return all(width % int(blocks.split()[1]) == 0 for width in widths)
+def _fits(kernel: str, widths: Sequence[int]) -> bool:
+    """Whether the block size of a kernel divides all these widths."""
+    return all(width % int(kernel.split()[1]) == 0 for width in widths)
 
 
 def _rank(kernel: str) -> float:
-    """How exact a kernel is, compared with others."""
+    """How exact a kernel is: a number that only compares kernels."""
     if kernel in (FP32, DENSE):
         return 3 if kernel == FP32 else 1
     kind, size = kernel.split()
-    # smaller blocks are more exact: between 1 and 2 for int8
+    # Smaller blocks are more exact. int8 blocks rank between dense (1) and fp32 (3).
     return 0 if kind == "int4" else 1 + 1 / math.log2(int(size))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """One precision for all products but some, which have another by name; see `Precision` for the methods.
+    """The usual precision for most products, others by the name of the product; see `Precision` for the methods.
 
-    The output layer goes by the name of its matrix, `wte` or `lm_head`.
+    The name of the output layer is that of its matrix, `wte` or `lm_head`.
     """
 
     usual: Precision
@@ -65,13 +70,13 @@ class Mixed:
 
     @property
     def kernel(self) -> str | None:
-        """The usual kernel; "mixed" where a dense model has blocks, too, which need other processors."""
+        """The usual kernel; "mixed" for a dense model with some products in blocks, which some processors lack."""
         has_blocks = any(one.kernel == "block" for one in self.others.values())
         return "mixed" if self.usual.kernel == "dense" and has_blocks else self.usual.kernel
 
     @property
     def needs_even_rows(self) -> bool:
-        """Whether any of them does."""
+        """Whether any of the precisions does."""
         return any(one.needs_even_rows for one in (self.usual, *self.others.values()))
 
     def kernel_of(self, name: str) -> Kernel:

@@ -1,4 +1,7 @@
-"""How weight matrices are rounded for the kernels that `runtime.graph.kernels` describes: fp32, or blocks of int8."""
+"""Precisions: which kernel each weight matrix has, and its weights rounded for it. Here fp32 and blocks of int8.
+
+The kernels, as nodes of the graph, are in `runtime.graph.kernels`.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,22 @@ Arrays = dict[str, NDArray[Any]]
 """Constants of the graph by name."""
 BLOCK_SIZES = kernels.BLOCK_SIZES[8]
 INT4_BLOCK_SIZES = kernels.BLOCK_SIZES[4]
-# with larger blocks the kernels add a row's products in another order where it has no second row beside it
+# Up to these block sizes the kernels compute a row in the same way for any number of rows. With larger blocks they add
+# in another order where a row is alone.
 MAX_ANY_ROWS_BLOCK_SIZES = {"int8": 64, "int4": 32}
-# at int8, 64 divides every OpenAI width, and a row needs no second one beside it; at int4 both hold of 32
+# The largest of the sizes above; they divide the widths of all of OpenAI's models.
 DEFAULT_BLOCK_SIZES = {"int8": 64, "int4": 32}
 
 
 class Linear(NamedTuple):
-    """What a Conv1D is made of: x times weight plus bias."""
+    """A linear layer (transformers' Conv1D): x times weight plus bias.
+
+    floor: a lower bound of x, where one is known.
+    """
 
     weight: Floats  # [n_in, n_out]
     bias: Floats  # [n_out]
-    floor: float | None = None  # x never goes below it, where that is known
+    floor: float | None = None
 
 
 class Precision(Protocol):
@@ -36,24 +43,24 @@ class Precision(Protocol):
 
     @property
     def kernel(self) -> str | None:
-        """Which products the graph is made of, for the runtime to compare with the processor; None for fp32."""
+        """The kind of kernel, dense, block or mixed: the runtime warns where the processor lacks it. None for fp32."""
 
     @property
     def needs_even_rows(self) -> bool:
-        """Whether a row has the same logits beside others only where the rows of a pass are even in number."""
+        """Whether passes must have an even number of rows for a row's logits not to depend on the other rows."""
 
     def kernel_of(self, name: str) -> Kernel:
-        """Of a product by its name, such as `h.0.attn.c_attn`, or of `wte` and `lm_head`."""
+        """The kernel of a product by its name, such as `h.0.attn.c_attn`, or of `wte` or `lm_head`."""
 
     def round_matrix(self, name: str, matrix: Floats) -> Arrays:
-        """A [n_vocab, n_embd] matrix as the constants that its kernel stores, all but copies of the same bytes."""
+        """Round `wte` or `lm_head` [n_vocab, n_embd]: the constants of its kernel, without reshaped copies of them."""
 
     def round_linear(self, name: str, weight: Floats) -> Arrays:
-        """A product's weight [n_in, n_out] as the constants of its kernel, all but the bias."""
+        """Round the weight [n_in, n_out] of a product: the constants of its kernel, without the bias."""
 
 
 class Float32:
-    """Weights unchanged."""
+    """fp32 weights, as they are in the checkpoint."""
 
     kernel = None
     needs_even_rows = False
@@ -87,5 +94,5 @@ class Int8:
         return {f"{name}.q": quantized, f"{name}.scale": scales}
 
     def round_linear(self, name: str, weight: Floats) -> Arrays:
-        # MatMulNBits wants [n_out, n_in]
+        # MatMulNBits reads weights as [n_out, n_in].
         return self.round_matrix(name, weight.T)

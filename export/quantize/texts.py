@@ -1,7 +1,7 @@
 """The text that calibration reads: written by the model itself, or the user's own.
 
-A text that suits the checkpoint is the one that the checkpoint writes, whatever its language and subject (Williams et
-al. 2024, "Self-calibration for Language Model Quantization and Pruning", arXiv 2410.17170).
+A text that the model has written suits it whatever its language and subject (Williams et al. 2024, "Self-calibration
+for Language Model Quantization and Pruning", arXiv 2410.17170).
 """
 
 from __future__ import annotations
@@ -21,39 +21,41 @@ from runtime.model.model import Model
 from runtime.options import Options
 
 Ids = NDArray[np.int64]
-LEAST_TOKENS = 2000  # of a text of the user's
-CACHE_BYTES = 320_000_000  # of keys and values while texts are written: as many at once as fit, at least one
+LEAST_TOKENS = 2000
+"""How many tokens the user's own text must have at least."""
+CACHE_BYTES = 320_000_000
+"""Memory for keys and values while texts are written; it limits how many are written at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """How much text is read: `n_tokens` in texts of `longest` tokens, or of the model's positions if it has fewer."""
+    """How much text is read: `n_tokens`, in texts of `longest` tokens, or of n_positions where that is smaller."""
 
     n_tokens: int
     longest: int
 
     def length(self, n_positions: int) -> int:
-        """Tokens of one text."""
+        """The number of tokens of one text."""
         return min(n_positions, self.longest)
 
 
 AMOUNTS = {
-    # channel statistics settle soon, but only over whole contexts: they depend on the position
+    # Statistics of channels need few tokens, but whole contexts, since they depend on the position.
     "int8": Amount(8192, 1024),
-    # second moments of all channels; half as many lose a little more, twice as many gain little
+    # GPTQ needs second moments of all pairs of channels. Half as many tokens lose a little; twice as many gain little.
     "int4": Amount(16_384, 1024),
 }
 
 
 def texts_at_once(config: CachedModel, length: int) -> int:
-    """How many texts of `length` tokens are written at once."""
+    """How many texts of `length` tokens are written at once: as many as `CACHE_BYTES` allow, at least one."""
     return max(1, min(BATCH_SIZE, CACHE_BYTES // cache_bytes(config, length, 1)))
 
 
 def write_texts(folder: Path, amount: Amount) -> Ids:
-    """Texts sampled from a model folder: ids [n_texts, n_tokens].
+    """Sample texts from the model in a folder: ids [n_texts, n_tokens].
 
-    Raises ValueError for a model whose logits are not numbers.
+    Raises ValueError for a model whose logits are NaN or infinite.
     """
     with Model(folder) as model:
         length = amount.length(model.config.n_positions)
@@ -66,18 +68,19 @@ def write_texts(folder: Path, amount: Amount) -> Ids:
 
 
 def begin_text(model: Model, length: int, seed: int) -> Row:
-    """A text after the token that texts begin with, or where there is none, any; it does not end before its length.
+    """A row that samples a text of exactly `length` tokens from the model's own distribution, at temperature 1.
 
-    Probabilities are the model's own.
+    It begins with bos_token_id, or with a random token if the vocabulary has no such token.
     """
-    bos, n_vocab = model.config.bos_token_id, model.config.vocab_size
+    bos = model.config.bos_token_id
+    n_vocab = model.config.vocab_size
     first = bos if bos is not None and 0 <= bos < n_vocab else int(np.random.default_rng(seed).integers(n_vocab))
     options = Options(temperature=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1, seed=seed)
     return Row(model, [first], options, Place())
 
 
 def cut_text(ids: list[int], n_positions: int, amount: Amount) -> Ids:
-    """The ids of a long text as texts [n_texts, n_tokens], taken from all over it; a shorter rest is left out."""
+    """Cut the ids of a long text into texts [n_texts, n_tokens], evenly spaced over it; a shorter rest is left out."""
     length = amount.length(n_positions)
     whole: Ids = np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length)
     wanted = math.ceil(amount.n_tokens / length)

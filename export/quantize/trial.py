@@ -10,7 +10,7 @@ from export.quantize.precision import Arrays, Floats, Linear, Precision
 from runtime.graph.data import Graph, Value
 
 COLUMNS = 256
-"""How many columns of a product are tried. Columns are rounded independently, so a sample is enough."""
+"""How many columns of a product are tried at most. Columns are rounded independently, so a sample is enough."""
 
 
 def some_columns(n_out: int) -> slice:
@@ -19,14 +19,17 @@ def some_columns(n_out: int) -> slice:
 
 
 def relative_error(found: Floats, expected: Doubles, weights: Doubles) -> float:
-    """Squared error over all columns, divided by their variance: [n, n_out] both, `weights` [n] of the rows."""
+    """The squared error of the outputs, summed over columns and divided by their variance.
+
+    found, expected: [n, n_out]. weights: how much each row counts, [n]; they sum to 1.
+    """
     errors = np.square(found - expected).sum(1)
     variance = expected.var(0).sum()
     return float(errors @ weights / (variance or 1.0))
 
 
 def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
-    """The quantized product without its bias: x [n, n_in] -> [n, n_out]."""
+    """Compute the quantized product without its bias: x [n, n_in] -> [n, n_out]."""
     graph = Graph()
     sizes = (linear.weight.shape[0], linear.weight.shape[1])
     out, _ = precision.kernel_of("product").linear(graph, "x", "product", sizes, linear.floor)
@@ -35,7 +38,7 @@ def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
 
 
 def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:
-    """The quantized output layer: x [n, n_embd], matrix [n_vocab, n_embd] -> [n, n_vocab]."""
+    """Compute the quantized output layer: x [n, n_embd], matrix [n_vocab, n_embd] -> [n, n_vocab]."""
     graph = Graph()
     sizes = (matrix.shape[0], matrix.shape[1])
     kernel = precision.kernel_of("wte")
@@ -48,7 +51,7 @@ def _run(graph: Graph, arrays: Arrays, out: str, x: Floats, n_out: int) -> Float
     """Run a graph whose only input is x; returns [n, n_out]."""
     graph.inputs.append(Value("x", "float32", (1, "n", x.shape[-1])))
     graph.outputs.append(Value(out, "float32", (1, "n", n_out)))
-    # a copy in another shape is only for the lookup
+    # Constants that are reshaped copies of others serve the embedding lookup, which is not part of this graph.
     constants = [constant for constant in graph.constants.values() if constant.same_bytes is None]
     tensors = [
         inline_tensor(one.name, arrays[one.name] if one.value is None else fixed_array(one)) for one in constants

@@ -1,4 +1,4 @@
-"""Quality of a new model against its reference, both run by the runtime that ships."""
+"""Measure how much quality a model loses against its reference; the runtime runs both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +24,19 @@ PROTOCOL = "windows and stride of n_positions, nothing prepended, every token pr
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What a model may lose against its reference, by default as `BOUNDS` has it.
+    """How much a model may lose against its reference; the defaults are `BOUNDS`.
 
-    The KL divergence is the steadier measure: perplexity over some thousand tokens moves by 0.15 % for no reason.
+    The KL divergence is the more reliable measure: over a few thousand tokens perplexity varies by 0.15 % by chance.
+
+    mean_kl: the mean over positions of D(reference || model), in nats. loss_percent: of perplexity, relative.
     """
 
-    mean_kl: float  # D(reference || model), natural logarithm
-    loss_percent: float  # of perplexity, relative
+    mean_kl: float
+    loss_percent: float
 
     @property
     def p99_kl(self) -> float:
-        """What 99 of 100 positions may diverge at most."""
+        """The bound of the 99th percentile of the KL divergence."""
         return 10 * self.mean_kl
 
 
@@ -42,22 +45,28 @@ BOUNDS = {"fp32": Bounds(0.0001, 0.01), "int8": Bounds(0.01, 0.5), "int4": Bound
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """What verification measured: `quality.json` under the same names."""
+    """The measured quality; `quality.json` has the same keys.
+
+    text: its name. text_sha256: of the file; of the ids joined by commas where the model wrote the text. n_tokens: of
+    the predicted tokens. loss_percent: of perplexity, relative. top1_agreement: the share of positions at which both
+    models have the same likeliest token. mean_kl, p99_kl: mean and 99th percentile over positions of
+    D(reference || model), in nats.
+    """
 
     reference: str
     text: str
-    text_sha256: str  # of the ids, with commas between, where the model wrote it
+    text_sha256: str
     protocol: str
     n_tokens: int
     reference_perplexity: float
     perplexity: float
-    loss_percent: float  # of perplexity, relative
-    top1_agreement: float  # share of positions where both find the same token likeliest
-    mean_kl: float  # D(reference || model), natural logarithm, mean over positions
-    p99_kl: float  # 99 of 100 positions diverge less
+    loss_percent: float
+    top1_agreement: float
+    mean_kl: float
+    p99_kl: float
 
     def excess(self, bounds: Bounds) -> float:
-        """How many times more than allowed is lost, by the worst measure; at most 1 where all is within bounds."""
+        """The largest ratio of a measure to its bound: at most 1 if all measures are within bounds."""
         pairs = (
             (self.mean_kl, bounds.mean_kl),
             (self.p99_kl, bounds.p99_kl),
@@ -67,7 +76,7 @@ class Quality:
         return math.inf if any(math.isnan(ratio) for ratio in ratios) else max(ratios)
 
     def check_numbers(self) -> None:
-        """Raise ValueError if the reference or the model computes no numbers."""
+        """Raise ValueError if a perplexity is NaN or infinite."""
         if not math.isfinite(self.reference_perplexity) or not math.isfinite(self.perplexity):
             raise ValueError(
                 f"the model's perplexity is {self.perplexity}, the reference's {self.reference_perplexity}: not "
@@ -75,7 +84,7 @@ class Quality:
             )
 
     def summary(self, bounds: Bounds) -> str:
-        """The measured loss beside its bounds."""
+        """The measured loss with its bounds, in words."""
         return (
             f"KL divergence {self.mean_kl:.4f} (at most {bounds.mean_kl}), at 99 of 100 positions {self.p99_kl:.3f} "
             f"({bounds.p99_kl:g}), perplexity {self.loss_percent:+.2f} % ({bounds.loss_percent})"
@@ -89,7 +98,7 @@ def _ratio(measured: float, bound: float) -> float:
 
 
 def read_text(text: Path, encode: Callable[[str], list[int]], at_least: int) -> tuple[str, list[int]]:
-    """The text of a file, and its ids. Raises ValueError for under `at_least` of them, and for what is not UTF-8."""
+    """The text of a file, and its ids. Raises ValueError for fewer than `at_least` ids, or a file that is not UTF-8."""
     try:
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -100,55 +109,64 @@ def read_text(text: Path, encode: Callable[[str], list[int]], at_least: int) -> 
     return content, ids
 
 
+class Text(NamedTuple):
+    """A text to measure on: its file, None for a text that the reference samples, and the name in `quality.json`."""
+
+    path: Path | None
+    name: str
+
+
 def measure_quality(
-    model: Path, reference: Path, reference_name: str, text: Path | None, work: Path, *, at_least: int = 2
+    model: Path, reference: Path, reference_name: str, text: Path, work: Path, *, at_least: int = 2
 ) -> Quality:
-    """Run reference, then model, over the text; see `Verifier`."""
-    return Verifier(reference, reference_name, text, work, at_least=at_least).measure(model)
+    """Run the reference, then the model, over the text of a file; see `Verifier`."""
+    verifier = Verifier(reference, reference_name, Text(text, text.name), work, at_least=at_least)
+    return verifier.measure(model)
 
 
 class Verifier:
-    """Measures models against one reference, which runs once: one model in memory at a time.
+    """Measures models against one reference, which runs only once; one model is in memory at a time.
 
-    The reference's log-probabilities, [n_tokens, n_vocab] fp32, wait in a file under `work` meanwhile.
+    The log-probabilities of the reference, [n_tokens, n_vocab] in fp32, are kept in a file in `work`.
     """
 
-    def __init__(
-        self, reference: Path, reference_name: str, text: Path | None, work: Path, *, at_least: int = 2
-    ) -> None:
-        """Run the reference. `text`: None is what the reference writes itself.
+    def __init__(self, reference: Path, reference_name: str, text: Text, work: Path, *, at_least: int = 2) -> None:
+        """Run the reference over the text.
 
-        Raises ValueError for a text of under `at_least` tokens, and one that is not UTF-8.
+        Raises ValueError for a text of fewer than `at_least` tokens, or one that is not UTF-8.
         """
         self._name = reference_name
-        self._text_name = text.name if text else own_writing.NAME
+        self._text_name = text.name
         self._kept = work / "reference.logprobs"
-        ids = [] if text else own_writing.write_text(reference)
+        # Sampled before the reference is opened below: each needs a session of its own.
+        ids = own_writing.write_text(reference) if text.path is None else []
         with Model(reference, prepack=False) as opened:
             self._n_vocab = opened.config.vocab_size
-            self._content, self._ids = ",".join(map(str, ids)), ids
-            if text:
-                self._content, self._ids = read_text(text, functools.partial(encode, opened), at_least)
-            # what overflows shows in the figures
+            self._content = ",".join(map(str, ids))
+            self._ids = ids
+            if text.path is not None:
+                self._content, self._ids = read_text(text.path, functools.partial(encode, opened), at_least)
+            # Without warnings: an overflow shows in the figures.
             with np.errstate(over="ignore", invalid="ignore"):
                 self._nll = _run_reference(opened, self._ids, self._kept)
 
     def measure(self, model: Path) -> Quality:
-        """Run a model over the same text."""
+        """Run a model over the same text, and compare it with the reference."""
         n = len(self._ids) - 1
         expected = np.memmap(self._kept, np.float32, "r", shape=(n, self._n_vocab))
         with np.errstate(over="ignore", invalid="ignore"):
             nll, agree, divergences = _compare(model, self._ids, expected)
-        perplexities = _perplexity(self._nll / n), _perplexity(nll / n)
+        reference_perplexity = _perplexity(self._nll / n)
+        perplexity = _perplexity(nll / n)
         return Quality(
             reference=self._name,
             text=self._text_name,
             text_sha256=hashlib.sha256(self._content.encode()).hexdigest(),
             protocol=PROTOCOL,
             n_tokens=n,
-            reference_perplexity=perplexities[0],
-            perplexity=perplexities[1],
-            loss_percent=100 * (perplexities[1] / perplexities[0] - 1),
+            reference_perplexity=reference_perplexity,
+            perplexity=perplexity,
+            loss_percent=100 * (perplexity / reference_perplexity - 1),
             top1_agreement=agree / n,
             mean_kl=float(divergences.mean()),
             p99_kl=float(np.percentile(divergences, 99)),
@@ -156,12 +174,12 @@ class Verifier:
 
 
 def _perplexity(mean_nll: float) -> float:
-    """Infinite where `math.exp` would raise."""
+    """exp of the mean negative log-likelihood; infinity where `math.exp` would raise OverflowError."""
     return math.inf if mean_nll > 700 else math.exp(mean_nll)
 
 
 def _run_reference(model: Model, ids: list[int], kept: Path) -> float:
-    """Keep the log-probabilities in a file; returns the summed negative log-likelihood."""
+    """Write the log-probabilities to a file; returns the summed negative log-likelihood."""
     nll = 0.0
     with kept.open("wb") as file:
         for targets, logprobs in _passes(model, ids, "reference"):
@@ -171,24 +189,33 @@ def _run_reference(model: Model, ids: list[int], kept: Path) -> float:
 
 
 def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tuple[float, int, NDArray[np.float64]]:
-    """Summed negative log-likelihood, number of equal likeliest tokens, KL divergence of every position [n]."""
-    nll, agree, done = 0.0, 0, 0
+    """Compare with the reference's log-probabilities `expected` [n, n_vocab].
+
+    Returns the summed negative log-likelihood, the number of positions with the same likeliest token, and the KL
+    divergence at each position [n].
+    """
+    nll = 0.0
+    agree = 0
+    done = 0
     divergences = np.empty(len(expected), np.float64)
     with Model(folder) as model:
         for targets, logprobs in _passes(model, ids, "model"):
-            here = slice(done, done + len(targets))
-            reference, done = expected[here], here.stop
+            part = slice(done, done + len(targets))
+            done += len(targets)
+            reference = expected[part]
             nll -= _of_targets(logprobs, targets)
             agree += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
-            divergences[here] = (np.exp(reference) * (reference - logprobs)).sum(-1, dtype=np.float64)
+            divergences[part] = (np.exp(reference) * (reference - logprobs)).sum(-1, dtype=np.float64)
     return nll, agree, divergences
 
 
 def _of_targets(logprobs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    """The summed log-probabilities of the targets [n], from those of all tokens [n, n_vocab]."""
     return float(logprobs[np.arange(len(targets)), targets].sum(dtype=np.float64))
 
 
 def _passes(model: Model, ids: list[int], name: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The targets [n] and log-probabilities [n, n_vocab] of each pass, with a progress bar."""
     with tqdm(total=len(ids) - 1, desc=f"      {name}", unit="token") as bar:
         for targets, logprobs in log_probabilities(model, ids):
             yield targets, logprobs

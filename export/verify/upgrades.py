@@ -1,4 +1,4 @@
-"""Which products get a more exact kernel when the model loses too much."""
+"""Choose which products get a more exact kernel when the model loses too much."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from export.quantize.choice import Errors
 from export.quantize.kernels import better_kernels
 
 MARGIN = 1.5
-"""The sum of errors must fall this much further than the measured loss asks: errors only predict the loss."""
+"""A safety factor: the sum of errors, which only predicts the loss, is reduced by the measured excess times this."""
 GAIN = 0.9
-"""A more exact kernel is slower, so it must reduce the error of its product to this share at least."""
+"""A more exact kernel is slower, so it is taken only if it reduces the error of its product to this share or less."""
 
 
 def upgrade_worst(calibration: Calibration, upgraded: dict[str, str], excess: float) -> dict[str, str]:
@@ -35,9 +35,10 @@ def upgrade_worst(calibration: Calibration, upgraded: dict[str, str], excess: fl
 
 
 def upgrade_all(usual: Mapping[str, str], upgraded: dict[str, str], widths: Sequence[int]) -> dict[str, str]:
-    """Without calibration no errors are known, so every product gets the next more exact kernel.
+    """The kernels of the next attempt without calibration: every product gets the next more exact kernel.
 
-    usual: the usual kernel of every product. widths: lengths of the rows of all products.
+    Without calibration the errors of the products are not known. usual: the usual kernel of every product. widths: the
+    row lengths of all products.
     """
     result = dict(upgraded)
     for name, kernel in usual.items():
@@ -52,7 +53,7 @@ def _total_error(calibration: Calibration, kernels: Mapping[str, str]) -> float:
 
 
 def _next_kernel(errors: Errors, kernel: str) -> str | None:
-    """The next more exact kernel that gains enough; None where there is none."""
+    """The next more exact kernel that reduces the error enough; None if there is none."""
     kernels = list(errors)
     following = kernels[kernels.index(kernel) + 1 :]
     return next((candidate for candidate in following if errors[candidate] <= GAIN * errors[kernel]), None)

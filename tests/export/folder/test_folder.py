@@ -128,7 +128,7 @@ def test_the_card_says_what_the_model_is(model: Path, tiny: Path) -> None:
 )
 def test_the_cards_command_names_no_places(typed: str, source: str, commit: str | None, shown: str) -> None:
     checkpoint = mock.Mock(source=source, commit=commit, is_random=source.startswith("random:"))
-    command = card._without_places(f"python export/build.py {typed}", checkpoint)
+    command = card._shorten_paths(f"python export/build.py {typed}", checkpoint)
     assert command == f"python export/build.py {shown}"
 
 

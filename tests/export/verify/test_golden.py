@@ -13,6 +13,7 @@ import torch
 import runtime
 from export.verify import golden
 from runtime.diagnostics.check import check_folder
+from runtime.model.integrity import GOLDEN
 from runtime.model.model import Model
 from tests.conftest import DEMO
 from tests.support.checkpoints import build_model, open_checkpoint, write_checkpoint
@@ -20,7 +21,7 @@ from tests.support.checkpoints import build_model, open_checkpoint, write_checkp
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """What golden.json holds."""
-    stored = json.loads((folder / golden.NAME).read_text(encoding="utf-8"))
+    stored = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     assert stored["tolerance"] in golden.TOLERANCE.values()
     found: list[dict[str, Any]] = stored["records"]
     return found

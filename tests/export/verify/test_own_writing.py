@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import runtime
 from export.verify import golden, own_writing
 from runtime.diagnostics.check import check_folder
+from runtime.model.integrity import GOLDEN
 from runtime.scoring.scoring import score_ids
 from tests.support.building import error_line, run_here
 from tests.support.checkpoints import open_checkpoint, torch_greedy, write_checkpoint
@@ -78,7 +79,7 @@ def test_a_model_of_another_vocabulary_is_measured_on_what_it_writes(
     assert "tokens of `the model's own writing`" in (built / "README.md").read_text(encoding="utf-8")
     assert check_folder(built).passed
     oracle = open_checkpoint(folder)
-    records = json.loads((built / golden.NAME).read_text(encoding="utf-8"))["records"]
+    records = json.loads((built / GOLDEN).read_text(encoding="utf-8"))["records"]
     assert len(records) == len(golden.PROMPTS)
     assert len({tuple(record["prompt_ids"]) for record in records}) > 1
     for record in records:

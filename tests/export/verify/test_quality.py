@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import GPT2LMHeadModel
 
-from export import build
+from export import build, pipeline
+from export.arguments import parse
+from export.checkpoint import checkpoint
 from export.quantize import precision
 from export.quantize.blocks import quantize
 from export.verify.quality import Bounds, Quality, measure_quality
@@ -107,6 +109,30 @@ def short_demo(tmp_path: Path) -> Path:
     text = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
     (folder / "evaluation.txt").write_text(text[:2000], encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "name"),
+    [
+        (DEMO, None, "models/demo/evaluation.txt"),
+        ("short", None, "demo/evaluation.txt"),
+        ("bare", None, "export/evaluation.txt"),
+        (DEMO, "mine.txt", "mine.txt"),
+    ],
+    ids=["repository", "elsewhere", "without text", "named"],
+)
+def test_the_text_is_named_so_that_texts_are_told_apart(
+    short_demo: Path, tmp_path: Path, source: Path | str, text: str | None, name: str
+) -> None:
+    folder = short_demo if isinstance(source, str) else source
+    if source == "bare":
+        (folder / "evaluation.txt").unlink()
+    typed = [str(folder)]
+    if text:
+        (tmp_path / text).write_text(TEXT, encoding="utf-8")
+        typed += ["--eval-text", str(tmp_path / text)]
+    options = parse(typed)
+    assert pipeline.text_name(checkpoint.open_checkpoint(str(folder), tmp_path), options) == name
 
 
 def test_a_model_made_worse_ends_at_fp32(short_demo: Path, tmp_path: Path) -> None:
