@@ -17,8 +17,15 @@ MAX_BIAS = 1024  # ids
 MAX_WORDS = 1024  # of stop_words
 MAX_MESSAGES = 1024  # of a conversation: the longest context of GPT-2 has as many tokens
 _MAX_INT = 2**31 - 1
-_ELSEWHERE = {"max_new_tokens", "cancel"}  # the field max_tokens, and the end of the connection
-_OF_THE_SERVER = {"temperature", "logit_bias", "stop"}  # fields with limits or a default of the server's own
+# The field max_tokens, the end of the connection, and what only Python can write.
+_ELSEWHERE = {"max_new_tokens", "cancel", "logits_processor"}
+_OF_THE_SERVER = {
+    "temperature",
+    "logit_bias",
+    "stop",
+    "banned",
+    "dry_sequence_breakers",
+}  # fields with limits or a default of the server's own
 
 
 class Fields(BaseModel):
@@ -65,6 +72,7 @@ OptionFields = create_model(
     **{name: _field(name) for name in OPTIONS if name in OPTION_NAMES - _OF_THE_SERVER},
 )
 Text = Annotated[str, Field(max_length=256)]
+FewTexts = Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 Pairs = Annotated[list[Pair], Field(max_length=MAX_ENTRIES, fail_fast=True)]
@@ -85,7 +93,9 @@ class SharedFields(OptionFields):  # type: ignore[misc, valid-type]  # mypy does
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
     ] = Field(None, max_length=MAX_BIAS, description="added to the logits of these ids")
-    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
+    stop: FewTexts | None = None
+    banned: FewTexts | None = Field(None, description=OPTIONS["banned"].about)
+    dry_sequence_breakers: FewTexts | None = Field(None, description=OPTIONS["dry_sequence_breakers"].about)
     n: int | None = Field(None, ge=1, le=_MAX_INT)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
