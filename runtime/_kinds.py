@@ -32,6 +32,9 @@ from runtime._checks import (
 if TYPE_CHECKING:
     import argparse
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -192,11 +195,18 @@ class Texts(Kind[Sequence[str]]):
         return JsonForm(list[str])
 
 
-class StopTexts(Kind[str | Sequence[str]]):
-    r"""One text or several, none of them empty. The command line reads \n, \r, \t and \\ in them as escapes."""
+class Phrases(Kind[str | Sequence[str]]):
+    r"""One text or several, none of them empty. The command line reads \n, \r, \t and \\ in them as escapes.
+
+    `longest`: characters that each may have; None is any number. `without`: a character that none may have, and why.
+    """
 
     repeats = True
     note = r"\n is a line end, \t a tab, \\ a backslash"
+
+    def __init__(self, longest: int | None = None, without: tuple[str, str] | None = None) -> None:
+        self.longest = longest
+        self.without = without
 
     def read(self, name: str, value: Any) -> Sequence[str]:
         """See `Kind.read`; no texts at all are allowed, too."""
@@ -205,7 +215,16 @@ class StopTexts(Kind[str | Sequence[str]]):
         texts = tuple(check_one_or_several_texts(name, value)) if value != () else ()
         if "" in texts:
             raise ValueError(f"{name} is {shown(value)}; texts that are not empty are expected")
+        for text in texts:
+            self._check(name, text)
         return texts
+
+    def _check(self, name: str, text: str) -> None:
+        check_unicode(name, text)
+        if self.longest is not None and len(text) > self.longest:
+            raise ValueError(f"{name} has a text of {len(text)} characters; at most {self.longest} are allowed")
+        if self.without is not None and self.without[0] in text:
+            raise ValueError(f"{name} has {shown(text)}, {self.without[1]}; leave it out")
 
     def command_line(self) -> dict[str, Any]:
         """See `Kind.command_line`."""
@@ -305,15 +324,29 @@ class JsonSchema(Kind[Mapping[str, Any] | str]):
         return JsonForm(dict[str, Any] | str)
 
 
-class Callback(Kind[Callable[[], bool]]):
-    """A function without arguments. It has no form on a command line or in JSON."""
+class Function(Kind[T]):
+    """A function that the caller has written. It has no form on a command line or in JSON."""
 
-    def read(self, name: str, value: Any) -> Callable[[], bool]:
+    expected = "a function"
+
+    def read(self, name: str, value: Any) -> T:
         """See `Kind.read`."""
         if not callable(value):
-            raise TypeError(f"{name} is {shown(value)}; a function without arguments is expected")
-        function: Callable[[], bool] = value
-        return function
+            raise TypeError(f"{name} is {shown(value)}; {self.expected} is expected")
+        function: Any = value
+        return function  # type: ignore[no-any-return]  # its parameters cannot be checked
+
+
+class Callback(Function[Callable[[], bool]]):
+    """A function without arguments."""
+
+    expected = "a function without arguments"
+
+
+class LogitsFunction(Function[Callable[[Sequence[int], "NDArray[np.float32]"], "NDArray[np.float32]"]]):
+    """A function from ids and logits to logits."""
+
+    expected = "a function from token ids and logits to logits"
 
 
 def add_argument(

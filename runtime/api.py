@@ -23,6 +23,7 @@ from runtime.model.resolve import ModelOrPath, check_path, find, resolve
 from runtime.options import (
     OPTIONS,
     TASK_DEFAULT,
+    LogitsProcessor,
     Options,
     Overflow,
     TaskDefault,
@@ -138,8 +139,13 @@ def generate(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_sequence_breakers: str | Sequence[str] = ("\n", ":", '"', "*"),
     logit_bias: Mapping[int, float] | None = None,
     suppress_ids: Sequence[int] = (),
+    banned: str | Sequence[str] = (),
     stop: str | Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     choices: Sequence[str] | None = None,
@@ -151,6 +157,7 @@ def generate(
     pinned_tokens: int = 0,
     special_tokens: bool = False,
     token_healing: bool = False,
+    logits_processor: LogitsProcessor | None = None,
     deadline: float | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> str:
@@ -187,10 +194,20 @@ def generate(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
+            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
         logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
         stop: end before this text, or before the first of several; the text itself is left out. (transformers:
             stop_strings; llama.cpp: --reverse-prompt)
         stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
@@ -212,6 +229,9 @@ def generate(
             text. (transformers: split_special_tokens)
         token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
             inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
         deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
         cancel: a function that is called before every pass through the model; the text ends when it returns True.
             (transformers: stopping_criteria)
@@ -254,8 +274,13 @@ def stream(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_sequence_breakers: str | Sequence[str] = ("\n", ":", '"', "*"),
     logit_bias: Mapping[int, float] | None = None,
     suppress_ids: Sequence[int] = (),
+    banned: str | Sequence[str] = (),
     stop: str | Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     choices: Sequence[str] | None = None,
@@ -267,6 +292,7 @@ def stream(
     pinned_tokens: int = 0,
     special_tokens: bool = False,
     token_healing: bool = False,
+    logits_processor: LogitsProcessor | None = None,
     deadline: float | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Iterator[str]:
@@ -293,10 +319,20 @@ def stream(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
+            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
         logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
         stop: end before this text, or before the first of several; the text itself is left out. (transformers:
             stop_strings; llama.cpp: --reverse-prompt)
         stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
@@ -318,6 +354,9 @@ def stream(
             text. (transformers: split_special_tokens)
         token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
             inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
         deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
         cancel: a function that is called before every pass through the model; the text ends when it returns True.
             (transformers: stopping_criteria)
@@ -362,8 +401,13 @@ def stream_many(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_sequence_breakers: str | Sequence[str] = ("\n", ":", '"', "*"),
     logit_bias: Mapping[int, float] | None = None,
     suppress_ids: Sequence[int] = (),
+    banned: str | Sequence[str] = (),
     stop: str | Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     choices: Sequence[str] | None = None,
@@ -375,6 +419,7 @@ def stream_many(
     pinned_tokens: int = 0,
     special_tokens: bool = False,
     token_healing: bool = False,
+    logits_processor: LogitsProcessor | None = None,
     deadline: float | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[int, str]]:
@@ -402,10 +447,20 @@ def stream_many(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
+            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
         logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
         stop: end before this text, or before the first of several; the text itself is left out. (transformers:
             stop_strings; llama.cpp: --reverse-prompt)
         stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
@@ -427,6 +482,9 @@ def stream_many(
             text. (transformers: split_special_tokens)
         token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
             inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
         deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
         cancel: a function that is called before every pass through the model; the text ends when it returns True.
             (transformers: stopping_criteria)
@@ -482,8 +540,13 @@ def complete(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_sequence_breakers: str | Sequence[str] = ("\n", ":", '"', "*"),
     logit_bias: Mapping[int, float] | None = None,
     suppress_ids: Sequence[int] = (),
+    banned: str | Sequence[str] = (),
     stop: str | Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     choices: Sequence[str] | None = None,
@@ -495,6 +558,7 @@ def complete(
     pinned_tokens: int = 0,
     special_tokens: bool = False,
     token_healing: bool = False,
+    logits_processor: LogitsProcessor | None = None,
     deadline: float | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> list[Completion]:
@@ -532,10 +596,20 @@ def complete(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
+            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
         logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
         stop: end before this text, or before the first of several; the text itself is left out. (transformers:
             stop_strings; llama.cpp: --reverse-prompt)
         stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
@@ -558,6 +632,9 @@ def complete(
             text. (transformers: split_special_tokens)
         token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
             inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
         deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
         cancel: a function that is called before every pass through the model; the text ends when it returns True.
             (transformers: stopping_criteria)
@@ -631,8 +708,13 @@ def perform(
     presence_penalty: float | TaskDefault = TASK_DEFAULT,
     frequency_penalty: float | TaskDefault = TASK_DEFAULT,
     no_repeat_ngram_size: int | TaskDefault = TASK_DEFAULT,
+    dry_multiplier: float | TaskDefault = TASK_DEFAULT,
+    dry_base: float | TaskDefault = TASK_DEFAULT,
+    dry_allowed_length: int | TaskDefault = TASK_DEFAULT,
+    dry_sequence_breakers: str | Sequence[str] | TaskDefault = TASK_DEFAULT,
     logit_bias: Mapping[int, float] | TaskDefault | None = TASK_DEFAULT,
     suppress_ids: Sequence[int] | TaskDefault = TASK_DEFAULT,
+    banned: str | Sequence[str] | TaskDefault = TASK_DEFAULT,
     stop: str | Sequence[str] | TaskDefault = TASK_DEFAULT,
     stop_ids: Sequence[int] | TaskDefault = TASK_DEFAULT,
     choices: Sequence[str] | TaskDefault | None = TASK_DEFAULT,
@@ -644,6 +726,7 @@ def perform(
     pinned_tokens: int | TaskDefault = TASK_DEFAULT,
     special_tokens: bool | TaskDefault = TASK_DEFAULT,
     token_healing: bool | TaskDefault = TASK_DEFAULT,
+    logits_processor: LogitsProcessor | TaskDefault | None = TASK_DEFAULT,
     deadline: float | TaskDefault | None = TASK_DEFAULT,
     cancel: Callable[[], bool] | TaskDefault | None = TASK_DEFAULT,
     **fields: Any,
@@ -672,10 +755,20 @@ def perform(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
+            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
         logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
             (transformers: sequence_bias)
         suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
             suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
         stop: end before this text, or before the first of several; the text itself is left out. (transformers:
             stop_strings; llama.cpp: --reverse-prompt)
         stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
@@ -697,6 +790,9 @@ def perform(
             text. (transformers: split_special_tokens)
         token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
             inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
         deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
         cancel: a function that is called before every pass through the model; the text ends when it returns True.
             (transformers: stopping_criteria)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from runtime._kinds import (
     Callback,
@@ -19,16 +19,26 @@ from runtime._kinds import (
     JsonSchema,
     Kind,
     LogitBias,
+    LogitsFunction,
     Number,
+    Phrases,
     Regex,
-    StopTexts,
     Texts,
     TokenIds,
 )
 from runtime.errors import OptionError
 
+# Importing the package stays quick: numpy is named in types only.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_SEED = 2**64 - 1
 Overflow = Literal["error", "stop", "truncate_left", "slide"]
+# Token ids so far, and the logits [n_vocab] of the next; returns the logits to use.
+LogitsProcessor: TypeAlias = Callable[[Sequence[int], "NDArray[np.float32]"], "NDArray[np.float32]"]
+DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's
+MAX_BREAKER = 40  # characters of a sequence breaker; llama.cpp's limit
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 T = TypeVar("T")
 D = TypeVar("D")
@@ -186,6 +196,37 @@ class Options:
         "never repeat so many ids in a row, among the latest n_positions; 0 is off",
         transformers="no_repeat_ngram_size",
     )
+    dry_multiplier: float = _option(
+        Number(least=0),
+        0.0,
+        "DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of "
+        "an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest n_positions ids "
+        "count; 0 is off",
+        llama_cpp="--dry-multiplier",
+        note="the DRY penalty of llama.cpp with --dry-penalty-last-n -1",
+    )
+    dry_base: float = _option(
+        Number(least=1),
+        1.75,
+        "how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier",
+        llama_cpp="--dry-base",
+        note="below 1, DRY is off in llama.cpp, and an error here",
+    )
+    dry_allowed_length: int = _option(
+        Integer(0),
+        2,
+        "the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones have none; needs "
+        "dry_multiplier",
+        llama_cpp="--dry-allowed-length",
+    )
+    dry_sequence_breakers: str | Sequence[str] = _option(
+        Phrases(longest=MAX_BREAKER),
+        DRY_BREAKERS,
+        "texts across which DRY counts no repetition, instead of line end, colon, double quote and asterisk; needs "
+        "dry_multiplier",
+        llama_cpp="--dry-sequence-breaker",
+        note="llama.cpp cuts a text after 40 characters, here that is an error; in llama-server the name is the same",
+    )
     logit_bias: Mapping[int, float] | None = _option(
         LogitBias(),
         None,
@@ -199,10 +240,18 @@ class Options:
         (),
         "never generate these ids, whatever logit_bias and stop_ids say of them",
         transformers="suppress_tokens",
-        others=("bad_words_ids", "bad_words"),
+        others=("bad_words_ids",),
+    )
+    banned: str | Sequence[str] = _option(
+        Phrases(without=("\N{REPLACEMENT CHARACTER}", "which stands for bytes that are no character")),
+        (),
+        "texts that the continuation never contains, with whatever tokens they are written: a token that would "
+        "complete one is not generated; upper and lower case differ",
+        others=("bad_words", "banned_strings", "banned_phrases"),
+        note="bad_words_ids of transformers forbids a text as one sequence of ids only",
     )
     stop: str | Sequence[str] = _option(
-        StopTexts(),
+        Phrases(),
         (),
         "end before this text, or before the first of several; the text itself is left out",
         transformers="stop_strings",
@@ -287,6 +336,14 @@ class Options:
         "generate the last token of the prompt again, together with what follows: for prompts that end inside a word",
         transformers="token_healing",
     )
+    logits_processor: LogitsProcessor | None = _option(
+        LogitsFunction(),
+        None,
+        "a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a float32 array; it "
+        "returns the logits to use. It is called once for each token, after the penalties and before the sampler",
+        transformers="logits_processor",
+        note="here one function for one continuation, with arrays of numpy",
+    )
     deadline: float | None = _option(
         Number(above=0),
         None,
@@ -333,7 +390,21 @@ class Options:
                 "pinned_tokens",
                 "overflow",
             )
+        self._check_dry()
         find_form(self)
+
+    def _check_dry(self) -> None:
+        """Raise OptionError for an option of DRY where DRY is off."""
+        names = ("dry_base", "dry_allowed_length", "dry_sequence_breakers")
+        given = [name for name in names if getattr(self, name) != OPTIONS[name].default]
+        if given and not self.dry_multiplier:
+            values = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
+            raise OptionError(
+                f"{values} has no effect: dry_multiplier is 0, and DRY is off; set dry_multiplier (0.8 is usual) or "
+                f"leave {' and '.join(given)} out",
+                *given,
+                "dry_multiplier",
+            )
 
     @property
     def form(self) -> Form | None:
@@ -345,6 +416,12 @@ class Options:
         """The stop strings."""
         # `stop` was made a tuple when it was checked.
         return tuple(self.stop)
+
+    @property
+    def banned_phrases(self) -> tuple[str, ...]:
+        """The banned phrases."""
+        # `banned` was made a tuple when it was checked.
+        return tuple(self.banned)
 
 
 OPTIONS: Mapping[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Options)}
@@ -375,6 +452,8 @@ def find_form(options: Options) -> Form | None:
         "stop": "it would cut the output short",
         "min_new_tokens": "it may forbid the end of the output; ask for a length in the form itself",
         "no_repeat_ngram_size": "it may forbid what the output needs",
+        "banned": "it may forbid what the output needs",
+        "logits_processor": "it may forbid what the output needs",
         "token_healing": "it begins inside the prompt, and structured output begins after it",
     }
     for name, reason in reasons.items():

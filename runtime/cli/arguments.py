@@ -13,7 +13,7 @@ from runtime.cli.interactive import SAMPLING, is_at_terminal
 from runtime.cli.output import in_words_of_command_line
 from runtime.options import OPTIONS, check_seed, make_options
 
-NOT_ON_THE_COMMAND_LINE = ("cancel",)  # Ctrl-C does it
+NOT_ON_THE_COMMAND_LINE = ("cancel", "logits_processor")  # Ctrl-C ends a text; a function has no written form
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,11 +16,12 @@ import numpy as np
 
 from runtime._math import likeliest, log_softmax
 from runtime.errors import OptionError
+from runtime.generation.banned import make_banned
 from runtime.generation.chooser import check_numbers
 from runtime.generation.completion import Completion, FinishReason
 from runtime.generation.context_window import fit_prompt, tokenize
 from runtime.generation.history import TokenHistory
-from runtime.generation.penalties import make_penalties
+from runtime.generation.penalties import find_penalties
 from runtime.generation.stopping import Interruption
 from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import Logits
@@ -61,6 +62,7 @@ class Beams:
             f"seed {options.seed}": options.seed is not None,
             "overflow 'slide'": options.overflow == "slide",
             "token_healing": options.token_healing,
+            "logits_processor": options.logits_processor is not None,
             options.form.option if options.form else "form": options.form is not None,
         }
         for name, is_given in refused.items():
@@ -136,7 +138,8 @@ class _Search:
         self._n_max = min(options.max_new_tokens, model.config.n_positions - len(prompt))
         self._eos_ids = model.config.eos_token_ids
         self._stop_ids = frozenset(options.stop_ids)
-        self._penalties = make_penalties(options, self._eos_ids, model.config.vocab_size, model.config.n_positions)
+        self._penalties = find_penalties(model, options)
+        self._banned = make_banned(model, options.banned_phrases, prompt)
         # Stop strings are found in the text that is shown, and in the text with special tokens written out.
         self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
         self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)
@@ -212,15 +215,20 @@ class _Search:
         return [(float(flat[at]), *divmod(int(at), logprobs.shape[1])) for at in ordered if flat[at] > -np.inf]
 
     def _penalize(self, logprobs: Logits) -> Logits:
-        """What the running beams' log-probabilities [n_running, n_vocab] are after penalties."""
-        if self._penalties is None:
+        """What the running beams' log-probabilities [n_running, n_vocab] are after penalties and bans."""
+        if self._penalties is None and self._banned is None:
             return logprobs
-        rows = []
-        for beam, row in zip(self._running, logprobs, strict=True):
+        return np.stack([self._restrict(*of_beam) for of_beam in zip(self._running, logprobs, strict=True)])
+
+    def _restrict(self, beam: _Beam, logprobs: Logits) -> Logits:
+        """The log-probabilities [n_vocab] of one beam after penalties, without what completes a banned phrase."""
+        if self._penalties:
             assert beam.history
             beam.history.follow(beam.ids)
-            rows.append(self._penalties(row, beam.history, self._n_new))
-        return np.stack(rows)
+            logprobs = self._penalties(logprobs, beam.history, self._n_new)
+        if self._banned:
+            logprobs = self._banned.restrict(logprobs, beam.ids[len(self._prompt) :])
+        return logprobs
 
     def _keep_stuck(self, totals: Logits) -> None:
         """Keep the running beams that nothing may follow; totals: [n_running, n_vocab]."""

@@ -1,4 +1,7 @@
-"""Logits to the next id: penalties, token healing, structured output, then the sampler, in this order."""
+"""Logits to the next id.
+
+In this order: penalties, the logits processor, banned phrases, token healing, structured output, the sampler.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime._lock import importing
+from runtime.generation.banned import make_banned
 from runtime.generation.completion import FinishReason
 from runtime.generation.context_window import FittedPrompt
-from runtime.generation.penalties import make_penalties
+from runtime.generation.logits_processor import process
+from runtime.generation.penalties import find_penalties
 from runtime.generation.sampling import Sampler
 from runtime.generation.stopping import Interrupted, Interruption
 from runtime.model.model import Model
@@ -40,9 +45,12 @@ class TokenChooser:
         self._healing = prompt.healing
         self._eos_ids = config.eos_token_ids
         self._stop_ids = frozenset(options.stop_ids)
-        self._penalties = make_penalties(options, self._eos_ids, config.vocab_size, config.n_positions)
+        self._penalties = find_penalties(model, options)
         if self._penalties:
             self._history = self._penalties.new_history(self._n_prompt, self._n_prompt + prompt.n_max)
+        self._processor = options.logits_processor
+        hidden = self._healing.text if self._healing else ""
+        self._banned = make_banned(model, options.banned_phrases, prompt.ids, hidden)
         self._constraint = _constrain(model, options, prompt.n_max, interruption)
 
     @property
@@ -53,8 +61,8 @@ class TokenChooser:
     def choose(self, logits: Logits, ids: Sequence[int]) -> int | FinishReason:
         """The id that follows `ids`, or why none does. logits: [n_vocab]; ids: the prompt's and those generated.
 
-        Raises ValueError for logits that are not numbers, Interrupted where the search for a structured output was
-        interrupted.
+        Raises ValueError for logits that are not numbers, ProcessorFailed where the logits processor fails, Interrupted
+        where the search for a structured output was interrupted.
         """
         step = len(ids) - self._n_prompt
         allowed = self._restrict(logits, ids)
@@ -74,12 +82,20 @@ class TokenChooser:
         return self._sampler(allowed, step)
 
     def guess(self, logits: Logits, ids: Sequence[int]) -> int:
-        """What `choose` might choose after ids that may still be rejected; structured output is left out of account."""
+        """What `choose` might choose after ids that may still be rejected.
+
+        Structured output is left out of account, and so is the logits processor: it is called once for each id that is
+        generated, and may count its calls.
+        """
         step = len(ids) - self._n_prompt
         if self._penalties:
             ahead = self._history.fork()
             ahead.follow(ids)
             logits = self._penalties(logits, ahead, step)
+        if self._banned:
+            allowed = self._banned.restrict(logits, ids[self._n_prompt :])
+            # Nothing left to choose ends the row; a guess has to be an id.
+            logits = allowed if allowed.max() > -np.inf else logits
         return self._sampler(logits, step)
 
     def _restrict(self, logits: Logits, ids: Sequence[int]) -> Logits:
@@ -88,6 +104,12 @@ class TokenChooser:
         if self._penalties:
             self._history.follow(ids)
             logits = self._penalties(logits, self._history, step)
+        if self._processor:
+            # What is wrong with the model is not the processor's fault.
+            check_numbers(logits)
+            logits = process(self._processor, ids, logits)
+        if self._banned:
+            logits = self._banned.restrict(logits, ids[self._n_prompt :])
         if self._healing and step == 0:
             logits = self._healing.restrict(logits)
         return self._constraint.restrict(logits) if self._constraint else logits

@@ -10,8 +10,9 @@ from typing import Literal
 # stop: a stop string or one of stop_ids.
 # length: max_new_tokens. context: n_positions, with overflow "stop".
 # deadline, cancelled: from outside.
-# no_token: suppress_ids, logit_bias, no_repeat_ngram_size or the like left nothing to choose from.
-FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled", "no_token"]
+# no_token: suppress_ids, logit_bias, no_repeat_ngram_size, banned or the like left nothing to choose from.
+# error: the logits processor failed.
+FinishReason = Literal["eos", "stop", "length", "context", "deadline", "cancelled", "no_token", "error"]
 _SHOWN = 60  # characters of the text in a REPL
 
 
@@ -47,6 +48,8 @@ class Completion:
     # Of a beam: log-probability after penalties / length ** length_penalty. None without beams, and for a continuation
     # that stands in for one that does not exist (finish_reason "no_token", no ids).
     beam_score: float | None = None
+    # With finish_reason "error": what the logits processor raised, or what is wrong with the array that it returned.
+    error: Exception | None = None
 
     @property
     def logprob(self) -> float:

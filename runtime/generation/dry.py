@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from runtime._lock import Lock
 from runtime.generation.history import Ids, TokenHistory
 from runtime.model.model import Model
+from runtime.options import DRY_BREAKERS as BREAKERS
 from runtime.tokenization.encode import encode_text
 from runtime.tokenization.token_bytes import TokenBytes
 
 Logits = NDArray[np.float32]
-BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's
-_MAX_CHARACTERS = 40  # of a breaker
 _MAX_KNOWN = 16  # lists of breakers that are remembered for a model
 _MAX_TAIL = 20  # ids of a breaker after its first
 _LARGEST_LOG = 88.7228391  # of a float32; llama.cpp's constant
@@ -38,7 +37,7 @@ class SequenceBreakers:
         # By its first id: what follows in a sequence that breaks, () where the first id breaks alone.
         self._tails: dict[int, set[tuple[int, ...]]] = {}
         for text in texts:
-            self._add(text[:_MAX_CHARACTERS].encode(), token_bytes, encode)
+            self._add(text.encode(), token_bytes, encode)
         self._begins = np.zeros(len(token_bytes), np.bool_)
         self._begins[[*self._tails]] = True
         self.alone: Ids = np.array(sorted(id_ for id_, tails in self._tails.items() if () in tails), np.int64)

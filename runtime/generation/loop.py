@@ -54,7 +54,7 @@ def generate_pieces(
 def stream_pieces(
     model: Model, rows: Sequence[Row], batch_size: int = BATCH_SIZE, draft: Model | None = None
 ) -> Events:
-    """`generate_pieces` for callers that see nothing but pieces: a row without a choice is a ValueError at the end."""
+    """`generate_pieces` for callers that see nothing but pieces: the error of a row is raised at the end."""
     yield from generate_pieces(model, rows, batch_size, draft)
     for row in rows:
         row.check_choice()

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation.dry import Dry
+from runtime.generation.dry import Dry, make_dry
 from runtime.generation.history import Ids, TokenHistory
+from runtime.model.model import Model
 from runtime.options import Options
 
 Logits = NDArray[np.float32]
@@ -72,14 +73,34 @@ class Penalties:
         if n_new < self._min_new_tokens:
             logits[self._ends] = -np.inf
         logits[self._suppressed] = -np.inf
-        certain = np.isposinf(logits)
-        return np.where(certain, np.float32(0), np.float32(-np.inf)) if certain.any() else logits
+        return settle(logits)
 
 
-def make_penalties(options: Options, eos_ids: Collection[int], n_vocab: int, n_window: int) -> Penalties | None:
+def settle(logits: Logits) -> Logits:
+    """Logits without inf: a token at inf is certain, and all others are impossible beside it."""
+    certain = np.isposinf(logits)
+    return np.where(certain, np.float32(0), np.float32(-np.inf)) if certain.any() else logits
+
+
+def make_penalties(
+    options: Options, eos_ids: Collection[int], n_vocab: int, n_window: int, dry: Dry | None = None
+) -> Penalties | None:
     """The penalties of these options, or None where they leave the logits alone. Raises as `Penalties` does."""
-    penalties = Penalties(options, eos_ids, n_vocab, n_window)
+    penalties = Penalties(options, eos_ids, n_vocab, n_window, dry)
     return None if penalties.changes_nothing else penalties
+
+
+def find_penalties(model: Model, options: Options) -> Penalties | None:
+    """`make_penalties` for a model, with the DRY penalty that the options ask for."""
+    dry = make_dry(
+        model,
+        options.dry_multiplier,
+        options.dry_base,
+        options.dry_allowed_length,
+        tuple(options.dry_sequence_breakers),
+    )
+    config = model.config
+    return make_penalties(options, config.eos_token_ids, config.vocab_size, config.n_positions, dry)
 
 
 def _check_ids(ids: Collection[int], n_vocab: int) -> None:

@@ -55,8 +55,8 @@ class Record:
         ids = self.ids[len(self._prompt.ids) + n_known :]
         return NewTokens(ids, self._logprobs[n_known:], self._top_logprobs[n_known:])
 
-    def completion(self, text: str, finish_reason: FinishReason) -> Completion:
-        """All of it, with the text of the continuation."""
+    def completion(self, text: str, finish_reason: FinishReason, error: Exception | None = None) -> Completion:
+        """All of it, with the text of the continuation, and what ended it in failure."""
         new = self.since(0)
         return Completion(
             prompt_index=self._place.prompt_index,
@@ -72,4 +72,5 @@ class Record:
             n_slides=self.n_slides,
             prefill_seconds=self.prefill_seconds,
             decode_seconds=self.decode_seconds,
+            error=error,
         )

@@ -9,6 +9,7 @@ from runtime.errors import NoTokenError
 from runtime.generation.chooser import Logits, TokenChooser
 from runtime.generation.completion import Completion, FinishReason, Place
 from runtime.generation.context_window import fit
+from runtime.generation.logits_processor import ProcessorFailed
 from runtime.generation.record import Record
 from runtime.generation.sampling import draw_seed, make_sampler
 from runtime.generation.stopping import Interrupted, Interruption
@@ -29,6 +30,7 @@ class Row:
     record: ids, log-probabilities, times.
     stream: the text.
     finish_reason: None while the continuation is under way.
+    error: with finish_reason "error", what the logits processor raised.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Row:
         self.record = Record(place, self.prompt, seed, n_top)
         self.stream = TextStream(model.tokenizer, self.prompt.ids, options.stops, self.prompt.n_healed)
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
         # Logits [n_vocab] after the prompt's window, kept by the batch for rows with the same window.
         self.prompt_logits: Logits | None = None
 
@@ -90,6 +93,9 @@ class Row:
             choice = self._chooser.choose(logits, self.ids)
         except Interrupted:
             choice = self.interruption.reason or "cancelled"
+        except ProcessorFailed as failure:
+            self.error = failure.error
+            choice = "error"
         return self.end(choice) if isinstance(choice, str) else self._add(choice, logits)
 
     def end(self, reason: FinishReason) -> str:
@@ -101,10 +107,12 @@ class Row:
         return piece
 
     def check_choice(self) -> None:
-        """Raise NoTokenError if the row ended because nothing was left to choose from."""
+        """Raise NoTokenError if nothing was left to choose from, and the error of a logits processor that failed."""
+        if self.finish_reason == "error" and self.error is not None:
+            raise self.error
         if self.finish_reason == "no_token":
             n_new = self.record.n_new
-            what = "suppress_ids, logit_bias or no_repeat_ngram_size"
+            what = "suppress_ids, logit_bias, no_repeat_ngram_size, banned or logits_processor"
             told = f"{what} leave no token to generate after {n_new} new tokens of prompt {self.place.prompt_index}"
             raise NoTokenError(told, n_new, self.place.prompt_index)
 
@@ -112,7 +120,7 @@ class Row:
         """What came of it. Raises ValueError while the row is under way."""
         if self.finish_reason is None:
             raise ValueError("this continuation is not finished")
-        return self.record.completion(self.stream.text, self.finish_reason)
+        return self.record.completion(self.stream.text, self.finish_reason, self.error)
 
     def _add(self, id_: int, logits: Logits) -> str:
         self.record.add(id_, logits)

@@ -9,10 +9,22 @@ from typing import Annotated, Any
 
 import pytest
 
-from runtime._kinds import Callback, Choice, Flag, Integer, JsonSchema, Kind, LogitBias, Number, Text, unescape
+from runtime._kinds import (
+    Callback,
+    Choice,
+    Flag,
+    Function,
+    Integer,
+    JsonSchema,
+    Kind,
+    LogitBias,
+    Number,
+    Text,
+    unescape,
+)
 from runtime.options import OPTIONS, Option, Options
 
-ON_COMMAND_LINE = {name: option for name, option in OPTIONS.items() if not isinstance(option.kind, Callback)}
+ON_COMMAND_LINE = {name: option for name, option in OPTIONS.items() if not isinstance(option.kind, Function)}
 # of each option: arguments, the same value in JSON, and in Python
 SAME: dict[str, tuple[list[str], Any, Any]] = {
     "max_new_tokens": (["7"], 7, 7),

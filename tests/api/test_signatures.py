@@ -88,9 +88,15 @@ def test_the_names_of_transformers_are_its_own() -> None:
 
     ours = {name for name, option in OPTIONS.items() if option.transformers == name}
     ours |= {one.name for one in PARAMETERS if one.transformers == one.name} - {"batch_size"}
+    ours -= {"logits_processor"}
     assert {"max_new_tokens", "temperature", "token_healing", "num_beams"} <= ours
     assert ours <= set(GenerationConfig().to_dict())
-    not_of_generate = {"stopping_criteria", "assistant_model", "past_key_values"}  # arguments of `generate`
+    not_of_generate = {
+        "stopping_criteria",
+        "assistant_model",
+        "past_key_values",
+        "logits_processor",
+    }  # arguments of `generate`
     not_of_generate |= {"set_seed", "truncation", "split_special_tokens", "batch_size", "torch.set_num_threads"}
     theirs = {one.transformers for one in (*OPTIONS.values(), *PARAMETERS) if one.transformers}
     assert theirs - not_of_generate <= set(GenerationConfig().to_dict())
@@ -121,6 +127,7 @@ from runtime import Completion, Score
 model = runtime.load("folder", threads=2)
 text: str = runtime.generate("Once", model=model, max_new_tokens=3, stop=["a"], logit_bias={3: 1.0}, overflow="slide")
 pieces: Iterator[str] = runtime.stream("Once", temperature=1, seed=None, cancel=lambda: False)
+louder: str = runtime.generate("Once", logits_processor=lambda ids, logits: 2 * logits, banned="zz", dry_multiplier=0.8)
 many: Iterator[tuple[int, str]] = runtime.stream_many(["Once"], batch_size=2, regex="a+")
 completions: list[Completion] = runtime.complete("Once", n=2, seed=[1, 2], temperature=0.5, json_schema="{}")
 answer: str = runtime.perform("translate", "Hello", to="French", max_new_tokens=3).text
@@ -144,6 +151,7 @@ runtime.stream("Once", n=2)  # call-arg
 runtime.stream_many(["Once"], stop=3)  # arg-type
 runtime.complete("Once", seed=["1"])  # list-item
 runtime.complete("Once", cancel=True)  # arg-type
+runtime.complete("Once", logits_processor=3)  # arg-type
 runtime.perform("translate", "Hello", max_new_tokens="3")  # arg-type
 reveal_type(runtime.generate)  # misc
 """

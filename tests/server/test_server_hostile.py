@@ -66,6 +66,14 @@ def test_lists_of_ids_are_as_long_as_the_vocabulary(server: Running, field: str)
     assert server.post(prompt=PROMPT, max_tokens=2, **{field: [1] * (n + 1)}).error["param"] == field
 
 
+@pytest.mark.parametrize("field", ["stop", "banned", "dry_sequence_breakers"])
+def test_lists_of_texts_are_short(server: Running, field: str) -> None:
+    options = {"dry_multiplier": 0.8} if field.startswith("dry") else {}
+    assert server.post(prompt=PROMPT, max_tokens=2, **options, **{field: ["zq"] * 16}).status == 200
+    for wrong in (["zq"] * 17, ["z" * 257], "z" * 257):
+        assert server.post(prompt=PROMPT, max_tokens=2, **options, **{field: wrong}).status == 400
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -66,7 +66,7 @@ def test_settings_on_the_command_line_are_those_of_python(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("request_type", [CompletionRequest, ChatRequest])
 def test_every_option_is_a_field(request_type: Any) -> None:
-    assert OPTIONS.keys() - request_type.model_fields.keys() == {"max_new_tokens", "cancel"}
+    assert OPTIONS.keys() - request_type.model_fields.keys() == {"max_new_tokens", "cancel", "logits_processor"}
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,15 @@ def parameter(function: str, name: str) -> str:
     annotation = OWN.get((function, name), (TYPES[name], ""))[0]
     if function == "perform":
         return f"    {name}: {or_task_default(annotation)} = TASK_DEFAULT,"
-    default = repr(OPTIONS[name].default).replace("'", '"')
-    return f"    {name}: {annotation} = {default},"
+    return f"    {name}: {annotation} = {written(OPTIONS[name].default)},"
+
+
+def written(value: object) -> str:
+    """A default as the formatter writes it: texts in double quotes, unless they have some in them."""
+    if isinstance(value, tuple) and value:
+        return f"({', '.join(map(written, value))}{',' if len(value) == 1 else ''})"
+    text = repr(value)
+    return text if '"' in text else text.replace("'", '"')
 
 
 def or_task_default(annotation: str) -> str:

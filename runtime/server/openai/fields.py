@@ -30,9 +30,10 @@ MAX_WORDS = 1024  # of stop_words
 MAX_MESSAGES = 1024  # of a conversation: the longest context of GPT-2 has as many tokens
 MAX_PARTS = 64  # of the content of one message
 _MAX_INT = 2**31 - 1
-_ELSEWHERE = {"max_new_tokens", "cancel"}  # the field max_tokens, and the end of the connection
+# The field max_tokens, the end of the connection, and what only Python can write.
+_ELSEWHERE = {"max_new_tokens", "cancel", "logits_processor"}
 # Fields with limits or a default of the server's own.
-_OF_THE_SERVER = {"temperature", "logit_bias", "stop", "seed"}
+_OF_THE_SERVER = {"temperature", "logit_bias", "stop", "seed", "banned", "dry_sequence_breakers"}
 # At temperature 0 the likeliest token is taken. These filters never remove it, so there they change nothing.
 _KEEP_THE_LIKELIEST = ("top_k", "top_p", "min_p")
 
@@ -82,6 +83,7 @@ OptionFields = create_model(
     **{name: _field(name) for name in OPTIONS if name in OPTION_NAMES - _OF_THE_SERVER},
 )
 Text = Annotated[str, Field(max_length=256)]
+FewTexts = Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=MAX_ENTRIES, fail_fast=True)]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 Pairs = Annotated[list[Pair], Field(max_length=MAX_ENTRIES, fail_fast=True)]
@@ -134,7 +136,9 @@ class SharedFields(OptionFields, ClientFields):  # type: ignore[misc, valid-type
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
     ] = Field(None, max_length=MAX_BIAS, description="added to the logits of these ids")
-    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
+    stop: FewTexts | None = None
+    banned: FewTexts | None = Field(None, description=OPTIONS["banned"].about)
+    dry_sequence_breakers: FewTexts | None = Field(None, description=OPTIONS["dry_sequence_breakers"].about)
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description=f"{OPTIONS['seed'].about}, and so does -1")
     response_format: ResponseFormat | None = Field(None, description="OpenAI's way to ask for structured output")
     n: int | None = Field(None, ge=1, le=_MAX_INT)
