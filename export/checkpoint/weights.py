@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from export.checkpoint.config import Config
 from export.json_file import write_json
+from runtime.graph.architecture import GPT
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,7 +32,9 @@ SHARD_BYTES = 1_000_000_000
 """How large a file of weights becomes: no more than so much of them is ever in memory."""
 _ROWS = 4096  # of a matrix, compared at a time
 # stored by older versions of transformers, or for other tasks, and no part of the language model
-_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
+_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids|multiple_choice_head\..*")
+# a GPT's names of the embeddings -> ours
+_GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
@@ -93,11 +96,13 @@ class Tensors:
         """
         self._files: dict[str, tuple[Path, str]] = {}  # our name -> file, name in the file
         self._shapes = config.tensor_shapes()
+        names = _GPT_NAMES if config.model_type == GPT else {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with _opened(path) as handle:
                 for name in handle.keys():  # noqa: SIM118  not a dict
                     plain, part = name.removeprefix("transformer."), handle.get_slice(name)
+                    plain = names.get(plain, plain)
                     self._check_entry(plain, path, name, part.get_dtype())
                     self._files[plain] = path, name
                     shapes[plain] = tuple(part.get_shape())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from export.quantize import equalization, trial
-from export.quantize.equalization import OUTPUT, Equalization
+from export.quantize.equalization import Equalization
 from export.quantize.inputs import Inputs
 from export.quantize.kernels import make_kernel
 from export.quantize.precision import Floats, Linear
@@ -60,6 +60,7 @@ def choose_product(
     *,
     activation_function: str = "gelu_new",
     floor: float | None = None,
+    is_post_norm: bool = False,
 ) -> Choice:
     """Choose for a product of a layer, such as `h.0.attn.c_attn`.
 
@@ -76,7 +77,10 @@ def choose_product(
         found = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
         return trial.relative_error(found, unshifted, inputs.weights)
 
-    return _choose(dict(_candidates(name, activation_function, inputs, weight)), kernels, error)
+    can_shift = equalization.can_shift(name, is_post_norm=is_post_norm)
+    can_scale = equalization.can_scale(name, activation_function, is_post_norm=is_post_norm)
+    candidates = dict(_candidates(inputs, weight, can_shift=can_shift, can_scale=can_scale))
+    return _choose(candidates, kernels, error)
 
 
 def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Choice:
@@ -89,7 +93,7 @@ def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Cho
         found = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled)
         return trial.relative_error(found, expected, inputs.weights)
 
-    return _choose(dict(_candidates(OUTPUT, "", inputs, matrix.T)), kernels, error)
+    return _choose(dict(_candidates(inputs, matrix.T, can_shift=False, can_scale=True)), kernels, error)
 
 
 def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: Error) -> Choice:
@@ -105,12 +109,10 @@ def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: 
 
 
 def _candidates(
-    name: str, activation_function: str, inputs: Inputs, weight: Floats
+    inputs: Inputs, weight: Floats, *, can_shift: bool, can_scale: bool
 ) -> Iterator[tuple[str, Equalization]]:
     """What may be done to the input of this product; weight: [n_in, n_out]."""
     unchanged = equalization.identity(len(weight))
-    can_shift = equalization.can_shift(name)
-    can_scale = equalization.can_scale(name, activation_function)
     for candidate in CANDIDATES:
         if (candidate.strength and not can_scale) or (candidate.name == "shift" and not can_shift):
             continue
