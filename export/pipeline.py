@@ -118,6 +118,7 @@ def choose_reference(checkpoint: Checkpoint, options: BuildOptions) -> BuildOpti
             f"--keep-reference keeps optimum's export, and optimum exports no {GPT} model; leave it out, and the model "
             "is verified against this project's own fp32 graph"
         )
+    print(f"      optimum exports no {GPT} model: the reference is this project's own fp32 graph", flush=True)
     return dataclasses.replace(options, no_reference=True)
 
 

@@ -27,8 +27,12 @@ from export.checkpoint.config import Config
 from export.graph import graph
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors, can_scale, can_shift, from_weights
 from export.quantize.precision import Float32
+from runtime.cli import parser as cli
+from runtime.diagnostics.check import check_folder
 from runtime.graph.architecture import GPT, as_gpt2, read_architecture
 from runtime.model.model import Model
+from runtime.scoring.perplexity import measure_rolling
+from runtime.tokenization.detokenizer import Detokenizer
 from tests.conftest import DEMO
 from tests.support.checkpoints import (
     CLOSE,
@@ -44,6 +48,7 @@ from tests.support.checkpoints import (
     relative_error,
     some_ids,
 )
+from tests.support.optional import optional
 
 TINY: dict[str, Any] = {"vocab_size": 300, "n_positions": 96, "n_embd": 64, "n_layer": 3, "n_head": 4}
 TEXT = (DEMO / "evaluation.txt").read_text(encoding="utf-8")[:20_000]
@@ -167,7 +172,9 @@ def test_a_checkpoint_as_openai_published_it(tmp_path: Path) -> None:
     """Without the prefix, with the buffers of older versions, and with the keys of its time."""
     folder = tmp_path / "published"
     oracle, ids = write_gpt(folder), some_ids(64)
-    weights = {name.removeprefix("transformer."): value for name, value in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name.removeprefix("transformer."): value for name, value in load_file(folder / "model.safetensors").items()
+    }
     for layer in range(TINY["n_layer"]):
         weights[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 96, 96), np.float32))
     weights["position_ids"] = np.arange(96)
@@ -177,7 +184,9 @@ def test_a_checkpoint_as_openai_published_it(tmp_path: Path) -> None:
     assert difference(folder_logits(build_model(folder), ids), gpt_logits(oracle, ids)) < CLOSE
 
 
-@pytest.mark.parametrize(("precision", "block_size", "bound"), [("int8", 32, 0.03), ("int8", None, 0.04), ("int4", 32, 0.2)])
+@pytest.mark.parametrize(
+    ("precision", "block_size", "bound"), [("int8", 32, 0.03), ("int8", None, 0.04), ("int4", 32, 0.2)]
+)
 def test_quantized_logits_are_near_transformers(
     checkpoint: Path, oracle: OpenAIGPTLMHeadModel, precision: str, block_size: int | None, bound: float
 ) -> None:
@@ -209,8 +218,37 @@ def test_a_graph_of_the_other_kind_is_refused(checkpoint: Path, tmp_path: Path) 
     folder = build_model(checkpoint, into=tmp_path)
     change_config(folder, model_type="gpt2", n_inner=None, activation_function="gelu_new")
     (folder / "SHA256SUMS").unlink()
-    with pytest.raises(runtime.ModelFolderError, match="is not the graph that config.json describes"):
+    with pytest.raises(runtime.ModelFolderError, match=r"is not the graph that config\.json describes"):
         Model(folder)
+
+
+def test_adapters_are_merged_as_peft_merges_them(checkpoint: Path, tmp_path: Path) -> None:
+    peft = optional("peft")
+    products = ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
+    lora = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=products, fan_in_fan_out=True)
+    wrapped = peft.get_peft_model(open_gpt(checkpoint), lora).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    built = tmp_path / "merged"
+    adapter = ["--adapter", str(tmp_path / "adapter"), "--precision", "fp32"]
+    build.main([str(checkpoint), *adapter, "--no-reference", "--verify", "none", "--output", str(built)])
+    ids = some_ids(64)
+    expected = gpt_logits(wrapped.merge_and_unload(), ids)
+    assert difference(expected, gpt_logits(open_gpt(checkpoint), ids)) > 0.1
+    assert difference(folder_logits(built, ids), expected) < CLOSE
+
+
+def test_an_adapter_of_the_embeddings_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    peft = optional("peft")
+    lora = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["tokens_embed"])
+    peft.get_peft_model(open_gpt(checkpoint), lora).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(ValueError, match="changes tokens_embed, which the base model does not have"):
+        open_checkpoint(str(checkpoint), tmp_path / "work", adapters=[tmp_path / "adapter"])
 
 
 # equalization --------------------------------------------------------------------------------------------------------
@@ -275,7 +313,9 @@ def test_defaults_are_those_of_transformers(tmp_path: Path) -> None:
         ({"scale_attn_weights": False}, "scale_attn_weights is False; an openai-gpt model"),
     ],
 )
-def test_settings_that_a_gpt_cannot_have_are_refused(checkpoint: Path, changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_settings_that_a_gpt_cannot_have_are_refused(
+    checkpoint: Path, changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")) | changes
     (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     for read in (lambda: config_file.read(tmp_path / "config.json"), lambda: read_architecture(tmp_path)):
@@ -293,7 +333,9 @@ def test_what_a_gpt2_says_stays_as_it_is() -> None:
 
 def test_tensors_of_a_gpt2_are_refused(tmp_path: Path) -> None:
     write_gpt(tmp_path / "mixed")
-    edit_weights(tmp_path / "mixed", lambda weights: weights.update({"transformer.ln_f.weight": np.ones(64, np.float32)}))
+    edit_weights(
+        tmp_path / "mixed", lambda weights: weights.update({"transformer.ln_f.weight": np.ones(64, np.float32)})
+    )
     with pytest.raises(ValueError, match=r"would be lost: ln_f\.weight"):
         open_checkpoint(str(tmp_path / "mixed"), tmp_path)
 
@@ -342,6 +384,14 @@ def test_the_model_folder_opens_in_transformers_with_the_same_tokenizer(fp32: Mo
     assert opened.model_max_length == 96
 
 
+def test_text_comes_back_in_lower_case_with_spaces_around_punctuation(fp32: Model) -> None:
+    ids = fp32.tokenizer.encode("Hello, you!").ids
+    assert Detokenizer(fp32.tokenizer).decode(ids) == theirs(fp32.folder).decode(
+        ids, clean_up_tokenization_spaces=False
+    )
+    assert Detokenizer(fp32.tokenizer).decode(ids) == "hello , you !"
+
+
 def test_a_tokenizer_json_is_taken_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     theirs(checkpoint).save_pretrained(tmp_path / "saved")
     write_gpt(tmp_path / "gpt")
@@ -371,9 +421,11 @@ def test_the_whole_build_verifies_and_records(int8: Path) -> None:
     assert quality["mean_kl"] < 0.05
     golden = json.loads((int8 / "golden.json").read_text(encoding="utf-8"))
     assert [len(record["ids"]) for record in golden["records"]] == [24] * 4
-    with runtime.load(int8, verify="full") as model:
-        report = runtime.check(model)
-    assert report
+    assert check_folder(int8, threads=1).passed
+    card = (int8 / "README.md").read_text(encoding="utf-8")
+    assert "GPT as one fused ONNX graph" in card
+    assert "tags: [openai-gpt, onnx, int8]" in card
+    assert "where the fused fp32 graph has" in card
 
 
 def test_int4_builds_with_calibration(checkpoint: Path, oracle: OpenAIGPTLMHeadModel, tmp_path: Path) -> None:
@@ -384,7 +436,7 @@ def test_int4_builds_with_calibration(checkpoint: Path, oracle: OpenAIGPTLMHeadM
 
 def test_optimums_export_cannot_be_kept(checkpoint: Path, tmp_path: Path) -> None:
     kept = ["--keep-reference", str(tmp_path / "kept"), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="optimum exports no openai-gpt model"):
+    with pytest.raises(ValueError, match="optimum exports no openai-gpt model"):
         build.main([str(checkpoint), *kept])
 
 
@@ -402,9 +454,83 @@ def test_text_continues_in_lower_case_words(fp32: Model, oracle: OpenAIGPTLMHead
     assert completion.finish_reason == "length"
 
 
-def test_an_empty_prompt_is_refused(fp32: Model) -> None:
-    with pytest.raises(ValueError, match="this model has no beginning-of-text token; give a prompt"):
+# no token begins or ends a text -------------------------------------------------------------------------------------
+
+
+def torch_logprobs(oracle: OpenAIGPTLMHeadModel, ids: list[int]) -> list[float]:
+    """Of every id but the first."""
+    logprobs = torch.log_softmax(torch.from_numpy(gpt_logits(oracle, ids)[:-1]).double(), -1)
+    found: list[float] = logprobs[torch.arange(len(ids) - 1), ids[1:]].tolist()
+    return found
+
+
+def test_an_empty_prompt_or_context_is_refused(fp32: Model) -> None:
+    told = "the prompt or context is empty, and this model has no beginning-of-text token"
+    with pytest.raises(ValueError, match=told):
         runtime.generate("", model=fp32)
+    with pytest.raises(ValueError, match=told):
+        runtime.score("a mouse", model=fp32)
+
+
+def test_scores_are_transformers(fp32: Model, oracle: OpenAIGPTLMHeadModel) -> None:
+    ids = fp32.tokenizer.encode("Once upon a time there was a mouse.").ids
+    expected = torch_logprobs(oracle, ids)
+    scored = runtime.score_text("Once upon a time there was a mouse.", model=fp32)
+    np.testing.assert_allclose(scored.logprob, sum(expected), rtol=1e-5)
+    found = runtime.surprisal("Once upon a time there was a mouse.", model=fp32, bos=False)
+    assert found.tokens[0].surprisal is None
+    bits = [token.surprisal for token in found.tokens[1:]]
+    np.testing.assert_allclose(bits, -np.array(expected) / np.log(2), rtol=1e-4)
+    assert [word.text for word in found.words] == ["Once", "upon", "a", "time", "there", "was", "a", "mouse."]
+
+
+def test_surprisal_asks_for_bos_false(fp32: Model) -> None:
+    with pytest.raises(ValueError, match=r"no beginning-of-text token .*bos=False"):
+        runtime.surprisal("Once upon a time", model=fp32)
+
+
+def test_the_first_token_of_a_rolling_text_is_not_predicted(fp32: Model, oracle: OpenAIGPTLMHeadModel) -> None:
+    texts = ["Once upon a time.", "", "There was a king"]
+    sequences = [fp32.tokenizer.encode(text).ids for text in texts]
+    expected = sum(sum(torch_logprobs(oracle, ids)) for ids in sequences if ids)
+    found = measure_rolling(fp32, texts)
+    np.testing.assert_allclose(found.logprob, expected, rtol=1e-5)
+    assert found.n_tokens == sum(max(0, len(ids) - 1) for ids in sequences)
+
+
+@pytest.mark.parametrize("texts", [[""], ["a"], ["a", "", "b"]])
+def test_rolling_needs_a_token_to_predict(fp32: Model, texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"no text to measure: this model has no .* two tokens are needed"):
+        measure_rolling(fp32, texts)
+
+
+def test_commands(
+    int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPT2_EDGE_MODEL", str(int8))
+    prompt = "Once upon a time"
+    with Model(int8, threads=1) as model:
+        expected = runtime.generate(prompt, model=model, max_new_tokens=8)
+    assert cli.main(["generate", prompt, "--max-new-tokens=8"]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert cli.main(["generate", ""]) != 0
+    assert "no beginning-of-text token" in capsys.readouterr().err
+    text = tmp_path / "text.txt"
+    text.write_text(prompt, encoding="utf-8")
+    for command in (["check"], ["info"], ["score", prompt], ["surprisal", "--no-bos", str(text)]):
+        assert cli.main(command) == 0, command
+
+
+def test_the_server_completes(fp32: Model) -> None:
+    serving = pytest.importorskip("tests.support.serving")
+    prompt = "Once upon a time"
+    [expected] = runtime.complete([prompt], model=fp32, max_new_tokens=12)
+    with serving.running(fp32) as server:
+        reply = server.post(prompt=prompt, max_tokens=12, temperature=0)
+        assert (reply.status, reply.json["choices"][0]["text"]) == (200, expected.text)
+        refused = server.post(prompt="", max_tokens=4)
+        assert refused.status == 400
+        assert "no beginning-of-text token" in refused.error["message"]
 
 
 def test_transformers_opens_the_folder_config(fp32: Model) -> None:
