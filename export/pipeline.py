@@ -26,6 +26,7 @@ from export.json_file import write_json
 from export.quantize.calibration import Calibration
 from export.verify import golden, own_writing, quality
 from export.verify import upgrades as kernel_upgrades
+from runtime.graph.architecture import GPT
 from runtime.model.integrity import GOLDEN, QUALITY
 
 VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -41,6 +42,7 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
     with workspaces(options) as (work, reference_work):
         announce(1, f"checkpoint: {options.checkpoint}")
         checkpoint = open_within_limits(options, work)
+        options = choose_reference(checkpoint, options)
         options.check_widths(product_widths(checkpoint))
         check_texts(checkpoint, options)
 
@@ -105,6 +107,22 @@ def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
     if not size:
         check_needs(checkpoint.config, options, evaluation_text(checkpoint, options))
     return checkpoint
+
+
+def choose_reference(checkpoint: Checkpoint, options: BuildOptions) -> BuildOptions:
+    """The options with `no_reference` for a GPT: optimum exports none.
+
+    Raises ValueError where optimum's export was to be kept.
+    """
+    if checkpoint.config.model_type != GPT or options.no_reference:
+        return options
+    if options.keep_reference:
+        raise ValueError(
+            f"--keep-reference keeps optimum's export, and optimum exports no {GPT} model; leave it out, and the model "
+            "is verified against this project's own fp32 graph"
+        )
+    print(f"      optimum exports no {GPT} model: the reference is this project's own fp32 graph", flush=True)
+    return dataclasses.replace(options, no_reference=True)
 
 
 def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:

@@ -1,4 +1,4 @@
-"""Read and check a GPT-2 `config.json`: the part of transformers' `GPT2Config` that shapes the graph."""
+"""Read and check the `config.json` of a GPT-2 or a GPT: the part of it that shapes the graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from export.checkpoint.diagnosis import check_head
 from runtime._json import shown
+from runtime.graph.architecture import GPT, GPT2, MODEL_TYPES, as_gpt2
 from runtime.model.config import SIZES, check_end_ids, check_size, check_token_id
 
 ACTIVATIONS = (
@@ -30,11 +31,15 @@ _OTHER_NAMES = {
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
 }
+# where transformers' `OpenAIGPTConfig` has other defaults than `GPT2Config`
+_GPT_DEFAULTS = {"vocab_size": 40478, "n_positions": 512, "bos_token_id": None, "eos_token_id": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The configuration of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
+
+    A GPT has `model_type` "openai-gpt".
 
     `bos_token_id` and `eos_token_id` may lie outside the vocabulary, as in fine-tunes that kept GPT-2's defaults with a
     smaller vocabulary: such a model has no beginning or end of text. Each of several `eos_token_id` ends a text.
@@ -55,6 +60,7 @@ class Config:
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
+    model_type: str = GPT2
 
     def __post_init__(self) -> None:
         for key in SIZES:
@@ -101,9 +107,9 @@ class Config:
         shapes: dict[str, tuple[int, ...]] = {
             "wte.weight": (self.vocab_size, width),
             "wpe.weight": (self.n_positions, width),
-            "ln_f.weight": (width,),
-            "ln_f.bias": (width,),
         }
+        if self.model_type == GPT2:
+            shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}
         # Conv1D stores weights as [n_in, n_out].
         products = {
             "attn.c_attn": (width, 3 * width),
@@ -132,15 +138,17 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing; a checkpoint folder has one") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+    if not isinstance(raw, dict) or raw.get("model_type") not in MODEL_TYPES:
         kind = raw.get("model_type", "missing") if isinstance(raw, dict) else "missing"
-        raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {shown(kind)}, 'gpt2' is needed")
+        needed = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {shown(kind)}, {needed} is needed")
     check_head(path.parent, raw)
     if raw.get("add_cross_attention"):
         raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
-    renamed = raw | {name: raw[other] for other, name in _OTHER_NAMES.items() if other in raw}
+    defaults = _GPT_DEFAULTS if raw["model_type"] == GPT else {}
+    renamed = defaults | raw | {name: raw[other] for other, name in _OTHER_NAMES.items() if other in raw}
     known = {field.name for field in dataclasses.fields(Config)}
     try:
-        return Config(**{key: value for key, value in renamed.items() if key in known}), raw
+        return Config(**{key: value for key, value in as_gpt2(renamed).items() if key in known}), raw
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

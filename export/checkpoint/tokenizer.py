@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from runtime._json import read_json
+from runtime.graph.architecture import GPT
 from runtime.model.tokenizer import calls
 from runtime.model.tokenizer.file import read_tokenizer
 from runtime.tokenization.encode import encode_text
-from runtime.tokenization.roles import GPT2_CLASSES, ROLES, SEVERAL, content, roles_of
+from runtime.tokenization.roles import GPT2_CLASSES, GPT_CLASSES, ROLES, SEVERAL, content, roles_of
 
 NAME = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -41,8 +42,10 @@ def write(folder: Path, target: Path) -> None:
 
 def class_name(folder: Path) -> str:
     """The name of transformers' class that opens the folder's `tokenizer.json`."""
-    is_byte_level = isinstance(read(folder).model, models.BPE)
-    return "GPT2Tokenizer" if is_byte_level else "PreTrainedTokenizerFast"
+    model = read(folder).model
+    if not isinstance(model, models.BPE):
+        return "PreTrainedTokenizerFast"
+    return GPT_CLASSES[0] if model.end_of_word_suffix else GPT2_CLASSES[0]
 
 
 def encode(folder: Path, text: str) -> list[int]:
@@ -53,7 +56,7 @@ def encode(folder: Path, text: str) -> list[int]:
 
 
 def read(folder: Path) -> Tokenizer:
-    """The tokenizer that transformers opens from the folder: `tokenizer.json`, or the older files of byte-level BPE.
+    """The tokenizer that transformers opens from the folder: `tokenizer.json`, or the older files of GPT-2 or GPT.
 
     Special and added tokens are those that the other files name. Those whose id would lie outside the vocabulary are
     left out, since the model has no embedding for them. Raises FileNotFoundError if there is no tokenizer, ValueError,
@@ -62,7 +65,7 @@ def read(folder: Path) -> Tokenizer:
     path = _file(folder)
     named = _named(folder)
     try:
-        tokenizer = read_tokenizer(path) if path.name == NAME else _byte_level(folder, named)
+        tokenizer = read_tokenizer(path) if path.name == NAME else _from_older_files(folder, named)
         _add_tokens(tokenizer, folder, named)
         if path.name != NAME and named.get("add_bos_token"):
             tokenizer.post_processor = _beginning(tokenizer, folder, named)
@@ -93,10 +96,14 @@ def settings(folder: Path) -> dict[str, Any]:
 def _named(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`; with `special_tokens_map.json` merged in where both are in the older format.
 
-    As in transformers, a config with `added_tokens_decoder` is the newer format, and the map is ignored.
+    As in transformers, a config with `added_tokens_decoder` is the newer format, and the map is ignored. Where the
+    config names no class, config.json says that of a GPT.
     """
     named = _json(folder / CONFIG)
     older = _json(folder / MAP)
+    config = _json(folder / "config.json")
+    if config.get("model_type") == GPT and not named.get("tokenizer_class"):
+        named = named | {"tokenizer_class": config.get("tokenizer_class") or GPT_CLASSES[0]}
     if "added_tokens_decoder" in named:
         return named
     several = [*(named.get(SEVERAL) or []), *(older.get(SEVERAL) or [])]
@@ -123,21 +130,36 @@ def _file(folder: Path) -> Path:
     )
 
 
-def _byte_level(folder: Path, named: dict[str, Any]) -> Tokenizer:
-    """Byte-level BPE from vocab.json and merges.txt, as `GPT2TokenizerFast` builds it.
-
-    Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
-    """
+def _from_older_files(folder: Path, named: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of `vocab.json` and `merges.txt`, of the class that the config names."""
     kind = named.get("tokenizer_class") or GPT2_CLASSES[0]
-    if kind not in GPT2_CLASSES:
+    if kind not in (*GPT2_CLASSES, *GPT_CLASSES):
         raise ValueError(
             f"{folder / CONFIG}: tokenizer_class is {kind!r}; without a tokenizer.json only "
-            "GPT2Tokenizer is converted (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one)"
+            "GPT2Tokenizer and OpenAIGPTTokenizer are converted "
+            "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one)"
         )
     vocab = read_json(folder / "vocab.json")
     # As in transformers, the first line is a heading, whatever it contains, and the last line is empty.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
     merges = list(dict.fromkeys(tuple(line.split()) for line in lines if line.strip()))
+    if kind in GPT_CLASSES:
+        return _lower_cased(vocab, merges, str(roles_of(named, folder / CONFIG)["unk_token"]))
+    return _byte_level(vocab, merges, named)
+
+
+def _lower_cased(vocab: dict[str, int], merges: list[tuple[str, ...]], unknown: str) -> Tokenizer:
+    """As `OpenAIGPTTokenizerFast` builds it: words of lower-case characters, each with an end of its own."""
+    model = models.BPE(vocab, merges, unk_token=unknown, end_of_word_suffix="</w>", fuse_unk=False)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    return tokenizer
+
+
+def _byte_level(vocab: dict[str, int], merges: list[tuple[str, ...]], named: dict[str, Any]) -> Tokenizer:
+    """As `GPT2TokenizerFast` builds it: Radford et al., Language Models are Unsupervised Multitask Learners, 2019."""
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(named.get("add_prefix_space")))
     tokenizer.decoder = decoders.ByteLevel()

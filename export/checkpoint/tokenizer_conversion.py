@@ -9,7 +9,7 @@ from typing import Any
 
 from export.checkpoint import tokenizer as tokenizer_file
 from runtime._json import read_json
-from runtime.tokenization.roles import GPT2_CLASSES
+from runtime.tokenization.roles import GPT2_CLASSES, GPT_CLASSES
 
 SENTENCEPIECE = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model", "sentencepiece.model")
 WORDPIECE = "vocab.txt"
@@ -24,7 +24,7 @@ def slow_file(folder: Path) -> Path | None:
     if (folder / tokenizer_file.NAME).is_file():
         return None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return None if _class_name(folder) in (None, *GPT2_CLASSES) else folder / "vocab.json"
+        return None if _class_name(folder) in (None, *GPT2_CLASSES, *GPT_CLASSES) else folder / "vocab.json"
     return next((folder / name for name in SLOW if (folder / name).is_file()), None)
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from export.checkpoint.config import Config
 from export.json_file import write_json
+from runtime.graph.architecture import GPT
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,7 +33,9 @@ SHARD_BYTES = 1_000_000_000
 # How many rows of two matrices are compared at a time.
 _ROWS = 4096
 # Tensors that older versions of transformers store, or that serve other tasks; the language model does not use them.
-_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|multiple_choice_head\..*")
+_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids|multiple_choice_head\..*")
+# Names of the embeddings in a GPT, and ours.
+_GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
@@ -95,11 +98,13 @@ class Tensors:
         # Our name of each tensor -> its file, and its name there.
         self._files: dict[str, tuple[Path, str]] = {}
         self._shapes = config.tensor_shapes()
+        names = _GPT_NAMES if config.model_type == GPT else {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with _opened(path) as handle:
                 for name in handle.keys():  # noqa: SIM118  not a dict
                     plain = name.removeprefix("transformer.")
+                    plain = names.get(plain, plain)
                     part = handle.get_slice(name)
                     self._check_entry(plain, path, name, part.get_dtype())
                     self._files[plain] = path, name

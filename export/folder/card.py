@@ -12,6 +12,7 @@ from typing import Any
 from export.arguments import BuildOptions
 from export.checkpoint.checkpoint import Checkpoint, model_name
 from export.verify.quality import Quality
+from runtime.graph.architecture import GPT
 
 # Options whose value is a path on the machine of the build.
 _PATH_OPTIONS = (
@@ -26,11 +27,11 @@ _CARD = """\
 ---
 {base_model}library_name: onnxruntime
 pipeline_tag: text-generation
-tags: [gpt2, onnx, {precision}]
+tags: [{model_type}, onnx, {precision}]
 ---
 # {name}, {precision}
 
-GPT-2 as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
+{family} as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
 
 | | |
 |---|---|
@@ -106,6 +107,8 @@ def write_card(
     config = checkpoint.config
     card = _CARD.format(
         name=checkpoint.name,
+        family="GPT" if config.model_type == GPT else "GPT-2",
+        model_type=config.model_type,
         folder=options.output.name,
         source=_source(checkpoint) + (f": {weights}" if weights else ""),
         # Only for a hub id: other tools cannot resolve a local path.

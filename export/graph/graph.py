@@ -84,8 +84,9 @@ def build_layer(config: Config, tensors: Weights, layer: int, folder: Path) -> l
     hidden = Value("hidden", "float32", ("batch_size", "sequence_length", config.n_embd))
     graph.inputs[:] = [hidden, mask]
     description.lengths()
-    _, total = description.layer(layer, description.layer_norm("hidden", f"h.{layer}.ln_1"), "hidden")
-    told = {"next_hidden": total, **description.read}
+    x = "hidden" if shape.is_post_norm else description.layer_norm("hidden", f"h.{layer}.ln_1")
+    _, residual = description.layer(layer, x, "hidden")
+    told = {"next_hidden": residual, **description.read}
     graph.outputs[:] = [Value(name, "float32", (*hidden.shape[:2], f"width of {name}")) for name in told]
     for name, source in told.items():
         graph.node("Identity", [source], [name])

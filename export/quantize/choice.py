@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from export.quantize import equalization, trial
-from export.quantize.equalization import OUTPUT, Equalization
+from export.quantize.equalization import Equalization
 from export.quantize.inputs import Inputs
 from export.quantize.kernels import make_kernel
 from export.quantize.precision import Floats, Linear
@@ -65,6 +65,7 @@ def choose_product(
     *,
     activation_function: str = "gelu_new",
     floor: float | None = None,
+    is_post_norm: bool = False,
 ) -> Choice:
     """Choose the equalization of a product of a layer, such as `h.0.attn.c_attn`.
 
@@ -81,7 +82,10 @@ def choose_product(
         output = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
         return trial.relative_error(output, unshifted, inputs.weights)
 
-    return _choose(dict(_candidates(name, activation_function, inputs, weight)), kernels, error)
+    can_shift = equalization.can_shift(name, is_post_norm=is_post_norm)
+    can_scale = equalization.can_scale(name, activation_function, is_post_norm=is_post_norm)
+    candidates = dict(_candidates(inputs, weight, can_shift=can_shift, can_scale=can_scale))
+    return _choose(candidates, kernels, error)
 
 
 def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Choice:
@@ -94,7 +98,7 @@ def choose_output(matrix: Floats, inputs: Inputs, kernels: Sequence[str]) -> Cho
         output = trial.run_output(make_kernel(kernel), equalized.apply(inputs.sample), scaled)
         return trial.relative_error(output, expected, inputs.weights)
 
-    return _choose(dict(_candidates(OUTPUT, "", inputs, matrix.T)), kernels, error)
+    return _choose(dict(_candidates(inputs, matrix.T, can_shift=False, can_scale=True)), kernels, error)
 
 
 def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: MeasureError) -> Choice:
@@ -109,12 +113,10 @@ def _choose(candidates: dict[str, Equalization], kernels: Sequence[str], error: 
 
 
 def _candidates(
-    name: str, activation_function: str, inputs: Inputs, weight: Floats
+    inputs: Inputs, weight: Floats, *, can_shift: bool, can_scale: bool
 ) -> Iterator[tuple[str, Equalization]]:
     """The equalizations that are possible for this product, by the name of the candidate; weight: [n_in, n_out]."""
     unchanged = equalization.identity(len(weight))
-    can_shift = equalization.can_shift(name)
-    can_scale = equalization.can_scale(name, activation_function)
     for candidate in CANDIDATES:
         if (candidate.strength and not can_scale) or (candidate.name == "shift" and not can_shift):
             continue

@@ -8,6 +8,9 @@ compensate for it. The layer that computes x absorbs the change, so it costs not
     output layer         by gain and bias of ln_f, scale only; a tied embedding is divided again after the lookup
     mlp.c_proj           by c_fc, scale only, and only through relu: relu(x / s) = relu(x) / s for s > 0
 
+In the post-norm blocks of a GPT, what LayerNorm puts out is the residual too, so c_attn and mlp.c_fc stay unchanged.
+Only the last LayerNorm has one reader, the output layer.
+
 Scales are SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), shifts Outlier Suppression+'s (Wei et al. 2023, arXiv
 2304.09145).
 """
@@ -21,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
-from export.graph.graph import Weights
+from export.graph.graph import Weights, architecture
 from export.quantize.precision import Floats
+from runtime.graph.architecture import Architecture
 
 OUTPUT = "output"
 """The name of the output layer among the products."""
-_NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc"}
 _MATRICES = ("wte", "lm_head")
 # Relative to the median size of the channels. Channels that are always zero, or that no weight reads, count as this
 # large, so that scales stay finite.
@@ -65,14 +68,25 @@ def identity(n_in: int) -> Equalization:
     return Equalization(np.ones(n_in, np.float32), np.zeros(n_in, np.float32))
 
 
-def can_shift(product: str) -> bool:
+def norm_readers(shape: Architecture) -> dict[str, str]:
+    """The LayerNorms that can absorb a change, because one product alone reads them, and that product."""
+    readers = {shape.final_norm: OUTPUT}
+    if not shape.is_post_norm:
+        for layer in range(shape.n_layer):
+            readers |= {f"h.{layer}.ln_1": f"h.{layer}.attn.c_attn", f"h.{layer}.ln_2": f"h.{layer}.mlp.c_fc"}
+    return readers
+
+
+def can_shift(product: str, *, is_post_norm: bool = False) -> bool:
     """Whether the layer that computes the input of this product can absorb a shift."""
-    return product.endswith(("attn.c_attn", "attn.c_proj", "mlp.c_fc"))
+    return product.endswith(("attn.c_proj",) if is_post_norm else ("attn.c_attn", "attn.c_proj", "mlp.c_fc"))
 
 
-def can_scale(product: str, activation_function: str) -> bool:
+def can_scale(product: str, activation_function: str, *, is_post_norm: bool = False) -> bool:
     """Whether the layer that computes the input of this product can absorb a scale."""
-    return can_shift(product) or product == OUTPUT or activation_function == "relu"
+    if can_shift(product, is_post_norm=is_post_norm) or product == OUTPUT:
+        return True
+    return product.endswith("mlp.c_proj") and activation_function == "relu"
 
 
 def scales(activations: Floats, weights: Floats, strength: float) -> Floats:
@@ -114,6 +128,7 @@ class EqualizedTensors:
         self._n_embd = config.n_embd
         self._relu = config.activation_function == "relu"
         self._tied = config.tie_word_embeddings
+        self._readers = norm_readers(architecture(config))
 
     @property
     def embedding_factor(self) -> Floats | None:
@@ -128,13 +143,10 @@ class EqualizedTensors:
         """The equalized tensor, in fp32."""
         tensor = self._tensors[name]
         owner, _, part = name.rpartition(".")
-        layer, _, module = owner.rpartition(".")
-        if module in _NORMS:
-            return self._norm(tensor, part, f"{layer}.{_NORMS[module]}")
-        if module == "ln_f":
-            return self._norm(tensor, part, OUTPUT)
-        if module in _MATRICES:
-            return self._output_layer(tensor, module)
+        if owner in self._readers:
+            return self._norm(tensor, part, self._readers[owner])
+        if owner in _MATRICES:
+            return self._output_layer(tensor, owner)
         return self._product(owner, part, tensor) if owner.startswith("h.") else tensor
 
     def _norm(self, tensor: Floats, part: str, reader: str) -> Floats:
@@ -201,14 +213,13 @@ def from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
 
 
 def _from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
-    estimates: dict[str, Equalization] = {}
+    shape = architecture(config)
+    readers = norm_readers(shape).items()
+    estimates = {reader: _after_norm(tensors, norm, reader) for norm, reader in readers if reader != OUTPUT}
     for layer in range(config.n_layer):
-        for norm, reader in _NORMS.items():
-            estimates[f"h.{layer}.{reader}"] = _after_norm(tensors, f"h.{layer}.{norm}", f"h.{layer}.{reader}")
-        values = _estimate_values(config, tensors, layer, estimates[f"h.{layer}.attn.c_attn"].shift)
-        estimates[f"h.{layer}.attn.c_proj"] = values
+        estimates |= _estimate_values(shape, tensors, layer)
     output = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    sizes = np.hypot(tensors["ln_f.weight"], tensors["ln_f.bias"])
+    sizes = np.hypot(tensors[f"{shape.final_norm}.weight"], tensors[f"{shape.final_norm}.bias"])
     estimates[OUTPUT] = Equalization(scales(sizes, root_mean_square(output, 0), 0.5), np.zeros_like(sizes))
     return estimates
 
@@ -220,14 +231,26 @@ def _after_norm(tensors: Weights, norm: str, reader: str) -> Equalization:
     return Equalization(scales(np.abs(gain), root_mean_square(tensors[f"{reader}.weight"], 1), 0.5), bias)
 
 
-def _estimate_values(config: Config, tensors: Weights, layer: int, mean: Floats) -> Equalization:
+def _estimate_values(shape: Architecture, tensors: Weights, layer: int) -> dict[str, Equalization]:
     """The estimate for `attn.c_proj`, which reads the values of attention.
 
-    mean: of the input of c_attn, [n_embd]. Assumes that the channels of that input are independent.
+    Assumes that the channels of the input of `attn.c_attn` are independent.
     """
     name = f"h.{layer}.attn.c_proj"
-    gain = tensors[f"h.{layer}.ln_1.weight"]
-    columns = tensors[f"h.{layer}.attn.c_attn.weight"][:, 2 * config.n_embd :]
+    gain, mean = _attention_input(shape, tensors, layer)
+    columns = tensors[f"h.{layer}.attn.c_attn.weight"][:, 2 * shape.n_embd :]
     sizes = root_mean_square(gain[:, None] * columns, 0)
-    bias = tensors[f"h.{layer}.attn.c_attn.bias"][2 * config.n_embd :] + mean @ columns
-    return Equalization(scales(sizes, root_mean_square(tensors[f"{name}.weight"], 1), 0.5), bias)
+    bias = tensors[f"h.{layer}.attn.c_attn.bias"][2 * shape.n_embd :] + mean @ columns
+    return {name: Equalization(scales(sizes, root_mean_square(tensors[f"{name}.weight"], 1), 0.5), bias)}
+
+
+def _attention_input(shape: Architecture, tensors: Weights, layer: int) -> tuple[Floats, Floats]:
+    """About how large the channels are that c_attn reads, and their means, [n_embd] each."""
+    if not shape.is_post_norm:
+        norm = f"h.{layer}.ln_1"
+    elif layer > 0:
+        norm = shape.norm_after_mlp(layer - 1)
+    else:
+        # The first layer of a GPT reads the embeddings as they are.
+        return root_mean_square(tensors["wte.weight"], 0), np.zeros(shape.n_embd, np.float32)
+    return tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]

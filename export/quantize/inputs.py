@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
-from export.graph.graph import Weights, build_layer
+from export.graph.graph import Weights, architecture, build_layer
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
 from runtime.hardware.threads import usable_threads
@@ -129,16 +129,23 @@ class LayerInputs:
 
     def output(self, name: str) -> Inputs:
         """The inputs of the output layer; call it after the last layer. Raises ValueError if they overflow fp32."""
-        gain = self._tensors["ln_f.weight"]
-        bias = self._tensors["ln_f.bias"]
         n_texts, length, n_embd = self._hidden.shape
         sums = _Sums(n_embd, n_texts * length, moments=False)
         with np.errstate(over="ignore", invalid="ignore"):
             for hidden, sampled in zip(self._hidden, self._sampled, strict=True):
-                centred = hidden - hidden.mean(-1, keepdims=True)
-                variance = np.square(centred).mean(-1, keepdims=True)
-                sums.add(centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias, sampled)
+                sums.add(self._normed(hidden), sampled)
         return sums.finish(name)
+
+    def _normed(self, hidden: Floats) -> Floats:
+        """What the output layer reads, [length, n_embd]: ends with ln_f, which a GPT does not have."""
+        shape = architecture(self._config)
+        if shape.is_post_norm:
+            return hidden
+        gain, bias = (self._tensors[f"{shape.final_norm}.{part}"] for part in ("weight", "bias"))
+        centred = hidden - hidden.mean(-1, keepdims=True)
+        variance = np.square(centred).mean(-1, keepdims=True)
+        normed: Floats = centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias
+        return normed
 
     def _add(self, sums: dict[str, _Sums], read: dict[str, Floats], index: int) -> None:
         n_tokens = self._hidden.shape[0] * self._hidden.shape[1]

@@ -1,17 +1,53 @@
-"""What shapes the graph of a GPT-2: the part of its `config.json` that the description reads."""
+"""What shapes the graph of a GPT-2 or a GPT: the part of its `config.json` that the description reads."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime._json import read_json
+from runtime._json import read_json, shown
+
+GPT2 = "gpt2"
+# the first GPT, which GPT-2 scales up
+GPT = "openai-gpt"
+MODEL_TYPES = (GPT2, GPT)
+"""`model_type` of config.json."""
+# `afn` of transformers' `OpenAIGPTConfig`: its "gelu" is the approximation that GPT-2 calls "gelu_new"
+_AFN = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "swish"}
+
+
+def as_gpt2(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` says, under the names of transformers' `GPT2Config`.
+
+    `OpenAIGPTConfig` has `afn` in place of `activation_function`, and no setting of attention's scale or of the
+    feed-forward layer's width. Raises ValueError, naming the key, for an `afn` that transformers does not know, and
+    for a setting of GPT-2's that a GPT does not have.
+
+    >>> as_gpt2({"model_type": "openai-gpt", "afn": "gelu"})["activation_function"]
+    'gelu_new'
+    """
+    if raw.get("model_type") != GPT:
+        return dict(raw)
+    afn = raw.get("afn", "gelu")
+    if not isinstance(afn, str) or afn not in _AFN:
+        raise ValueError(f"afn is {shown(afn)}; {', '.join(_AFN)} are allowed")
+    fixed = {
+        "activation_function": _AFN[afn],
+        "n_inner": None,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
+    for key, value in fixed.items():
+        if raw.get(key, value) != value:
+            raise ValueError(f"{key} is {shown(raw[key])}; an {GPT} model has no such setting, leave it out")
+    return {**raw, **fixed}
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Field names and defaults are transformers' `GPT2Config`.
+    """Field names and defaults are transformers' `GPT2Config`; see `as_gpt2` for a GPT.
 
     >>> Architecture(n_layer=12, n_head=12, n_embd=768, n_positions=1024, vocab_size=50257).head_dim
     64
@@ -28,6 +64,27 @@ class Architecture:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
+    model_type: str = GPT2
+
+    @property
+    def is_post_norm(self) -> bool:
+        """Whether LayerNorm follows each residual sum, as in GPT. In GPT-2 it precedes attention and feed-forward."""
+        return self.model_type == GPT
+
+    @property
+    def final_norm(self) -> str:
+        """The LayerNorm that the output layer reads."""
+        return self.norm_after_mlp(self.n_layer - 1)
+
+    def norm_after_attention(self, layer: int) -> str:
+        """The LayerNorm of the sum of attention and residual in this layer."""
+        return f"h.{layer}.ln_1" if self.is_post_norm else f"h.{layer}.ln_2"
+
+    def norm_after_mlp(self, layer: int) -> str:
+        """The LayerNorm of the sum of feed-forward and residual in this layer."""
+        if self.is_post_norm:
+            return f"h.{layer}.ln_2"
+        return f"h.{layer + 1}.ln_1" if layer + 1 < self.n_layer else "ln_f"
 
     @property
     def head_dim(self) -> int:
@@ -55,6 +112,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scale_attn_weights": (bool,),
     "scale_attn_by_inverse_layer_idx": (bool,),
     "tie_word_embeddings": (bool,),
+    "model_type": (str,),
 }
 
 
@@ -65,7 +123,11 @@ def read_architecture(folder: Path) -> Architecture:
     6
     """
     path = folder / "config.json"
-    raw = read_json(path)
+    found = read_json(path)
+    try:
+        raw = as_gpt2(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     known = {field.name: raw[field.name] for field in _FIELDS if field.name in raw}
     for field in _FIELDS:
         if field.name not in raw and field.default is dataclasses.MISSING:
@@ -84,5 +146,7 @@ def _check(path: Path, key: str, value: Any) -> None:
         raise ValueError(f"{path}: {key} is {value!r}; {names} is expected")
     if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value < 2**31:
         raise ValueError(f"{path}: {key} is {value!r}; a whole number from 1 to 2**31 - 1 is expected")
+    if key == "model_type" and value not in MODEL_TYPES:
+        raise ValueError(f"{path}: {key} is {value!r}; {' or '.join(map(repr, MODEL_TYPES))} is expected")
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"{path}: {key} is {value!r}; a number between 0 and 1 is expected")

@@ -1,4 +1,4 @@
-"""The description: GPT-2 as one fused ONNX graph for onnxruntime's CPU kernels, with the ecosystem's own names.
+"""The description: GPT-2 or GPT as one fused ONNX graph for onnxruntime's CPU kernels, with the ecosystem's own names.
 
     input_ids       [batch_size, sequence_length]
     attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 before 1
@@ -9,6 +9,9 @@
     present.{i}.{key,value}          [batch_size, n_head, total_sequence_length, head_dim]
 
 `GroupQueryAttention` writes new keys and values in place when past and present are the same memory.
+
+GPT has post-norm blocks: LayerNorm follows each residual sum, what it puts out is the next residual too, and no `ln_f`
+follows the last layer.
 """
 
 from __future__ import annotations
@@ -85,7 +88,10 @@ def describe(architecture: Architecture, layout: Layout) -> Graph:
 
 
 class Description:
-    """One walk through the network. x is the normed input, residual the sum that flows by."""
+    """One walk through the network. x is the normed input, residual the sum that flows by.
+
+    In post-norm blocks the residual is x itself.
+    """
 
     def __init__(self, architecture: Architecture, layout: Layout) -> None:
         self.architecture = architecture
@@ -144,6 +150,9 @@ class Description:
             tokens = graph.node("Mul", [tokens, factor], ["tokens.restored"])
         wpe = graph.weight("wpe", "float32", (architecture.n_positions, architecture.n_embd))
         positions = graph.node("Gather", [wpe, "position_ids"], ["positions"])
+        if architecture.is_post_norm:
+            total = graph.node("Add", [tokens, positions], ["embeddings"])
+            return total, total
         return self.norm(tokens, positions, "h.0.ln_1")
 
     def layer(self, i: int, x: str, residual: str) -> tuple[str, str]:
@@ -154,11 +163,11 @@ class Description:
             attended = self.kept(attended)
             residual = self.kept(residual)
         projected, bias = self.linear(attended, f"h.{i}.attn.c_proj")
-        x, residual = self.norm(residual, projected, f"h.{i}.ln_2", bias)
+        x, residual = self.norm(residual, projected, self.architecture.norm_after_attention(i), bias)
         hidden = self.activation(*self.linear(x, f"h.{i}.mlp.c_fc"), f"h.{i}.mlp.act")
         floor = ACTIVATIONS[self.architecture.activation_function].floor
         projected, bias = self.linear(hidden, f"h.{i}.mlp.c_proj", floor)
-        return self.norm(residual, projected, "ln_f" if is_last else f"h.{i + 1}.ln_1", bias)
+        return self.norm(residual, projected, self.architecture.norm_after_mlp(i), bias)
 
     def attention(self, i: int, qkv: str) -> str:
         """Query, key and value packed side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
@@ -194,12 +203,13 @@ class Description:
         return self.graph.node("Slice", [x, "first_kept", "end", "one"], [f"{x}.kept"])
 
     def norm(self, x: str, skip: str, name: str, bias: str = "") -> tuple[str, str]:
-        """LayerNorm(x + skip + bias), and the sum itself for the next residual.
+        """LayerNorm(x + skip + bias), and the next residual: the sum itself, or what LayerNorm puts out in a GPT.
 
         Not `SkipLayerNormalization`: its kernel takes several times as long as these two nodes.
         """
         total = self.graph.node("Add", [x, self.add(skip, bias)], [f"{name}.sum"])
-        return self.layer_norm(total, name), total
+        normed = self.layer_norm(total, name)
+        return normed, normed if self.architecture.is_post_norm else total
 
     def layer_norm(self, x: str, name: str) -> str:
         """[..., n_embd] -> the same shape."""

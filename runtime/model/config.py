@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime._json import read_json, shown
 from runtime.errors import ModelFolderError
+from runtime.graph.architecture import MODEL_TYPES
 
 # The largest value of each size. The largest GPT-2 has 48 layers of width 1600; models of its kind with 13 billion
 # weights have width 5120. A number beyond these is a mistake or an attack, and must not become an allocation.
@@ -50,9 +51,10 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") != "gpt2":
+    if raw.get("model_type") not in MODEL_TYPES:
         raise ModelFolderError(
-            f"{path}: model_type is {shown(raw.get('model_type'))}; this runtime decodes 'gpt2' only"
+            f"{path}: model_type is {shown(raw.get('model_type'))}; this runtime decodes "
+            f"{' and '.join(map(repr, MODEL_TYPES))} only"
         )
     generation = folder / "generation_config.json"
     ids = raw | (read_json(generation) if generation.is_file() else {})

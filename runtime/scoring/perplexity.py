@@ -12,7 +12,7 @@ import numpy as np
 from runtime._math import log_softmax, perplexity
 from runtime.model.model import Model
 from runtime.scoring.windows import Request, Window, check_stride, run, windows
-from runtime.tokenization.encode import beginning_of_text, encode, encode_whole
+from runtime.tokenization.encode import beginning_of_text, encode, encode_whole, has_beginning_of_text
 
 # Called with how much is done, and how much there is to do.
 Progress = Callable[[int, int], object]
@@ -86,17 +86,19 @@ def measure_rolling(
 ) -> Rolling:
     """lm-evaluation-harness's `loglikelihood_rolling` of several texts, and its counts of words and bytes.
 
-    Each text begins with bos_token_id (`<|endoftext|>`). Windows of n_positions tokens are disjoint but for one
-    token of context; the last one reaches back to be full. Short windows share passes.
+    Each text begins with bos_token_id (`<|endoftext|>`). Where a model has none, the first token of each text is not
+    predicted, as in the loss of transformers. Windows of n_positions tokens are disjoint but for one token of context;
+    the last one reaches back to be full. Short windows share passes.
     rewrite: makes what the model reads from a text. Words and bytes are counted in the text as it was, as the harness
         does with WikiText.
-    Raises ValueError where there is no text.
+    Raises ValueError where there is no token to predict.
     """
-    beginning = beginning_of_text(model)
-    sequences = [[beginning, *encode(model, rewrite(text))] for text in texts]
-    n_tokens = sum(map(len, sequences)) - len(sequences)
+    beginning = [beginning_of_text(model)] if has_beginning_of_text(model) else []
+    sequences = [[*beginning, *encode(model, rewrite(text))] for text in texts]
+    n_tokens = sum(max(0, len(ids) - 1) for ids in sequences)
     if not n_tokens:
-        raise ValueError("there is no text to measure")
+        needed = "" if beginning else ": this model has no beginning-of-text token, so two tokens are needed"
+        raise ValueError(f"there is no text to measure{needed}")
     parts: list[list[int]] = []
     firsts: list[int] = []
     for ids in sequences:

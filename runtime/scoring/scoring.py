@@ -98,7 +98,8 @@ def encode_pair(model: Model, context: str, continuation: str) -> Pair:
     and the continuation has the ids after the first n, where n is the number of ids of the context alone. Special
     tokens that the tokenizer adds to a text are added to the context, as `runtime.generate` adds them to a prompt. An
     empty context is bos_token_id.
-    Raises ValueError where the continuation is empty or has no token of its own.
+    Raises ValueError where the continuation is empty or has no token of its own, and for an empty context where the
+    model has no bos_token_id.
     """
     if not isinstance(context, str):
         raise TypeError(f"context is {context!r}; a text is expected")

@@ -20,6 +20,7 @@ __all__ = [
     "encode_prompt_with_spans",
     "encode_text",
     "encode_whole",
+    "has_beginning_of_text",
 ]
 # characters: a shorter text is tokenized in a fifth of a second, whatever it contains
 LONG = 100_000
@@ -141,12 +142,24 @@ def encode_prompt_with_spans(
 
 
 def beginning_of_text(model: Model) -> int:
-    """bos_token_id. Raises ValueError where the model has none within its vocabulary.
+    """bos_token_id. Raises ValueError where the model has none within its vocabulary, as a GPT has none.
 
     >>> beginning_of_text(runtime.load("models/demo-int8"))
     0
     """
     bos = model.config.bos_token_id
-    if bos is None or not 0 <= bos < model.config.vocab_size:
-        raise ValueError("the prompt is empty and this model has no beginning-of-text token; give a prompt")
+    if bos is None or not has_beginning_of_text(model):
+        raise ValueError(
+            "the prompt or context is empty, and this model has no beginning-of-text token to take its place; give one"
+        )
     return bos
+
+
+def has_beginning_of_text(model: Model) -> bool:
+    """Whether bos_token_id is within the model's vocabulary.
+
+    >>> has_beginning_of_text(runtime.load("models/demo-int8"))
+    True
+    """
+    bos = model.config.bos_token_id
+    return bos is not None and 0 <= bos < model.config.vocab_size

@@ -103,7 +103,7 @@ def spoil(tensors: dict[str, NDArray[np.float32]], value: float) -> None:
         (remove("config.json"), "config.json is missing"),
         (replace("config.json", '{"model_type": "gpt2",'), "config.json is not JSON"),
         (replace("config.json", "[]"), "config.json is not a GPT-2 checkpoint's"),
-        (configure(model_type="llama"), "model_type is 'llama', 'gpt2' is needed"),
+        (configure(model_type="llama"), "model_type is 'llama', 'gpt2' or 'openai-gpt' is needed"),
         (configure(n_embd="wide"), "n_embd is 'wide'"),
         (configure(n_head=3), "n_embd 64 is not a multiple of n_head 3"),
         (configure(n_layer=3), "no tensor 'h.2.ln_1.weight', which config.json asks for"),

@@ -249,7 +249,7 @@ def unused_port() -> int:
     ("change", "message"),
     [
         ({"config.json": None}, "owner/tiny is no checkpoint of transformers: it has no config.json"),
-        ({"config.json": b'{"model_type": "llama"}'}, "model_type is 'llama', 'gpt2' is needed"),
+        ({"config.json": b'{"model_type": "llama"}'}, "model_type is 'llama', 'gpt2' or 'openai-gpt' is needed"),
         (
             {"tokenizer.json": None},
             "owner/tiny has no tokenizer, neither tokenizer.json nor vocab.json and merges.txt: --tokenizer FOLDER",
