@@ -14,6 +14,7 @@ from runtime._kinds import Flag, Integer, Kind, Number, Text, Texts, add_argumen
 
 KEY_VARIABLE = "GPT2_EDGE_API_KEY"
 MOST = 2**31 - 1
+MOST_BYTES = 2**40
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*,]+")
 _MAX_ALIAS = 256  # characters
@@ -54,6 +55,9 @@ class Settings:
     )
     queue: int = _setting(
         Integer(0, MOST), 64, "continuations that may wait for a row; beyond it clients are told to come back"
+    )
+    prompt_cache_bytes: int = _setting(
+        Integer(0, MOST_BYTES), 2**28, "memory for what prompts have in common at their beginning; 0 shares nothing"
     )
     connections: int = _setting(Integer(1, MOST), 128, "clients connected at a time")
     max_body_bytes: int = _setting(Integer(1, MOST), 2**20, "size of a request")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from runtime.generation.context_window import slide
 from runtime.generation.row import Row
-from runtime.model.kv_cache import Cache
+from runtime.model.kv_cache import Cache, KeysValues
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 from runtime.prefixes.prefix import known
@@ -105,6 +105,10 @@ class Batch:
         """Put a parked row into a free slot."""
         self._cache.write_row(len(self._rows), kept.read_row(0, kept.lengths[0]))
         self._rows.append(row)
+
+    def read_row(self, row: Row, end: int) -> KeysValues:
+        """A copy of the keys and values of the first `end` tokens of a row under way."""
+        return self._cache.read_row(self._rows.index(row), end)
 
     def clear(self) -> None:
         """Take all rows out where they are. The cache stays: nothing is allocated."""

@@ -36,6 +36,7 @@ def test_a_completion_is_what_generate_writes(client: Any, model_id: str, demo_i
         "prompt_tokens": n_prompt,
         "completion_tokens": 20,
         "total_tokens": n_prompt + 20,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

@@ -37,14 +37,18 @@ class Engine:
         self.names = TokenNames(model)
         self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit
         self.n_rows = settings.rows or (DEFAULT_ROWS if model.is_fused else 1)
-        self._scheduler = Scheduler(model, self.n_rows)
+        self._scheduler = Scheduler(model, self.n_rows, settings.prompt_cache_bytes)
         self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
         self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, for structured output
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
         self._jobs: set[Job] = set()
         self.reading = asyncio.Lock()  # a large request, see `runtime.server.transport.json_route`
         self.chat_template, self.no_chat = open_chat(model)  # None, and why there is none
-        self.metrics = Metrics(lambda: self.n_running, lambda: self.n_open - self.n_running)
+        self.metrics = Metrics(
+            n_running=lambda: self.n_running,
+            n_waiting=lambda: self.n_open - self.n_running,
+            n_cache_bytes=lambda: self._scheduler.n_prompt_cache_bytes,
+        )
 
     def start(self) -> None:
         """Begin to decode."""

@@ -9,12 +9,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import cast
 
 from runtime.generation.batch import Batch
 from runtime.generation.row import Row
 from runtime.model.kv_cache import Cache
 from runtime.model.model import Model
+from runtime.server.engine.prompt_cache import PromptCache
 from runtime.server.engine.served_row import Part, ServedRow
 
 JOIN_SECONDS = 0.2  # of prefill before the rows under way get their next id
@@ -29,10 +31,14 @@ News = list[tuple[ServedRow, Part]]
 class Scheduler:
     """Rows wait in order, join as others leave, and post what they gain to the event loop."""
 
-    def __init__(self, model: Model, n_rows: int) -> None:
-        """Raises ValueError where the model cannot decode so many rows together, MemoryError where they do not fit."""
+    def __init__(self, model: Model, n_rows: int, prompt_cache_bytes: int) -> None:
+        """`prompt_cache_bytes`: see `PromptCache`.
+
+        Raises ValueError where the model cannot decode so many rows together, MemoryError where they do not fit.
+        """
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._batch = Batch(model, model.config.n_positions, n_rows)
+        self._prompt_cache = PromptCache(model, prompt_cache_bytes)
         self._waiting: deque[ServedRow] = deque()
         self._running: set[ServedRow] = set()
         self._joined: dict[ServedRow, float] = {}  # when each of the running got its slot
@@ -57,6 +63,11 @@ class Scheduler:
     def n_waiting(self) -> int:
         """Rows that wait for a slot."""
         return len(self._waiting)
+
+    @property
+    def n_prompt_cache_bytes(self) -> int:
+        """Bytes of keys and values that the prompt cache holds."""
+        return self._prompt_cache.n_bytes
 
     def submit(self, rows: Iterable[ServedRow]) -> None:
         """Decode these rows, after those that wait already. Raises RuntimeError where nobody decodes any more."""
@@ -105,6 +116,8 @@ class Scheduler:
 
     def _recover(self, failure: Exception) -> None:
         """End the requests under way, and begin with an empty batch: as often as memory is too short for that."""
+        # The failure may be one of memory.
+        self._prompt_cache.clear()
         while True:
             try:
                 self._fail(failure)
@@ -196,11 +209,29 @@ class Scheduler:
     def _prefill(self, row: ServedRow) -> str:
         """The text that a row begins with. An error of its own passes leaves it out of the batch, and no other."""
         try:
-            return self._batch.join(row, self._advance_if_due)
+            return self._join_with_cache(row)
         except _SharedPassError:
             raise
         except BaseException as error:
             return row.fail(_describe(error))
+
+    def _join_with_cache(self, row: ServedRow) -> str:
+        """Prefill what the prompt cache does not have, and keep the rest there; returns the text that is certain."""
+        ids = row.prompt.window
+        if any(other.holds_prompt_of(row) for other in self._batch.rows):
+            row.n_cached = len(ids)
+        elif (prefix := self._prompt_cache.find(ids)) is not None:
+            row.prefix = prefix
+            row.n_cached = prefix.n_kept
+        try:
+            text = self._batch.join(row, self._advance_if_due)
+        finally:
+            # The slot has a copy of its keys and values.
+            row.prefix = None
+        # Without logits its prefill was interrupted.
+        if row.prompt_logits is not None:
+            self._prompt_cache.keep(ids, partial(self._batch.read_row, row))
+        return text
 
     def _advance_if_due(self) -> None:
         """Let the rows under way go on, between the passes of a long prompt."""

@@ -57,6 +57,7 @@ class ServedRow(Row):
         self.request = interruption
         self.post = post
         self.error: Exception | None = None
+        self.n_cached = 0  # tokens of the prompt that were not computed for it
         self._is_structured = options.form is not None
         self._n_posted = 0  # new ids that are in a part already
 

@@ -26,7 +26,7 @@ from runtime.server.openai.plan import (
     make_rows,
     too_long,
 )
-from runtime.server.openai.reply import Usage
+from runtime.server.openai.reply import PromptTokensDetails, Usage
 from runtime.server.openai.task_plan import TaskRequest
 from runtime.tokenization.encode import encode
 
@@ -67,8 +67,17 @@ class Answer(abc.ABC):
     @property
     def usage(self) -> Usage:
         """The tokens so far: each prompt once, every continuation."""
-        total = self.n_prompt_tokens + self.n_new_tokens
-        return Usage(prompt_tokens=self.n_prompt_tokens, completion_tokens=self.n_new_tokens, total_tokens=total)
+        return Usage(
+            prompt_tokens=self.n_prompt_tokens,
+            completion_tokens=self.n_new_tokens,
+            total_tokens=self.n_prompt_tokens + self.n_new_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.n_cached_tokens),
+        )
+
+    @property
+    def n_cached_tokens(self) -> int:
+        """Tokens of the prompts that were not computed again."""
+        return 0
 
     def check_connected(self) -> None:
         """Raise ApiError where the request has been cancelled."""
@@ -92,6 +101,11 @@ class WrittenAnswer(Answer):
             if delta.end:
                 self.n_new_tokens += delta.end.n_tokens
             yield delta
+
+    @property
+    def n_cached_tokens(self) -> int:
+        """See `Answer.n_cached_tokens`. Further samples of a prompt always share its prefill: they do not count."""
+        return sum(row.n_cached for row in self._rows if row.place.sample_index == 0)
 
     def _choice(self, index: int, row: ServedRow) -> Choice:
         n_before = len(self._prompts[row.place.prompt_index].text)

@@ -76,7 +76,7 @@ async def decode(
                 engine.metrics.first_token.observe(time.monotonic() - start)
                 seen = True
             if part.completion:
-                engine.metrics.count(part.completion)
+                engine.metrics.count(part.completion, row.n_cached)
             if job.is_stopped and part.completion and part.completion.finish_reason == "cancelled":
                 raise stopped()
             yield contain(partial(choice_of[row].read, part))

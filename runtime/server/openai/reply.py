@@ -29,12 +29,20 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
+class PromptTokensDetails(BaseModel):
+    """Of the tokens of the prompts."""
+
+    # not computed again: earlier requests, or requests under way, begin with the same ones
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Counts of tokens: each prompt once, every continuation written."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class Logprobs(BaseModel):
