@@ -339,14 +339,18 @@ class _Pass:
         return [Bounds(dims, _along(filled, n) if is_known and filled else None)]
 
     def range(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
-        (start,), (limit,), step = _lines(given[0]), _lines(given[1]), _fixed(given[2])
+        (start,) = _lines(given[0])
+        (limit,) = _lines(given[1])
+        step = _fixed(given[2])
         length = limit[0] - start[0], limit[1] - start[1]
         if step != [1] or self.low(length) < 0:
             raise ValueError("its step is not 1, or its end before its start")
         return [Bounds((length,))]
 
     def slice(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
-        data, starts, ends = given[0], _lines(given[1]), _lines(given[2])
+        data = given[0]
+        starts = _lines(given[1])
+        ends = _lines(given[2])
         axes = _fixed(given[3]) if len(given) > 3 else list(range(len(starts)))
         if len(given) > 4 and any(step != 1 for step in _fixed(given[4])):
             raise ValueError("its step is not 1")
@@ -391,7 +395,8 @@ class _Pass:
         return [Bounds(tuple(dim for index, dim in enumerate(dims) if index not in places))]
 
     def multiply(self, node: Node, given: list[Bounds]) -> list[Bounds]:
-        left, right = given[0].dims, given[1].dims
+        left = given[0].dims
+        right = given[1].dims
         rows = left[-1] if _attribute(node, "transA", 0) else left[-2]
         columns = right[-2] if _attribute(node, "transB", 0) else right[-1]
         batch = self.broadcast(left[:-2], right[:-2]) if len(left) + len(right) > 4 else ()
