@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,14 +21,23 @@ from tests.support.building import QUICK
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-os.environ["GPT2_EDGE_CACHE"] = tempfile.mkdtemp(prefix="gpt2-edge-")  # not the user's
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the hub makes its own
-# a shell starts what it puts in the background with SIGINT ignored, and every process under it inherits that
+# The run's own cache, not the user's; `pytest_unconfigure` deletes it.
+_CACHE = tempfile.mkdtemp(prefix="gpt2-edge-")
+os.environ["GPT2_EDGE_CACHE"] = _CACHE
+# Tests that need the hub make their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell starts background processes with SIGINT ignored, and every process under them inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "models" / "demo"
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # texts and vectors that are not committed
+# Texts and vectors that are not part of the repository.
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def pytest_unconfigure() -> None:
+    """At the end of the run. Not at exit of the process, which forks of it may reach too."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 def shared_data(name: str) -> Path:

@@ -135,7 +135,7 @@ def _our_name(name: str) -> str | None:
 
 
 def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is_tied: bool) -> dict[str, Any]:
-    """The content of config.json. Raises ValueError for sizes that are missing, invalid, or not those of the weights."""
+    """The content of config.json. Raises ValueError for sizes that are missing, invalid, or unlike the weights."""
     missing = [key for key in _KEYS.values() if key not in metadata]
     if missing:
         raise ValueError(f"{path}: its metadata has no {', '.join(missing)}")

@@ -73,8 +73,8 @@ def find_meta(path: Path, tokenizer: Path | None) -> Path | None:
 def character_tokenizer(meta: Path) -> Tokenizer:
     """The tokenizer of a character-level model, from nanoGPT's `meta.pkl`.
 
-    Each character of the training text is a token. As in nanoGPT, text with other characters cannot be encoded. Raises ValueError for a file that holds anything but
-    dictionaries of strings and numbers, or has no table of characters.
+    Each character of the training text is a token; as in nanoGPT, text with other characters cannot be encoded. Raises
+    ValueError for a file that holds anything but dictionaries of strings and numbers, or has no table of characters.
     """
     table = _read_meta(meta).get("stoi")
     if not isinstance(table, dict) or not table:

@@ -101,8 +101,11 @@ def scales(activations: Floats, weights: Floats, strength: float) -> Floats:
 
 
 def _floored(sizes: Floats) -> NDArray[np.float64]:
-    typical = np.median(sizes[sizes > 0]) if (sizes > 0).any() else 1.0
-    return np.maximum(sizes.astype(np.float64), _FLOOR * typical)
+    """The sizes, none smaller than `_FLOOR` times the median of those above 0."""
+    # In fp64, where the floor of subnormal fp32 numbers is not 0.
+    doubles = sizes.astype(np.float64)
+    typical = np.median(doubles[doubles > 0]) if (doubles > 0).any() else 1.0
+    return np.maximum(doubles, _FLOOR * typical)
 
 
 def root_mean_square(values: Floats, axis: int) -> Floats:

@@ -1,1 +1,1 @@
-"""Whether a model folder computes what it should on this machine, and what it is."""
+"""Check that a model folder computes on this machine what it should, and describe it."""

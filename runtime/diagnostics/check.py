@@ -1,6 +1,6 @@
-"""Whether this device runs a model as the machine that built it does.
+"""Check that this device runs a model like the machine that built it.
 
-The files are verified as a load verifies them, and the outputs recorded in golden.json are scored again.
+The files are verified against their checksums, and the outputs recorded in golden.json are scored again.
 """
 
 from __future__ import annotations
@@ -20,30 +20,42 @@ from runtime.model.integrity import CHECKSUMS, GOLDEN, find_damaged, read_checks
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 
-# of each kind in golden.json: a build writes four
+# The most records of each kind in golden.json; a build writes four.
 MAX_RECORDS = 1_000
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a check found."""
+    """The result of a check.
 
-    damaged: list[str]  # files that are missing or differ from their checksum
-    n_tokens: int  # recorded ids that were scored
-    n_unlikely: int  # of them, how many are not the likeliest although the record was sure
-    largest_difference: float  # of a log-probability from the recorded one
+    damaged: files that are missing or differ from their checksum.
+    n_tokens: recorded ids that were scored.
+    n_unlikely: how many of these ids are not the likeliest, although their recorded margin exceeds the tolerance.
+    largest_difference: the largest difference of a log-probability from the recorded one.
+    n_exact: how many log-probabilities equal the recorded ones to the last bit.
+
+    A folder of OpenAI's gpt2 also holds outputs of that model that others have published. They are for information,
+    since int8 may differ from them:
+
+    n_openai: how many ids were published.
+    n_openai_likeliest: how many of these ids are the likeliest here.
+    openai_difference: the mean difference from the published log-probabilities, for each token.
+    """
+
+    damaged: list[str]
+    n_tokens: int
+    n_unlikely: int
+    largest_difference: float
     tolerance: float
-    n_exact: int  # ids whose log-probability is the recorded one to the last bit
-    # A folder of OpenAI's gpt2 also holds what that model is recorded to write elsewhere. It is information: int8 may
-    # differ from it.
-    n_openai: int = 0  # ids recorded of it
-    n_openai_likeliest: int = 0  # of them, how many this model finds likeliest
-    openai_difference: float = 0.0  # of the log-probabilities recorded of it, a token
+    n_exact: int
+    n_openai: int = 0
+    n_openai_likeliest: int = 0
+    openai_difference: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether the files are whole and the model computes what it did where it was built."""
+        """Whether the files are undamaged, and the model computes what was recorded when it was built."""
         return not self.damaged and not self.n_unlikely and self.largest_difference <= self.tolerance
 
     def __str__(self) -> str:
@@ -67,18 +79,22 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """Ids that follow a prompt, and what was recorded of them."""
+    """A recorded continuation of a prompt.
+
+    logprobs, margins: for each id its log-probability, and how much larger that is than the second largest; empty if
+    they are not recorded. logprob: the sum over all ids, if it is recorded.
+    """
 
     prompt_ids: list[int]
     ids: list[int]
-    logprobs: list[float]  # of each id; empty where golden.json has only their sum
-    margins: list[float]  # of each id over the second likeliest; likewise
-    logprob: float  # the sum over all ids, where it is recorded
+    logprobs: list[float]
+    margins: list[float]
+    logprob: float
 
 
 @dataclasses.dataclass(frozen=True)
 class _Golden:
-    """What golden.json holds."""
+    """The content of golden.json."""
 
     tolerance: float
     records: list[_Record]
@@ -89,12 +105,12 @@ class _Golden:
 def check_folder(folder: Path, threads: int | None = None) -> Check:
     """Load a model folder with `verify="full"`, then score its recorded outputs by teacher forcing.
 
-    A recorded id must be the likeliest, unless its margin over the second was below the tolerance, and its
-    log-probability within the tolerance, which is stored with the record. A folder of OpenAI's gpt2 holds what that
-    model is recorded to write elsewhere, too: agreement is counted, and fails nothing.
+    A recorded id must be the likeliest, unless its margin over the second likeliest was below the tolerance, and its
+    log-probability must be within the tolerance, which is stored with the records. A folder of OpenAI's gpt2 also holds
+    published outputs of that model; disagreement with them does not fail the check.
 
-    Raises FileNotFoundError for a folder without checksums or record; ValueError for a folder that `runtime.load`
-    refuses for another reason than files that are missing or damaged, and for a record that is none.
+    Raises FileNotFoundError for a folder without checksums or golden.json; ValueError for a damaged golden.json, and
+    for a folder that `runtime.load` does not open for another reason than missing or damaged files.
 
         print(check_folder(Path("models/demo-int8")))
     """
@@ -135,7 +151,7 @@ def _check_model(model: Model) -> Check:
 
 
 def _read_golden(model: Model) -> _Golden:
-    """What golden.json holds, every number of it checked. Raises FileNotFoundError or ValueError naming the file."""
+    """Read golden.json and check all its numbers. Raises FileNotFoundError or ValueError, naming the file."""
     path = model.folder / GOLDEN
     raw = model.read_json(GOLDEN)
     if raw is None:
@@ -158,7 +174,7 @@ def _records(raw: dict[str, Any], name: str, read: Callable[[str, Any], T]) -> l
 
 
 def _read_record(model: Model, name: str, raw: Any, *, each: bool = False, total: bool = False) -> _Record:
-    """each: with the log-probability and the margin of each id; total: with the sum of the log-probabilities."""
+    """Read one record. each: with log-probability and margin of each id. total: with the summed log-probability."""
     if not isinstance(raw, dict):
         raise ValueError(f"{name} is {shown(raw)}; an object is expected")
     n_most = model.config.n_positions
@@ -212,7 +228,7 @@ def _number(name: str, value: Any, least: float = -math.inf) -> float:
 
 
 def _score(model: Model, record: _Record, tolerance: float) -> tuple[NDArray[np.float32], int]:
-    """How far each recorded id's log-probability is off, and how many ids are wrongly not the likeliest."""
+    """The difference of each id's log-probability from the recorded one, and the number of unlikely ids."""
     logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
     ids = np.array(record.ids)
     differences = np.abs(logprobs[np.arange(len(ids)), ids] - np.array(record.logprobs, np.float32))
@@ -221,13 +237,13 @@ def _score(model: Model, record: _Record, tolerance: float) -> tuple[NDArray[np.
 
 
 def _agreement(model: Model, record: _Record) -> tuple[int, int]:
-    """How many ids a record has, and how many of them are the likeliest by teacher forcing."""
+    """The number of ids of a record, and how many of them are the likeliest by teacher forcing."""
     logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
     return len(record.ids), int((logprobs.argmax(-1) == np.array(record.ids)).sum())
 
 
 def _difference(model: Model, record: _Record) -> float:
-    """How far the summed log-probability of a record's ids is off, a token."""
+    """The difference of a record's summed log-probability from the recorded one, divided by the number of its ids."""
     logprobs = forced_logprobs(model, record.prompt_ids, record.ids)
     n = len(record.ids)
     return abs(float(logprobs[np.arange(n), record.ids].sum()) - record.logprob) / n
@@ -236,7 +252,7 @@ def _difference(model: Model, record: _Record) -> float:
 def forced_logprobs(model: Model, prompt_ids: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
     """Log-probabilities [len(ids), n_vocab] before each id, given the prompt and the ids before it.
 
-    Token by token after the prompt, as generation computes them.
+    Computed token by token after the prompt, like generation.
     """
     cache = model.new_cache(len(prompt_ids) + len(ids))
     logits = prefill(cache, prompt_ids)

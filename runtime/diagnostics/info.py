@@ -1,4 +1,4 @@
-"""What a model folder holds, and whether its build suits this processor."""
+"""Describe a model folder, and whether its build suits this processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from runtime.model.model import Model
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Facts by name, fit for JSON. Raises what `runtime.load` raises; ValueError for a quality.json that is none.
+    """Facts about a model folder by name, as JSON values.
+
+    Raises the errors of `runtime.load`, and ValueError for a damaged quality.json.
 
     describe(Path("models/demo-int8"))["precision"]
     """

@@ -1,4 +1,4 @@
-"""What shapes the graph of a GPT-2 or a GPT: the part of its `config.json` that the description reads."""
+"""The architecture of a GPT-2 or a GPT: the part of its `config.json` that determines the graph."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def as_gpt2(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Field names and defaults are transformers' `GPT2Config`; see `as_gpt2` for a GPT.
+    """The sizes and settings of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
+
+    n_inner: None is 4 n_embd. See `as_gpt2` for the names of a GPT.
 
     >>> Architecture(n_layer=12, n_head=12, n_embd=768, n_positions=1024, vocab_size=50257).head_dim
     64
@@ -58,7 +60,7 @@ class Architecture:
     n_embd: int
     n_positions: int
     vocab_size: int
-    n_inner: int | None = None  # None: 4 n_embd
+    n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
@@ -97,7 +99,7 @@ class Architecture:
         return self.n_inner or 4 * self.n_embd
 
     def attention_scale(self, layer: int) -> float:
-        """Factor on query times key in this layer, as `GPT2Attention` has it."""
+        """The factor on query times key in this layer, as in transformers' `GPT2Attention`."""
         scale: float = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
@@ -117,7 +119,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Of a model folder. Raises FileNotFoundError or ValueError naming `config.json` and the key.
+    """Read the architecture of a model folder.
+
+    Raises FileNotFoundError, or ValueError naming `config.json` and the key.
 
     >>> read_architecture(Path("models/demo-int8")).n_layer
     6
@@ -140,7 +144,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def _check(path: Path, key: str, value: Any) -> None:
-    """Raise ValueError for a value that no graph can have."""
+    """Raise ValueError for a value of another type, or out of range."""
     if type(value) not in _TYPES[key]:
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _TYPES[key])
         raise ValueError(f"{path}: {key} is {value!r}; {names} is expected")

@@ -1,6 +1,6 @@
-"""Is the graph of a model folder what its config.json describes? Asked before onnxruntime opens it.
+"""Check that the graph of a model folder is the one that its config.json describes, before onnxruntime opens it.
 
-Our own graphs must equal the description in all but the weights. Which kernel each product has is told by the
+Our own graphs must equal the description, except for the values of weights. The kernel of each product follows from the
 constants that the file holds for it. Plain exports are checked by `runtime.graph.plain`.
 """
 
@@ -31,15 +31,15 @@ from runtime.graph.places import check_places
 from runtime.graph.reader import OnnxModel, Tensor
 
 CURE = "build the model again, or copy the folder again; verify='off' trusts it as it is"
-# what the export stage adds to the description's metadata, and the values that it writes
+# Metadata that the export stage adds to the description, and its possible values.
 _METADATA = {KERNEL_KEY: {"block", "dense", "mixed"}, EVEN_ROWS_KEY: {"0", "1"}}
 
 
 def check_graph(model: OnnxModel) -> Callable[[int], None]:
-    """Raise ValueError, naming the file and what differs, for a graph that is not what it should be.
+    """Raise ValueError, naming the file and the difference, for a graph that is not the one of its config.json.
 
-    Returns what is to be asked before a pass over so many ids: it raises ValueError, too. Of a graph of ours every
-    pass is known, and the answer is yes.
+    Returns a function to call before each pass, with the number of ids in it: it raises ValueError for a pass of a
+    plain export that could take too much memory. For our own graphs it does nothing.
 
     >>> from pathlib import Path
     >>> from runtime.graph.reader import read_model
@@ -52,7 +52,7 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
     if format_ is not None:
         _check_described(model, architecture)
         return lambda _: None
-    # most loads do without
+    # Imported here, since most loads do not need it.
     from runtime.graph import sizes
 
     plain.check_plain(model, architecture)
@@ -62,13 +62,16 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
 
 
 def check_format(path: object, format_: str | None) -> None:
-    """Raise ValueError for a graph of ours that a later version wrote; None is a plain export."""
+    """Raise ValueError for one of our graphs that a later version wrote. format_: None for a plain export."""
     if format_ not in (None, FORMAT):
         raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
 
 
 def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
-    """First, and by counting the inputs by name: config.json may say any number."""
+    """Raise ValueError unless the graph has the past of `n_layer` layers among its inputs.
+
+    The first check, since others loop over n_layer, and config.json may contain any number.
+    """
     n_past = sum(name.startswith("past_key_values.") for name in inputs)
     if not n_past:
         raise ModelFolderError(
@@ -95,7 +98,7 @@ def _refuse(model: OnnxModel, what: str) -> NoReturn:
 
 
 def _layout(model: OnnxModel, architecture: Architecture) -> Layout:
-    """Which kernel each product has in this file."""
+    """The kernel of each product in this file."""
     kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
     return Layout(kernels, has_factor=FACTOR in model.constants)
 
@@ -109,7 +112,7 @@ def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
     is_matrix = "." not in name
     bits = 4 if f"{name}.zero" in model.constants and not is_matrix else 8
     size = packed.shape[-1] * 8 // bits if packed.shape else 0
-    # a matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] transposed
+    # A matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] is stored transposed.
     n_in = sizes[1] if is_matrix else sizes[0]
     if size not in BLOCK_SIZES[bits] or n_in % size:
         _refuse(model, f"constant {packed.name!r} of shape {list(packed.shape)} is not in blocks of an allowed size")
@@ -120,21 +123,21 @@ def _check_header(model: OnnxModel, graph: Graph) -> None:
     if model.ir_version != IR_VERSION or model.opsets != OPSETS:
         _refuse(model, f"it has IR version {model.ir_version} and operator sets {model.opsets}")
     if model.others:
-        _refuse(model, f"it says the shape of {model.others[0].name!r}")
+        _refuse(model, f"it declares the shape of {model.others[0].name!r}")
     for key, value in model.metadata.items():
         if graph.metadata.get(key) != value and value not in _METADATA.get(key, ()):
             _refuse(model, f"its metadata says {value!r} of {key!r}")
 
 
 def _check_equal(model: OnnxModel, kind: str, found: Sequence[object], expected: Sequence[object]) -> None:
-    """Of sequences of tuples."""
+    """Raise ModelFolderError, naming the first difference, unless two lists of nodes, inputs or outputs are equal."""
     for one, wanted in itertools.zip_longest(found, expected):
         if one != wanted:
-            _refuse(model, f"{kind} {_told(one)} is there, {_told(wanted)} is expected")
+            _refuse(model, f"{kind} {_shown(one)} is there, {_shown(wanted)} is expected")
 
 
-def _told(one: object) -> str:
-    """A node, an input or an output, on one line."""
+def _shown(one: object) -> str:
+    """A node, an input or an output in words."""
     if one is None:
         return "none"
     if not isinstance(one, Node):

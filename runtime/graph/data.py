@@ -1,4 +1,4 @@
-"""A graph as plain data: nodes, constants, inputs and outputs, without onnx."""
+"""A graph as plain data: nodes, constants, inputs and outputs, without the package onnx."""
 
 from __future__ import annotations
 
@@ -8,56 +8,65 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+MICROSOFT = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
 OPSETS = {"": 18, MICROSOFT: 1}
 IR_VERSION = 10
-INT32, INT64, FLOAT = 6, 7, 1  # onnx.TensorProto.DataType, for `Cast`
-INLINE_BYTES = 1024  # smaller constants stay in model.onnx
+# The numbers of onnx.TensorProto.DataType, for `Cast`.
+FLOAT = 1
+INT32 = 6
+INT64 = 7
+INLINE_BYTES = 1024
+"""Smaller constants are stored in model.onnx itself."""
 DATA_FILE = "model.onnx_data"
 
 Shape = tuple[int, ...]
 
 
 class Attribute(NamedTuple):
-    """Of a node."""
+    """An attribute of a node. type: int, float, string, ints, floats, strings or tensor."""
 
     name: str
-    type: str  # int, float, string, ints, floats, strings or tensor
+    type: str
     value: Any
 
 
 class Node(NamedTuple):
-    """One operator at work. An input that is left out is ""."""
+    """A node of the graph. An omitted input is ""; attributes are sorted by name."""
 
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     domain: str
-    attributes: tuple[Attribute, ...]  # by name
+    attributes: tuple[Attribute, ...]
     name: str
 
 
 class Constant(NamedTuple):
-    """An initializer: a weight of the model, or a value that is the same in every model."""
+    """An initializer: a weight of the model, or a value that is the same in every model.
+
+    dtype: numpy's name. value: little-endian bytes; None for a weight. same_bytes: the constant whose bytes this one
+    reads in another shape.
+    """
 
     name: str
-    dtype: str  # numpy's name
+    dtype: str
     shape: Shape
-    value: bytes | None = None  # little-endian; None for a weight
-    same_bytes: str | None = None  # the constant whose bytes this one reads in another shape
+    value: bytes | None = None
+    same_bytes: str | None = None
 
 
 class Value(NamedTuple):
-    """An input or an output. A dimension with a name is free."""
+    """An input or an output. dtype: numpy's name. A dimension with a name in place of a number is free."""
 
     name: str
-    dtype: str  # numpy's name
+    dtype: str
     shape: tuple[int | str, ...]
 
 
 @dataclasses.dataclass
 class Graph:
-    """All of a graph but its weights; constants are in the order in which they are stored.
+    """A graph without the values of its weights; constants are in the order in which they are stored.
 
     >>> graph = Graph()
     >>> graph.fixed("two", np.array(2, np.float32))
@@ -87,7 +96,7 @@ class Graph:
         return name
 
     def weight(self, name: str, dtype: str, shape: Shape) -> str:
-        """Append a constant that every model has its own of; returns its name."""
+        """Append a constant whose value differs from model to model; returns its name."""
         self.constants[name] = Constant(name, dtype, shape)
         return name
 
@@ -100,5 +109,5 @@ class Graph:
 def _attribute(name: str, value: int | float) -> Attribute:
     if isinstance(value, int):
         return Attribute(name, "int", value)
-    # ONNX stores fp32
+    # ONNX stores attributes in fp32.
     return Attribute(name, "float", float(np.float32(value)))

@@ -1,4 +1,4 @@
-"""The description: GPT-2 or GPT as one fused ONNX graph for onnxruntime's CPU kernels, with the ecosystem's own names.
+"""GPT-2 or GPT as one fused ONNX graph for onnxruntime's CPU kernels, with the names of optimum's exports.
 
     input_ids       [batch_size, sequence_length]
     attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 before 1
@@ -26,22 +26,30 @@ from runtime.graph.architecture import Architecture
 from runtime.graph.data import INT32, MICROSOFT, Graph, Value
 from runtime.graph.kernels import Kernel
 
-FORMAT_KEY, KERNEL_KEY, EVEN_ROWS_KEY = "gpt2_edge_format", "gpt2_edge_kernel", "gpt2_edge_needs_even_rows"
-FORMAT = "1"  # how the runtime knows that past and present may share memory
+# Keys of the graph's metadata.
+FORMAT_KEY = "gpt2_edge_format"
+KERNEL_KEY = "gpt2_edge_kernel"
+EVEN_ROWS_KEY = "gpt2_edge_needs_even_rows"
+FORMAT = "1"
+"""The value of FORMAT_KEY; it tells the runtime that past and present may share memory."""
 PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 FACTOR = "wte.factor"
-_GELU_FLOOR = -0.1701  # none of the family goes lower
+# Lower bounds of the activation functions.
+_GELU_FLOOR = -0.1701
 _SILU_FLOOR = -0.2785
 
 
 class Activation(NamedTuple):
-    """The operator of an activation function."""
+    """The operator of an activation function.
+
+    floor: a lower bound of its output. adds_bias: the operator can take a bias to add to its input.
+    """
 
     operator: str
     domain: str
-    floor: float | None  # what its output never goes below
+    floor: float | None
     attributes: Mapping[str, float] = {}
-    adds_bias: bool = False  # the operator takes a bias, too
+    adds_bias: bool = False
 
 
 _FAST_GELU = Activation("FastGelu", MICROSOFT, _GELU_FLOOR, adds_bias=True)
@@ -62,33 +70,43 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which kernel each product has, and what equalization added."""
+    """The choices of a build that the graph depends on.
 
-    kernels: Mapping[str, Kernel]  # by name, such as h.0.attn.c_attn, and of wte and lm_head
-    has_factor: bool = False  # rows of the embedding are multiplied by `wte.factor` after the lookup
+    kernels: by the name of the product, such as h.0.attn.c_attn, and for wte and lm_head. has_factor: rows of the
+    embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`.
+    """
+
+    kernels: Mapping[str, Kernel]
+    has_factor: bool = False
 
 
 def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Of every weight matrix that has a kernel, by name.
+    """The sizes of every weight matrix that has a kernel, by name.
 
-    Products in layers have [n_in, n_out], `wte` and, where it is not tied, `lm_head` [n_vocab, n_embd].
+    [n_in, n_out] for products in layers; [n_vocab, n_embd] for `wte`, and for `lm_head` if it is not tied.
     """
-    n_embd, inner = architecture.n_embd, architecture.inner_size
-    sizes = dict(zip(PRODUCTS, ((n_embd, 3 * n_embd), (n_embd, n_embd), (n_embd, inner), (inner, n_embd)), strict=True))
+    n_embd = architecture.n_embd
+    inner = architecture.inner_size
+    in_layer = {
+        "attn.c_attn": (n_embd, 3 * n_embd),
+        "attn.c_proj": (n_embd, n_embd),
+        "mlp.c_fc": (n_embd, inner),
+        "mlp.c_proj": (inner, n_embd),
+    }
     matrices = ("wte",) if architecture.tie_word_embeddings else ("wte", "lm_head")
-    found = dict.fromkeys(matrices, (architecture.vocab_size, n_embd))
+    sizes = dict.fromkeys(matrices, (architecture.vocab_size, n_embd))
     for layer in range(architecture.n_layer):
-        found |= {f"h.{layer}.{name}": size for name, size in sizes.items()}
-    return found
+        sizes |= {f"h.{layer}.{name}": size for name, size in in_layer.items()}
+    return sizes
 
 
 def describe(architecture: Architecture, layout: Layout) -> Graph:
-    """The whole graph, from ids to logits; its metadata says only the format."""
+    """The whole graph, from ids to logits, without weights; its metadata has only the format."""
     return Description(architecture, layout).whole()
 
 
 class Description:
-    """One walk through the network. x is the normed input, residual the sum that flows by.
+    """Builds the graph, layer by layer. x is the output of a LayerNorm, residual the sum before it.
 
     In post-norm blocks the residual is x itself.
     """
@@ -105,10 +123,11 @@ class Description:
             Value("num_logits_to_keep", "int64", (1,)),
         ]
         self.graph.outputs.append(Value("logits", "float32", ("batch_size", "kept_length", architecture.vocab_size)))
-        self.read: dict[str, str] = {}  # product -> its input
+        # The input of each product.
+        self.read: dict[str, str] = {}
 
     def whole(self) -> Graph:
-        """From ids to logits."""
+        """The graph from ids to logits."""
         self.lengths()
         x, residual = self.embeddings()
         for layer in range(self.architecture.n_layer):
@@ -117,15 +136,16 @@ class Description:
         return self.graph
 
     def lengths(self) -> None:
-        """What several nodes need: which positions get logits, and from the mask, what GroupQueryAttention wants.
+        """Nodes that are shared by all layers: the positions that get logits, and inputs of GroupQueryAttention.
 
-        That is seqlens_k [batch] and total_sequence_length, a scalar.
+        These are computed from the mask: seqlens_k [batch] and total_sequence_length, a scalar.
         """
         node = self.graph.node
         one = self.graph.fixed("one", np.array([1], np.int64))
         node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
         node("Sub", ["n_tokens", one], ["last_index"])
-        # padding on the left or between would be silently wrong: such a row reads past the end of `one` and fails
+        # Padding on the left or between tokens would give wrong results without an error. Such a row makes the index
+        # below run past the end of `one`, so that the graph fails instead.
         node("ArgMax", ["attention_mask"], ["last_token"], axis=1, keepdims=0, select_last_index=1)
         node("Sub", ["last_token", "last_index"], ["n_padded_before_last"])
         node("Gather", [one, "n_padded_before_last"], ["attention_mask_must_be_padded_on_the_right"])
@@ -134,14 +154,15 @@ class Description:
         node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
         node("Squeeze", ["mask_length"], ["total"])
         node("Cast", ["total"], ["total_sequence_length"], to=INT32)
-        # an input with a default, so that others need not know it
+        # An input with a default value: other tools need not know it.
         self.graph.fixed("num_logits_to_keep", np.zeros(1, np.int64))
         node("Neg", ["num_logits_to_keep"], ["first_kept"])
         self.graph.fixed("end", np.array([2**62], np.int64))
 
     def embeddings(self) -> tuple[str, str]:
-        """Tokens and positions -> x and residual of the first layer."""
-        graph, architecture = self.graph, self.architecture
+        """x and residual of the first layer, from tokens and positions."""
+        graph = self.graph
+        architecture = self.architecture
         kernel = self.layout.kernels["wte"]
         kernel.store(graph, "wte", self.sizes["wte"])
         tokens = kernel.embed(graph, "wte", "tokens")
@@ -156,10 +177,11 @@ class Description:
         return self.norm(tokens, positions, "h.0.ln_1")
 
     def layer(self, i: int, x: str, residual: str) -> tuple[str, str]:
-        """x and residual of one layer -> of the next."""
+        """x and residual of the next layer, from those of layer i."""
         is_last = i + 1 == self.architecture.n_layer
         attended = self.attention(i, self.add(*self.linear(x, f"h.{i}.attn.c_attn")))
-        if is_last:  # what follows the last attention is wanted only where logits are
+        # After the last attention, only positions with logits are needed.
+        if is_last:
             attended = self.kept(attended)
             residual = self.kept(residual)
         projected, bias = self.linear(attended, f"h.{i}.attn.c_proj")
@@ -170,8 +192,9 @@ class Description:
         return self.norm(residual, projected, self.architecture.norm_after_mlp(i), bias)
 
     def attention(self, i: int, qkv: str) -> str:
-        """Query, key and value packed side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
-        n_head, head_dim = self.architecture.n_head, self.architecture.head_dim
+        """Attention: query, key and value side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
+        n_head = self.architecture.n_head
+        head_dim = self.architecture.head_dim
         past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         present = [f"present.{i}.{part}" for part in ("key", "value")]
         for names, declared, length in (
@@ -184,12 +207,12 @@ class Description:
         return self.graph.node("GroupQueryAttention", inputs, [f"h.{i}.attn", *present], MICROSOFT, **heads)
 
     def linear(self, x: str, name: str, floor: float | None = None) -> tuple[str, str]:
-        """The product, and the name of the bias that is left to add: "" for none."""
+        """The product of x and a weight, and the name of the bias that is left to add: "" for none."""
         self.read[name] = x
         return self.layout.kernels[name].linear(self.graph, x, name, self.sizes[name], floor)
 
     def add(self, x: str, bias: str) -> str:
-        """The sum x + bias; x itself where no bias is left to add."""
+        """The sum x + bias; x itself if there is no bias to add."""
         return self.graph.node("Add", [x, bias], [f"{x}.biased"]) if bias else x
 
     def activation(self, x: str, bias: str, out: str) -> str:
@@ -199,22 +222,23 @@ class Description:
         return self.graph.node(found.operator, inputs, [out], found.domain, **found.attributes)
 
     def kept(self, x: str) -> str:
-        """The last num_logits_to_keep positions; 0 keeps all."""
+        """x at the last num_logits_to_keep positions; 0 keeps all."""
         return self.graph.node("Slice", [x, "first_kept", "end", "one"], [f"{x}.kept"])
 
     def norm(self, x: str, skip: str, name: str, bias: str = "") -> tuple[str, str]:
-        """LayerNorm(x + skip + bias), and the next residual: the sum itself, or what LayerNorm puts out in a GPT.
+        """LayerNorm(x + skip + bias), and the next residual: the sum itself, or in a GPT the output of LayerNorm.
 
-        Not `SkipLayerNormalization`: its kernel takes several times as long as these two nodes.
+        `SkipLayerNormalization` is not used, since its kernel takes several times as long as these two nodes.
         """
         total = self.graph.node("Add", [x, self.add(skip, bias)], [f"{name}.sum"])
         normed = self.layer_norm(total, name)
         return normed, normed if self.architecture.is_post_norm else total
 
     def layer_norm(self, x: str, name: str) -> str:
-        """[..., n_embd] -> the same shape."""
+        """LayerNorm of x [..., n_embd]."""
         width = (self.architecture.n_embd,)
-        gamma, beta = (self.graph.weight(f"{name}.{part}", "float32", width) for part in ("weight", "bias"))
+        gamma = self.graph.weight(f"{name}.weight", "float32", width)
+        beta = self.graph.weight(f"{name}.bias", "float32", width)
         epsilon = self.architecture.layer_norm_epsilon
         return self.graph.node("LayerNormalization", [x, gamma, beta], [f"{name}.out"], axis=-1, epsilon=epsilon)
 

@@ -1,4 +1,4 @@
-"""Where the weights of a graph lie: within one file beside it, of the name that is expected."""
+"""Check where the weights of a graph are stored: in one file beside it, with the expected name."""
 
 from __future__ import annotations
 

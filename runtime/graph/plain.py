@@ -1,8 +1,8 @@
-"""A strict allow-list for plain exports of GPT-2, which have no exact description: optimum's own, also quantized.
+"""A strict allow-list for plain exports of GPT-2, such as optimum's, also quantized; they have no exact description.
 
-The operators are those that optimum 0.1.0 and onnxruntime's dynamic quantization write, and what earlier exports write
-in their place. All take as many inputs as they have here, none of them left out: onnxruntime's kernels have died on
-such. How large what they make becomes is for `runtime.graph.sizes` to say.
+The operators are those that optimum 0.1.0 and onnxruntime's dynamic quantization write, and those of earlier exports.
+No node may omit an input, since some kernels of onnxruntime crash without it. `runtime.graph.sizes` checks how large
+the tensors become.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.graph.sizes import UNBOUNDED
 
 CURE = "build a model folder from the checkpoint, or verify='off' trusts the graph as it is"
 NODES_PER_LAYER = 500
-"""About twice as many as optimum writes."""
+"""The most nodes of a layer, about twice as many as optimum writes."""
 _DOMAINS = {
     "",
     "ai.onnx",
@@ -34,13 +34,15 @@ _DOMAINS = {
     "com.microsoft.nchwc",
     "org.pytorch.aten",
 }
-"""Those that onnxruntime itself declares in graphs that it saves. Operators are only of "" and com.microsoft."""
+"""Domains that onnxruntime declares in graphs that it saves. Only operators of "" and com.microsoft are allowed."""
 
 
 class _Operator(NamedTuple):
-    inputs: range  # how many
+    """How many inputs and outputs an operator may have, and the type of each attribute by name."""
+
+    inputs: range
     outputs: range
-    attributes: dict[str, str]  # name -> type
+    attributes: dict[str, str]
 
 
 def _operator(least: int, most: int | None = None, *, outputs: range = range(1, 2), **attributes: str) -> _Operator:
@@ -91,14 +93,15 @@ _OPERATORS: dict[tuple[str, str], _Operator] = {
     (MICROSOFT, "QuickGelu"): _operator(1, alpha="float"),
     (MICROSOFT, "SkipLayerNormalization"): _operator(4, 5, outputs=range(1, 5), epsilon="float"),
 }
-_CAST_TO = {1, 2, 3, 6, 7, 9}  # float, uint8, int8, int32, int64, bool
+# float, uint8, int8, int32, int64, bool
+_CAST_TO = {1, 2, 3, 6, 7, 9}
 
 
 def check_plain(model: OnnxModel, architecture: Architecture) -> None:
-    """Raise ValueError, naming the file and the node, for what is not on the list.
+    """Raise ValueError, naming the file and the node, for a graph with anything that is not on the list.
 
-    Refused are other operators and domains, inputs left out, other attributes, numbers that are larger than any size
-    of the model, more nodes than an export has, and weights elsewhere than in one file beside the graph.
+    Not allowed are other operators and domains, omitted inputs, other attributes, integers larger than any size of the
+    model, more nodes than an export has, and weights anywhere but in one file beside the graph.
     """
     if odd := model.opsets.keys() - _DOMAINS:
         raise ModelFolderError(f"{model.path} has operators of {min(odd)!r}: custom operators are code, and not loaded")
@@ -120,27 +123,28 @@ def _check_node(model: OnnxModel, node: Node) -> None:
     if domain not in ("", MICROSOFT):
         raise ModelFolderError(f"{model.path} has operators of {domain!r}: custom operators are code, and not loaded")
     allowed = _OPERATORS.get((domain, node.operator))
-    told = f"node {node.name!r} is {node.operator!r}"
+    named = f"node {node.name!r} is {node.operator!r}"
     if allowed is None:
-        _refuse(model, f"{told}, which no export of GPT-2 has")
+        _refuse(model, f"{named}, which no export of GPT-2 has")
     if len(node.inputs) not in allowed.inputs or "" in node.inputs:
-        _refuse(model, f"{told} with inputs {list(node.inputs)}")
-    # only SkipLayerNormalization leaves outputs out
+        _refuse(model, f"{named} with inputs {list(node.inputs)}")
+    # Only SkipLayerNormalization may omit outputs.
     if len(node.outputs) not in allowed.outputs or (len(allowed.outputs) == 1 and "" in node.outputs):
-        _refuse(model, f"{told} with outputs {list(node.outputs)}")
+        _refuse(model, f"{named} with outputs {list(node.outputs)}")
     for attribute in node.attributes:
         if allowed.attributes.get(attribute.name) != attribute.type:
-            _refuse(model, f"{told} with {attribute.name}, {attribute.type}")
+            _refuse(model, f"{named} with {attribute.name}, {attribute.type}")
     if node.operator == "Cast" and (len(node.attributes) != 1 or node.attributes[0].value not in _CAST_TO):
-        _refuse(model, f"{told} to a type that no export of GPT-2 has")
+        _refuse(model, f"{named} to a type that no export of GPT-2 has")
     if node.operator == "Constant" and len(node.attributes) != 1:
-        _refuse(model, f"{told} with {len(node.attributes)} values")
+        _refuse(model, f"{named} with {len(node.attributes)} values")
 
 
 def _check_embeddings(model: OnnxModel, architecture: Architecture) -> None:
-    """The sizes of config.json, which bound the numbers, must be those of weights that are there."""
+    """Raise ModelFolderError unless weights have the sizes of config.json, which bound the allowed integers."""
     shapes = {tensor.shape for tensor in model.constants.values()}
-    n_embd, inner = architecture.n_embd, architecture.inner_size
+    n_embd = architecture.n_embd
+    inner = architecture.inner_size
     expected = {
         "vocab_size and n_embd": (architecture.vocab_size, n_embd),
         "n_positions and n_embd": (architecture.n_positions, n_embd),
@@ -152,7 +156,7 @@ def _check_embeddings(model: OnnxModel, architecture: Architecture) -> None:
 
 
 def _numbers(model: OnnxModel) -> Iterator[tuple[str, Tensor]]:
-    """Constants by the name of the value that they are."""
+    """All constants, those inside nodes too, by the name of their value."""
     yield from model.constants.items()
     for node in model.nodes:
         for attribute in node.attributes:
@@ -164,7 +168,7 @@ def _numbers(model: OnnxModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_numbers(model: OnnxModel, architecture: Architecture) -> None:
-    """Whole numbers are sizes, axes and places: none is larger than any size of the model."""
+    """Raise ModelFolderError for an integer constant larger than any size of the model: they are sizes and indices."""
     sizes = (architecture.vocab_size, architecture.n_positions, 3 * architecture.n_embd, architecture.inner_size)
     largest = max(sizes)
     ends = {node.inputs[2] for node in model.nodes if node.operator == "Slice"}

@@ -1,11 +1,11 @@
-"""ONNX files read strictly, without onnx: whatever is not known to be harmless is refused.
+"""Read ONNX files strictly, without the package onnx: anything that is not known to be harmless raises an error.
 
-protobuf's readers are lenient. They skip fields that they do not know, merge a message that comes twice, take the last
-of a number that comes twice, and cut numbers that are too long. Two readers can so see two graphs in one file, and a
-check of one says nothing about the other. Here every field must be known, of its own wire type, written as short as it
-can be, and once unless it is repeated. Whatever passes, every protobuf reader reads alike.
+protobuf's readers are lenient. They skip unknown fields, merge a message that occurs twice, take the last of a number
+that occurs twice, and cut numbers that are too long. Two readers may thus see two graphs in one file, so that a check
+of one says nothing about the other. Here every field must be known, have its wire type and its shortest encoding, and
+occur only once unless it is repeated. Every protobuf reader then sees the same graph.
 
-The fields are those of onnx.proto (github.com/onnx/onnx, proto2). Packed lists are taken only where it says packed.
+The fields are those of onnx.proto (github.com/onnx/onnx, proto2). Lists may be packed only where it declares them so.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from runtime.graph.data import Attribute, Node
 
 Bytes = bytes | mmap.mmap
 Fields = dict[str, Any]
-READ_AT_ONCE = 64 << 20  # bytes; only plain exports with their weights inside are larger, and are mapped
-KEPT_BYTES = 1 << 16  # of a tensor; of larger ones only the length is kept
-SHORT_BYTES = 64  # of an attribute that is compared with those read before
+# Larger files are mapped: only plain exports that contain their weights are.
+READ_AT_ONCE = 64 << 20  # bytes
+# Of larger tensors only the length is kept.
+KEPT_BYTES = 1 << 16
+# Attributes of at most this length are cached by their bytes.
+SHORT_BYTES = 64
 
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types
+# protobuf's wire types.
+_VARINT = 0
+_BYTES = 2
+_FIXED32 = 5
 
-# name, type or message, and "*" if repeated. What ends in "!" is refused by that name.
+# Message -> field number -> "name type", with "*" after the name of a repeated field. A text that ends in "!" describes
+# a field that raises an error.
 _SCHEMA: dict[str, dict[int, str]] = {
     "Model": {
         1: "ir_version int64",
@@ -123,7 +130,7 @@ _SCHEMA: dict[str, dict[int, str]] = {
     "Dimension": {1: "dim_value int64", 2: "dim_param string", 3: "a denotation of a dimension!"},
 }
 _WIRE = {"int32": _VARINT, "int64": _VARINT, "float": _FIXED32}
-# AttributeProto.AttributeType -> its name here, and the field that holds it
+# AttributeProto.AttributeType -> its name in `Attribute.type`, and the field with the value.
 _ATTRIBUTES = {
     1: ("float", "f"),
     2: ("int", "i"),
@@ -134,7 +141,7 @@ _ATTRIBUTES = {
     8: ("strings", "strings"),
 }
 _DEFAULTS: Fields = {"f": 0.0, "i": 0, "s": b"", "floats": (), "ints": (), "strings": ()}
-# TensorProto.DataType -> numpy's name
+# TensorProto.DataType -> numpy's name.
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int32": 4, "int64": 8, "bool": 1, "float16": 2, "float64": 8}
 
@@ -143,15 +150,17 @@ _HOLDERS = frozenset({"raw_data", "float_data", "int32_data", "int64_data", "ext
 
 
 class _Field(NamedTuple):
+    """A field of a message. wire: its wire type. table: the fields of the message that it holds, by tag."""
+
     name: str
     kind: str
-    wire: int  # type
+    wire: int
     is_repeated: bool
-    table: dict[int, _Field] | None  # of the message that it holds
+    table: dict[int, _Field] | None
 
 
 class Place(NamedTuple):
-    """Where a tensor's bytes are."""
+    """The place of a tensor's bytes in a file of weights."""
 
     location: str
     offset: int
@@ -159,26 +168,30 @@ class Place(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A constant in a file. Its bytes are as many as dtype and shape say."""
+    """A constant in a file. It has as many bytes as dtype and shape require.
 
-    name: str
-    dtype: str  # numpy's name
-    shape: tuple[int, ...]
-    place: Place | None = None  # None: in the file itself
-    value: bytes | None = None  # little-endian; None if they are elsewhere, or more than KEPT_BYTES
-
-
-class Declared(NamedTuple):
-    """An input, an output, or what is said of a value between them."""
+    dtype: numpy's name. place: None for bytes in the ONNX file itself. value: little-endian bytes; None if they are in
+    another file, or more than KEPT_BYTES.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...] | None  # None: not said
+    shape: tuple[int, ...]
+    place: Place | None = None
+    value: bytes | None = None
+
+
+class Declared(NamedTuple):
+    """The declared type of an input, an output or a value between them. shape: None if it is not declared."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
 
 
 @dataclasses.dataclass
 class OnnxModel:
-    """An ONNX file, read."""
+    """The content of an ONNX file. others: the declared types of values that are neither inputs nor outputs."""
 
     path: Path
     ir_version: int
@@ -188,22 +201,22 @@ class OnnxModel:
     constants: dict[str, Tensor]
     inputs: list[Declared]
     outputs: list[Declared]
-    others: list[Declared]  # value_info
+    others: list[Declared]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Constants, and those inside nodes."""
+        """All constants, those inside nodes too."""
         inside = [one.value for node in self.nodes for one in node.attributes if one.type == "tensor"]
         return [*self.constants.values(), *inside]
 
     @property
     def locations(self) -> set[str]:
-        """Files of weights, as written."""
+        """The names of the files of weights, as the ONNX file has them."""
         return {tensor.place.location for tensor in self.tensors if tensor.place is not None}
 
 
 def read_model(path: Path) -> OnnxModel:
-    """Read an ONNX file. Raises ValueError, naming it, for one that is none, or holds what is not read here.
+    """Read an ONNX file. Raises ValueError, naming it, for a damaged file or one with features that are not allowed.
 
     >>> read_model(Path("models/demo-int8/model.onnx")).locations
     {'model.onnx_data'}
@@ -221,7 +234,8 @@ def read_model(path: Path) -> OnnxModel:
 class _Reader:
     def __init__(self, data: Bytes) -> None:
         self._data = data
-        self._attributes: dict[bytes, Attribute] = {}  # the same few come again in every layer
+        # Attributes by their bytes: the same few occur in every layer.
+        self._attributes: dict[bytes, Attribute] = {}
         self._quick: dict[str, Callable[[int, int], Any]] = {
             "Node": self._node_at,
             "Attribute": self._attribute_at,
@@ -250,7 +264,7 @@ class _Reader:
         )
 
     def _message(self, at: int, stop: int, table: dict[int, _Field]) -> Fields:
-        """The fields of one message by name; lists for repeated ones."""
+        """The fields of a message by name; repeated fields as lists."""
         data = self._data
         found: Fields = {}
         while at < stop:
@@ -274,7 +288,7 @@ class _Reader:
         return found
 
     def _value(self, field: _Field, at: int) -> tuple[Any, int]:
-        """What a field holds, and where it ends."""
+        """The value of a field, and the position of its end."""
         data = self._data
         if field.wire == _FIXED32:
             return struct.unpack("<f", data[at : at + 4])[0], at + 4
@@ -297,7 +311,8 @@ class _Reader:
             return self._quick[field.kind](at, end), end
         return self._message(at, end, field.table), end
 
-    # what most of a file is made of, in loops of their own: they read what is usual, and leave the rest to _message
+    # Fast paths for the messages that most of a file consists of. They read the usual encoding, and leave the rest to
+    # `_message`.
 
     def _node_at(self, at: int, end: int) -> Node:
         data = self._data
@@ -309,7 +324,7 @@ class _Reader:
         while at < end:
             tag = data[at]
             start = at + 2
-            # a length of more bytes ends beyond the message here, or gives a number above 127
+            # A length of several bytes has a first byte above 127.
             at = start + data[at + 1]
             if at > end or at - start > 0x7F:
                 return self._node(self._message(begin, end, _TABLES["Node"]))
@@ -327,7 +342,7 @@ class _Reader:
         return Node(operator_, tuple(inputs), tuple(outputs), domain, _in_order(attributes), name)
 
     def _attribute_at(self, begin: int, end: int) -> Attribute:
-        """Read once however often the same bytes come."""
+        """An attribute; equal bytes are read only once."""
         if end - begin > SHORT_BYTES:
             return self._attribute(self._message(begin, end, _TABLES["Attribute"]))
         written = self._data[begin:end]
@@ -342,7 +357,7 @@ class _Reader:
         return self._tensor(self._message(begin, end, _TABLES["Tensor"]) if fields is None else fields)
 
     def _tensor_fields(self, at: int, end: int) -> Fields | None:
-        """None for what is unusual: `_message` reads it, or says what is wrong."""
+        """The fields of a tensor; None for an unusual encoding, which `_message` reads or raises an error for."""
         data = self._data
         fields: Fields = {}
         while at < end:
@@ -372,7 +387,7 @@ class _Reader:
         return fields if at == end and max(fields.get("dims", ()), default=0) < 1 << 31 else None
 
     def _entry_at(self, begin: int, end: int) -> tuple[str, str]:
-        """A key and a value of less than 128 bytes, in this order."""
+        """The key and the value of an entry. The fast path is for a key and a value of less than 128 bytes."""
         data = self._data
         middle = begin + 2 + data[begin + 1]
         if middle + 2 <= end <= begin + 0x7F and data[begin] == _KEY and data[middle] == _VALUE:
@@ -383,7 +398,7 @@ class _Reader:
         return fields.get("key", ""), fields.get("value", "")
 
     def _varint(self, at: int) -> tuple[int, int]:
-        """A number without sign, written as short as it can be, and where it ends."""
+        """An unsigned number in its shortest encoding, and the position of its end."""
         begin = at
         value = shift = 0
         while True:
@@ -447,7 +462,7 @@ class _Reader:
 
 
 def _in_order(attributes: list[Attribute]) -> tuple[Attribute, ...]:
-    """By name. Raises ValueError for a name that comes twice."""
+    """Attributes sorted by name. Raises ValueError for a name that occurs twice."""
     if len(attributes) > 1:
         attributes.sort(key=operator.itemgetter(0))
         _once("attribute", ((one.name, one) for one in attributes))
@@ -455,13 +470,13 @@ def _in_order(attributes: list[Attribute]) -> tuple[Attribute, ...]:
 
 
 def _payload(name: str, dtype: str, fields: Fields) -> tuple[int, bytes | None]:
-    """Number of bytes, and the bytes unless they are many, of a tensor that holds them itself."""
+    """The number of bytes of a tensor that holds them itself, and the bytes unless there are many."""
     if "raw_data" in fields:
         found: tuple[int, bytes | None] = fields["raw_data"]
         return found
     if "float_data" in fields and dtype == "float32":
         return len(fields["float_data"]), fields["float_data"]
-    # protobuf stores small integers as varints
+    # protobuf stores small integers as varints.
     if "int64_data" in fields and dtype == "int64":
         value = b"".join(number.to_bytes(8, "little", signed=True) for number in _packed(fields["int64_data"], "int64"))
         return len(value), value
@@ -481,7 +496,7 @@ def _payload(name: str, dtype: str, fields: Fields) -> tuple[int, bytes | None]:
 
 
 def _packed(written: bytes, kind: str) -> Iterator[int]:
-    """The numbers of a packed list."""
+    """The numbers in a packed list."""
     reader = _Reader(written)
     at = 0
     while at < len(written):
@@ -493,7 +508,7 @@ def _packed(written: bytes, kind: str) -> Iterator[int]:
 
 
 def _place(name: str, entries: list[tuple[str, str]], n_bytes: int) -> Place:
-    """Where external data lies. Raises ValueError for other keys, and for numbers that are none."""
+    """The place of external data. Raises ValueError for unknown keys, and for damaged numbers."""
     found = _once("entry", entries)
     if not {"location"} <= found.keys() <= {"location", "offset", "length", "checksum"}:
         raise ValueError(f"tensor {name!r} says {sorted(found)} of its bytes")
@@ -501,7 +516,7 @@ def _place(name: str, entries: list[tuple[str, str]], n_bytes: int) -> Place:
         key: found[key] for key in ("offset", "length") if key in found
     }
     for key, number in numbers.items():
-        # of other digits than these, readers differ
+        # Only plain ASCII digits without leading zeros: readers disagree about other forms.
         if not (number.isascii() and number.isdigit() and len(number) <= 18 and number == str(int(number))):
             raise ValueError(f"tensor {name!r} has {key} {number!r}")
     if int(numbers["length"]) != n_bytes:
@@ -543,7 +558,7 @@ def _all(fields: Fields, name: str) -> list[Fields]:
 
 
 def _once(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of pairs. Raises ValueError for a key that comes twice."""
+    """A dictionary of pairs. Raises ValueError for a key that occurs twice."""
     listed = list(pairs)
     found = dict(listed)
     if len(found) != len(listed):
@@ -553,7 +568,7 @@ def _once(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _signed(value: int, kind: str, at: int) -> int:
-    """A varint of 64 bits as the number with a sign that it stands for."""
+    """Convert a varint of 64 bits to a signed number."""
     value -= (value >> 63) << 64
     if kind == "int32" and not -(1 << 31) <= value < 1 << 31:
         raise ValueError(f"byte {at}: a number passes 32 bits")
@@ -561,7 +576,7 @@ def _signed(value: int, kind: str, at: int) -> int:
 
 
 def _unknown(at: int, tag: int, table: dict[int, _Field]) -> str:
-    """The message for a field that is not read."""
+    """The error message for a field that is not allowed."""
     number = tag >> 3
     message = next(name for name, known in _TABLES.items() if known is table)
     written = _SCHEMA[message].get(number)
@@ -573,7 +588,7 @@ def _unknown(at: int, tag: int, table: dict[int, _Field]) -> str:
 
 
 def _tables() -> dict[str, dict[int, _Field]]:
-    """Message -> tag -> field."""
+    """The schema as tables: message -> tag -> field."""
     tables: dict[str, dict[int, _Field]] = {message: {} for message in _SCHEMA}
     for message, fields in _SCHEMA.items():
         for number, written in fields.items():
@@ -586,9 +601,18 @@ def _tables() -> dict[str, dict[int, _Field]]:
 
 
 _TABLES = _tables()
-_INPUT, _OUTPUT, _ATTRIBUTE = 1 << 3 | _BYTES, 2 << 3 | _BYTES, 5 << 3 | _BYTES  # tags of a node
-_NODE_TEXTS = (3 << 3 | _BYTES, 4 << 3 | _BYTES, 7 << 3 | _BYTES)  # name, operator, domain
-_TENSOR_NUMBERS = {1 << 3: "dims", 2 << 3: "data_type", 14 << 3: "data_location"}
-_DIMENSION, _TENSOR_NAME, _RAW, _EXTERNAL = 1 << 3, 8 << 3 | _BYTES, 9 << 3 | _BYTES, 13 << 3 | _BYTES
+# Tags of a node; the last three are name, operator and domain.
+_INPUT = 1 << 3 | _BYTES
+_OUTPUT = 2 << 3 | _BYTES
+_ATTRIBUTE = 5 << 3 | _BYTES
+_NODE_TEXTS = (3 << 3 | _BYTES, 4 << 3 | _BYTES, 7 << 3 | _BYTES)
+# Tags of a tensor.
+_DIMENSION = 1 << 3
+_TENSOR_NAME = 8 << 3 | _BYTES
+_RAW = 9 << 3 | _BYTES
+_EXTERNAL = 13 << 3 | _BYTES
+_TENSOR_NUMBERS = {_DIMENSION: "dims", 2 << 3: "data_type", 14 << 3: "data_location"}
 _TENSOR_BYTES = {_TENSOR_NAME: "name", _RAW: "raw_data", _EXTERNAL: "external_data"}
-_KEY, _VALUE = 1 << 3 | _BYTES, 2 << 3 | _BYTES  # of an entry
+# Tags of an entry.
+_KEY = 1 << 3 | _BYTES
+_VALUE = 2 << 3 | _BYTES

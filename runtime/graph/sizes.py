@@ -1,8 +1,8 @@
-"""How large the tensors of a plain export become in one pass, found before it runs.
+"""Compute how large the tensors of a plain export become in one pass, before it runs.
 
-In a pass over a known number of ids, every size of an honest export is a + b p, where p is the length of the past. So
-are the whole numbers that sizes are computed from. All of them are followed here, through shapes and constants; a size
-that depends on anything else is refused, since nobody could say what it takes.
+In a pass over a known number of ids, every size in a normal export is a + b p, where p is the length of the past. So
+are the integers that sizes are computed from. This module propagates them through shapes and constants. A size that
+depends on anything else raises an error, since its memory could not be predicted.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from runtime.graph.reader import OnnxModel, Tensor
 Line = tuple[int, int]
 """(a, b): the number a + b p."""
 MOST_NUMBERS = 16
-"""Of a constant or a computed tensor whose numbers are followed."""
+"""The values of larger tensors are not tracked."""
 UNBOUNDED = 2**31 - 1
-"""The end of a Slice from which on it stands for all there is."""
+"""A Slice to this end or beyond goes to the end of the dimension."""
 SLACK = 4
-"""How many times as many numbers there may be as an honest export has."""
+"""How many times as large as in a normal export tensors and passes may be."""
 TENSORS_PER_LAYER = 60
-"""How many tensors as large as attention's weights or the widest layer an honest export makes in a layer."""
+"""How many tensors as large as the attention weights or the widest layer a normal export computes in a layer."""
 
 
 class Bounds(NamedTuple):
-    """What is known of a tensor."""
+    """The shape of a tensor. numbers: the values of an integer tensor of at most one dimension, if they are known."""
 
     dims: tuple[Line, ...]
-    numbers: tuple[Line, ...] | None = None  # of whole numbers in at most one dimension; None: not known
+    numbers: tuple[Line, ...] | None = None
 
 
 def check_sizes(model: OnnxModel, architecture: Architecture, n_ids: int) -> None:
-    """Raise ValueError, naming the node, for a pass over `n_ids` ids that could take much more than an honest export's.
+    """Raise ValueError, naming the node, if a pass over `n_ids` ids could take much more than that of a normal export.
 
-    The past has any length that leaves room for the ids: n_positions in all.
+    The past may have any length up to n_positions - n_ids.
     """
     try:
         _Pass(model, architecture, n_ids).check()
@@ -69,7 +69,7 @@ def _constant(tensor: Tensor) -> Bounds:
 
 
 def _fixed(bounds: Bounds) -> list[int]:
-    """Numbers that are the same whatever the past."""
+    """Known numbers that do not depend on the past. Raises ValueError for others."""
     if any(b for _, b in _lines(bounds)):
         raise ValueError("it depends on the past")
     return [a for a, _ in _lines(bounds)]
@@ -103,14 +103,15 @@ _COMBINED: dict[str, Callable[[Line, Line], Line]] = {
 
 
 class _Pass:
-    """Rules by operator: bounds of a node's inputs -> of its outputs."""
+    """One pass: a rule for each operator computes the bounds of a node's outputs from those of its inputs."""
 
     def __init__(self, model: OnnxModel, architecture: Architecture, n_ids: int) -> None:
         self.nodes = model.nodes
         self.architecture = architecture
         self.n_ids = n_ids
-        self.past = architecture.n_positions - n_ids  # the longest
-        # without room for a past, p is 0 and no line needs it
+        # The longest past.
+        self.past = architecture.n_positions - n_ids
+        # Without room for a past, p is always 0.
         slope = min(self.past, 1)
         row = Bounds(((1, 0), (n_ids, 0)))
         past = Bounds(((1, 0), (architecture.n_head, 0), (0, slope), (architecture.head_dim, 0)))
@@ -119,7 +120,7 @@ class _Pass:
         self.values |= {"input_ids": row, "position_ids": row, "attention_mask": Bounds(((1, 0), (n_ids, slope)))}
 
     def check(self) -> None:
-        """Raise ValueError, naming the node."""
+        """Raise ValueError, naming the node, for a tensor or a pass that is too large."""
         largest = SLACK * self.largest()
         most = SLACK * self.most()
         total = 0
@@ -139,18 +140,20 @@ class _Pass:
                 raise ValueError(f"up to {_named(node)} it makes {total:,} numbers; a pass takes less than {most:,}")
 
     def largest(self) -> int:
-        """Elements of the largest tensor of an honest pass: logits, attention weights, the widest layer, or `wte`.
+        """The elements of the largest tensor of a normal pass: logits, attention weights, the widest layer, or `wte`.
 
-        Dynamic quantization makes fp32 of all of `wte` in every pass.
+        Dynamically quantized exports convert all of `wte` to fp32 in every pass.
         """
         one = self.architecture
         width = max(3 * one.n_embd, one.inner_size, one.vocab_size, one.n_head * one.n_positions)
         return max(self.n_ids * width, one.n_positions * one.n_embd, one.vocab_size * one.n_embd)
 
     def most(self) -> int:
-        """Elements made in all, and multiplications of products."""
+        """The elements that a normal pass computes in all, plus the multiplications of its products."""
         one = self.architecture
-        n, length, width = self.n_ids, one.n_positions, max(3 * one.n_embd, one.inner_size)
+        n = self.n_ids
+        length = one.n_positions
+        width = max(3 * one.n_embd, one.inner_size)
         made = TENSORS_PER_LAYER * (n * (one.n_head * length + width) + length * one.n_embd)
         products = n * one.n_embd * (4 * one.n_embd + 2 * one.inner_size + 2 * length)
         return (one.n_layer + 1) * (made + products) + (n + 1) * one.vocab_size * (one.n_embd + SLACK)
@@ -166,7 +169,7 @@ class _Pass:
         return min(line[0], line[0] + line[1] * self.past)
 
     def work(self, node: Node) -> int:
-        """Multiplications of a product."""
+        """The multiplications of a node that is a product; 0 for others."""
         if _RULES[node.operator] is not _Pass.multiply:
             return 0
         left = self.values[node.inputs[0]].dims
@@ -179,7 +182,7 @@ class _Pass:
         return tuple(self.together(dims) for dims in zip(*padded, strict=True))
 
     def together(self, dims: Sequence[Line]) -> Line:
-        """Of dimensions that must be equal, or 1."""
+        """The broadcast of dimensions: they must be equal, or 1."""
         found = {dim for dim in dims if dim != (1, 0)}
         if len(found) > 1:
             raise ValueError("sizes differ")
@@ -188,11 +191,11 @@ class _Pass:
     # rules ----------------------------------------------------------------------------------------------------------
 
     def same(self, node: Node, given: list[Bounds]) -> list[Bounds]:
-        """As many outputs as the node has, of the first input's shape."""
+        """All outputs have the shape of the first input."""
         return [Bounds(given[0].dims)] * len(node.outputs)
 
     def kept(self, node: Node, given: list[Bounds]) -> list[Bounds]:
-        # other types cannot hold every number
+        # Only these types keep every integer.
         is_whole = node.operator == "Identity" or _attribute(node, "to", 0) in (INT32, INT64)
         return [given[0] if is_whole else Bounds(given[0].dims)]
 
@@ -202,7 +205,8 @@ class _Pass:
 
     def elementwise(self, node: Node, given: list[Bounds]) -> list[Bounds]:
         dims = self.broadcast(*(one.dims for one in given))
-        left, right = given[0].numbers, given[1].numbers
+        left = given[0].numbers
+        right = given[1].numbers
         combine = self.equal if node.operator == "Equal" else _COMBINED.get(node.operator)
         if combine is None or left is None or right is None:
             return [Bounds(dims)]
@@ -211,7 +215,7 @@ class _Pass:
         return [Bounds(dims, self.small([combine(one, other) for one, other in pairs]))]
 
     def small(self, numbers: Sequence[Line]) -> tuple[Line, ...]:
-        """Computed numbers, all far from those at which 32 and 64 bits overflow."""
+        """The numbers. Raises ValueError unless all are far below the overflow of 32 bits."""
         if any(self.high(line) >= UNBOUNDED or self.low(line) <= -UNBOUNDED for line in numbers):
             raise ValueError("it computes with numbers larger than any size")
         return tuple(numbers)
@@ -257,7 +261,7 @@ class _Pass:
         return [Bounds(tuple(dims), numbers if is_known else None)]
 
     def axes(self, node: Node, given: list[Bounds]) -> list[int] | None:
-        """By attribute, or by the second input; None for neither."""
+        """The axes of the node, in an attribute or the second input; None if there are none."""
         axes = _attribute(node, "axes", None)
         if axes is None and len(given) > 1:
             return _fixed(given[1])
@@ -296,7 +300,7 @@ class _Pass:
         return [Bounds(shape, data.numbers if len(shape) < 2 else None)]
 
     def left_over(self, whole: Sequence[Line], dims: Sequence[Line | None]) -> Line:
-        """The dimension that is left: all elements by those of the others. Lengths cancel each other."""
+        """The dimension -1 of a reshape: the number of elements divided by the other dimensions."""
         lengths = [dim for dim in whole if dim[1]]
         divisor = 1
         for dim in dims:
@@ -335,14 +339,18 @@ class _Pass:
         return [Bounds(dims, _along(filled, n) if is_known and filled else None)]
 
     def range(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
-        (start,), (limit,), step = _lines(given[0]), _lines(given[1]), _fixed(given[2])
+        (start,) = _lines(given[0])
+        (limit,) = _lines(given[1])
+        step = _fixed(given[2])
         length = limit[0] - start[0], limit[1] - start[1]
         if step != [1] or self.low(length) < 0:
             raise ValueError("its step is not 1, or its end before its start")
         return [Bounds((length,))]
 
     def slice(self, node: Node, given: list[Bounds]) -> list[Bounds]:  # noqa: ARG002
-        data, starts, ends = given[0], _lines(given[1]), _lines(given[2])
+        data = given[0]
+        starts = _lines(given[1])
+        ends = _lines(given[2])
         axes = _fixed(given[3]) if len(given) > 3 else list(range(len(starts)))
         if len(given) > 4 and any(step != 1 for step in _fixed(given[4])):
             raise ValueError("its step is not 1")
@@ -360,7 +368,7 @@ class _Pass:
         return [Bounds(tuple(dims), numbers)]
 
     def place(self, line: Line, dim: Line) -> Line:
-        """Where a slice begins or ends in a dimension."""
+        """The begin or end of a slice in a dimension, with negative and too large numbers resolved."""
         if self.high(line) < 0:
             line = line[0] + dim[0], line[1] + dim[1]
         beyond = line[0] - dim[0], line[1] - dim[1]
@@ -387,7 +395,8 @@ class _Pass:
         return [Bounds(tuple(dim for index, dim in enumerate(dims) if index not in places))]
 
     def multiply(self, node: Node, given: list[Bounds]) -> list[Bounds]:
-        left, right = given[0].dims, given[1].dims
+        left = given[0].dims
+        right = given[1].dims
         rows = left[-1] if _attribute(node, "transA", 0) else left[-2]
         columns = right[-2] if _attribute(node, "transB", 0) else right[-1]
         batch = self.broadcast(left[:-2], right[:-2]) if len(left) + len(right) > 4 else ()

@@ -1,1 +1,1 @@
-"""What the processor offers: threads, instructions, large pages."""
+"""Properties of the processor and system: threads, instruction sets, huge pages."""

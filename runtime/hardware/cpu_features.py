@@ -1,4 +1,4 @@
-"""Which int8 kernels suit this processor, as far as the system tells."""
+"""Find out which int8 kernels suit this processor, from the features that the system reports."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 Kernel = Literal["block", "dense"]
-# onnxruntime's block kernels need these; without, it dequantizes the weights at every call, 7 to 11 times slower
+# onnxruntime's block kernels need one of these. Without them it dequantizes the weights at every call, which takes 7 to
+# 11 times as long.
 _NEEDED = {"x86": ("avx2", "avx512f"), "arm": ("asimddp",)}
-_WINDOWS_FEATURES = {"avx2": 40, "asimddp": 43}  # PF_AVX2_..., PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+# PF_AVX2_INSTRUCTIONS_AVAILABLE and PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE.
+_WINDOWS_FEATURES = {"avx2": 40, "asimddp": 43}
 _SYSCTL = {"avx2": "hw.optional.avx2_0", "asimddp": "hw.optional.arm.FEAT_DotProd"}
 
 
 def suitable_kernel() -> Kernel | None:
-    """The kernel to build models with for this processor; None where the system does not tell."""
-    features, needed = processor_features(), _NEEDED.get(_family())
+    """The kernel to build models with for this processor; None if its features are not known."""
+    features = processor_features()
+    needed = _NEEDED.get(_family())
     if features is None or needed is None:
         return None
     return "block" if features & set(needed) else "dense"
 
 
 def advice(kernel: str | None, suitable: str | None) -> str | None:
-    """Which build would suit the processor better; None where this one does, or nothing is known.
+    """A warning that another build suits the processor better; None if this one does, or if nothing is known.
 
-    kernel: `block`, `dense`, `mixed` (dense but for some products) or None, as the graph's metadata has it.
+    kernel: `block`, `dense`, `mixed` (dense with some products in blocks) or None, from the graph's metadata.
     """
     if kernel in ("block", "mixed") and suitable == "dense":
         return (
@@ -38,14 +41,14 @@ def advice(kernel: str | None, suitable: str | None) -> str | None:
 
 
 def alternative(kernel: str | None, features: set[str] | None) -> str | None:
-    """What another build would do better here, and what worse; None where nothing is known to."""
+    """The advantages and drawbacks of another build on this processor; None if none are known."""
     if kernel == "dense" and "avx512_vnni" in (features or ()):
         return "this build suits this processor; --kernel block decodes faster on it, and takes longer to prefill"
     return None
 
 
 def processor_features() -> set[str] | None:
-    """Those of the processor's features that decide about kernels, by Linux's names; None where unknown."""
+    """The features of the processor that matter for kernels, by Linux's names; None if they are not known."""
     try:
         if sys.platform == "linux":
             return _from_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
@@ -61,7 +64,7 @@ def processor_features() -> set[str] | None:
 
 
 def _from_cpuinfo(text: str) -> set[str] | None:
-    """The flags line (x86) or Features line (arm) of /proc/cpuinfo; on boards with unlike cores, what all have."""
+    """The features in the flags line (x86) or Features line (arm) of /proc/cpuinfo that all cores have."""
     lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return set.intersection(*(set(line.split()) for line in lines)) if lines else None
 
@@ -74,7 +77,7 @@ def _family() -> str:
 
 
 def _sysctl(name: str) -> bool:
-    # Only macOS needs this module, and importing it takes as long as many of ours together.
+    # Imported here, since only macOS needs it and its import is slow.
     import subprocess
 
     try:

@@ -1,4 +1,4 @@
-"""Weights on huge pages, on Linux: every token reads all of them, and looking up small pages takes part of its time."""
+"""Move weights to huge pages, on Linux: every token reads all weights, and address translation of small pages costs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-_MADV_COLLAPSE = 25  # Linux 6.1 and newer; others answer EINVAL, and pages stay as they are
+# In Linux 6.1 and later; earlier versions return EINVAL, and pages stay as they are.
+_MADV_COLLAPSE = 25
 _PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-LEAST = 16 << 20  # smaller ranges are stacks, and weights that fit into caches
-Range = tuple[int, int]  # addresses, the second one past the end
+# Smaller ranges are stacks, or weights that fit into the processor's caches.
+LEAST = 16 << 20  # bytes
+Range = tuple[int, int]
+"""The first address, and the address past the end."""
 
 
 def anonymous_ranges() -> list[Range]:
-    """What the process has mapped without a file and may write; nothing where the system does not tell."""
+    """The writable memory of the process that is not of a file; empty on systems that do not list it."""
     if sys.platform != "linux":
         return []
     try:
-        # bytes: names of mapped files need be no UTF-8, and may hold what str.splitlines takes for the end of a line
+        # Read as bytes: names of mapped files may not be UTF-8, and str.splitlines would split at some characters.
         lines = Path("/proc/self/maps").read_bytes().split(b"\n")
     except OSError:
         return []
@@ -33,9 +36,9 @@ def _range(text: bytes) -> Range:
 
 
 def collapse_what_is_new(since: list[Range]) -> threading.Thread | None:
-    """Move what was mapped after `since` to huge pages, beside whatever the process does meanwhile.
+    """Move memory that is not in `since` to huge pages, in a thread.
 
-    Returns the thread that does it; None where there are no huge pages, or nothing large is new.
+    Returns the thread; None if there are no huge pages, or no large new memory.
     """
     try:
         page = int(_PAGE_SIZE.read_text(encoding="ascii"))
@@ -51,7 +54,7 @@ def collapse_what_is_new(since: list[Range]) -> threading.Thread | None:
 
 
 def _without(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
-    """The parts of ranges that no other covers."""
+    """The parts of `ranges` that no range of `others` covers."""
     left = list(ranges)
     for begin, end in others:
         cut = ((first, min(last, begin)) for first, last in left), ((max(first, end), last) for first, last in left)
@@ -60,7 +63,7 @@ def _without(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
 
 
 def _collapse(ranges: Iterable[Range]) -> None:
-    """A refusal changes nothing: the same memory stays on small pages."""
+    """Ask the system for huge pages. If it refuses, the memory stays on small pages."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for begin, end in ranges:

@@ -1,4 +1,4 @@
-"""How many processors this process may use: less than the machine has, in a container or with an affinity."""
+"""The number of processors that this process may use, which a container or an affinity may limit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # more spin in each other's way: 256 on two cores load in 14 s
+# More threads only wait for one another: with 256 on two cores a load takes 14 s.
+MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_threads(cgroups: Path = _CGROUPS) -> int:
-    """Threads to decode with; 0, where nothing limits the process, leaves onnxruntime to count the physical cores.
+    """The number of threads to decode with; 0 lets onnxruntime use all physical cores if nothing limits the process.
 
-    Onnxruntime itself looks at the machine only, and would start a thread for every core of the host of a container.
+    onnxruntime itself counts the cores of the machine, and in a container would start a thread for each of the host's.
     """
     n_all = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_all
@@ -23,18 +24,20 @@ def usable_threads(cgroups: Path = _CGROUPS) -> int:
 
 
 def _quotas(cgroups: Path) -> Iterator[float]:
-    """Processors' worth of time that control groups allow: Linux, version 2, then 1."""
+    """The processor time that control groups of Linux allow, in processors: version 2, then version 1."""
     for place in (cgroups, *_own_groups(cgroups)):
         quota, _, period = _read(place / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal():
             yield int(quota) / int(period)
-    quota, period = (_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if quota.isdecimal() and period.isdecimal():  # -1 is no quota
+    quota = _read(cgroups / "cpu" / "cpu.cfs_quota_us")
+    period = _read(cgroups / "cpu" / "cpu.cfs_period_us")
+    # A quota of -1 means no limit.
+    if quota.isdecimal() and period.isdecimal():
         yield int(quota) / int(period)
 
 
 def _own_groups(cgroups: Path) -> Iterator[Path]:
-    """The process's group and those that it is in, where it sees them."""
+    """The folders of the process's control group and of the groups that contain it, if they are visible."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         name = line.removeprefix("0::/")
         if name and name != line:
@@ -44,6 +47,7 @@ def _own_groups(cgroups: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()  # a group's name is any bytes
+        # The name of a group may be any bytes.
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return ""

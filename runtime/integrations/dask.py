@@ -21,9 +21,9 @@ from runtime._lock import Lock
 from runtime.model.resolve import check_path
 
 Result = TypeVar("Result")
-# Texts that a worker takes at a time, and that are scored again at most when it is lost.
+# How many texts a worker takes at a time; when the worker is lost, these are processed again.
 PARTITION_SIZE = 64
-# Partitions for each thread of the cluster: one runs while the next waits beside it.
+# How many partitions each thread of the cluster is given: one runs while the next waits.
 AHEAD = 2
 _opening = Lock()
 
@@ -38,7 +38,7 @@ class Client(Protocol):
         """The number of threads of each worker, by its address."""
 
     def cancel(self, futures: list[Any]) -> object:
-        """Do not begin the work of these futures."""
+        """Cancel the work of these futures that has not begun."""
 
 
 def score_texts(
@@ -50,13 +50,13 @@ def score_texts(
     threads: int = 1,
     partition_size: int = PARTITION_SIZE,
 ) -> Iterator[Score]:
-    """The score of each text by `runtime.score_text`, in order, as results come.
+    """The score of each text by `runtime.score_text`, in order, each as soon as it is there.
 
-    texts: read as they are needed, so a generator over any number of files may be given.
+    texts: read as needed, so that it may be a generator over any number of files.
     client: a `dask.distributed.Client` of a cluster whose workers are processes of one thread each.
     model: the path of the model folder, on every machine.
-    threads: for the products within a pass, in each worker.
-    Raises what `runtime.score_text` raises, with a note that says which texts it was about.
+    threads: how many threads each worker computes with.
+    Raises the errors of `runtime.score_text`, with a note that names the texts.
     """
     work = functools.partial(_score, _path(model), check_count("threads", threads), stride)
     for _, scores in _in_order(client, work, texts, partition_size):
@@ -72,10 +72,10 @@ def complete_texts(
     partition_size: int = PARTITION_SIZE,
     **options: Any,
 ) -> Iterator[Completion]:
-    """The completions of each prompt by `runtime.complete`, in order, as results come: `n` for each.
+    """The completions of each prompt by `runtime.complete`, `n` for each, in order, each as soon as it is there.
 
     Takes the arguments of `score_texts` and the options of `runtime.complete`; `seed` is one number for all prompts.
-    Raises what `runtime.complete` raises, with a note that says which prompts it was about.
+    Raises the errors of `runtime.complete`, with a note that names the prompts.
     """
     if not isinstance(options.get("seed"), int | None):
         raise TypeError(f"seed is {options['seed']!r}; here it is one number for all prompts")
@@ -88,7 +88,7 @@ def complete_texts(
 def _in_order(
     client: Client, work: Callable[[list[str]], list[Result]], texts: Iterable[str], size: int
 ) -> Iterator[tuple[int, list[Result]]]:
-    """Index of the first text and results of each partition, in order; a few partitions are under way at a time."""
+    """The index of the first text, and the results, of each partition in order; a few run at the same time."""
     waiting: deque[tuple[int, Any]] = deque()
     try:
         for begin, partition in _partitions(texts, check_count("partition_size", size)):
@@ -134,7 +134,7 @@ def _complete(model: str, threads: int, options: dict[str, Any], prompts: list[s
 
 
 def _open(model: str, threads: int) -> Model:
-    """The worker's own Model, which all of its threads share."""
+    """The Model of this worker, which all of its threads share."""
     with _opening:
         return _load_once(model, threads)
 

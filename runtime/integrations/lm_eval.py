@@ -1,8 +1,8 @@
-"""A model folder as a model of lm-evaluation-harness.
+"""Evaluate a model folder with lm-evaluation-harness, as the model `gpt2-edge`.
 
-`python -m runtime.integrations.lm_eval --model gpt2-edge ...` takes the arguments of the command `lm_eval`. It is a
-command of its own because lm_eval knows a model of another package only once its module is imported. From Python,
-import this module and call `lm_eval.simple_evaluate(model="gpt2-edge", ...)`.
+`python -m runtime.integrations.lm_eval --model gpt2-edge ...` takes the arguments of the command `lm_eval`, which does
+not know a model of another package until its module is imported. From Python, import this module and call
+`lm_eval.simple_evaluate(model="gpt2-edge", ...)`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from runtime.options import MAX_SEED
 from runtime.scoring.perplexity import measure_rolling
 from runtime.scoring.scoring import encode_pair, fit_pair, score_pairs
 
-# The log-probability of a continuation, and whether greedy decoding would write it.
+# The log-probability of a continuation, and whether greedy decoding would generate it.
 LogLikelihood = tuple[float, bool]
-# Requests that are scored together, or a few more, so that no context is cut apart.
+# How many requests are scored together; a few more if they share a context.
 REQUESTS_TOGETHER = 128
 
 
 @register_model("gpt2-edge")
 class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
-    """A model folder, for lm_eval's tasks.
+    """A model folder as a model of lm_eval.
 
-    Context and continuation are cut into ids as in lm_eval's `hf` model, with two exceptions: `<|endoftext|>` written
-    in a text is text here, and special tokens that a tokenizer adds to a text (GPT-2's adds none) are added as with
-    `add_bos_token=True`. A request that is too long loses its beginning, as in `hf`.
+    Context and continuation are tokenized as in lm_eval's `hf` model, with two exceptions: `<|endoftext|>` in a text is
+    plain text here, and special tokens that a tokenizer adds to a text (GPT-2's adds none) are added as with
+    `add_bos_token=True`. As in `hf`, a request that is too long loses its beginning.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         batch_size: int | str = BATCH_SIZE,
         device: str = "cpu",  # noqa: ARG002  # lm_eval always names one
     ) -> None:
-        """What `--model_args` holds; `--batch_size` arrives here too.
+        """Load the model; the arguments are those of `--model_args`, and `--batch_size`.
 
-        pretrained, threads: as `runtime.load` takes them.
-        batch_size: rows that generate together; "auto" is 16. Scoring chooses its batches itself.
-        device: accepted because lm_eval always names one (cuda:0 by default); the model runs on the CPU.
-        Raises what `runtime.load` raises.
+        pretrained, threads: see `runtime.load`.
+        batch_size: how many rows generate together; "auto" is 16. Scoring chooses its own batches.
+        device: ignored, since the model runs on the CPU; lm_eval always passes one (cuda:0 by default).
+        Raises the errors of `runtime.load`.
         """
         super().__init__()
         self.batch_size = _read_batch_size(batch_size)
@@ -65,15 +65,15 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
 
     @property
     def tokenizer_name(self) -> str:
-        """The name that lm_eval gives its caches of requests."""
+        """The name of this model in lm_eval's caches of requests."""
         return str(self._model.folder.resolve()).replace(os.sep, "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """The facts that lm_eval records beside the results: see `gpt2-edge info`."""
+        """The facts that lm_eval records with the results, see `gpt2-edge info`."""
         return {"model_folder": describe(self._model.folder)}
 
     def chat_template(self, chat_template: bool | str = False) -> str:  # noqa: ARG002
-        """Raises ValueError: there is none."""
+        """Raises ValueError, since the model has no chat template."""
         raise ValueError(
             "GPT-2 was not trained to chat and this model has no chat template; leave --apply_chat_template out"
         )
@@ -99,7 +99,7 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         return [found[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Of each text as a whole, in windows of n_positions tokens; an empty one has 0."""
+        """The log-likelihood of each whole text, in windows of n_positions tokens; 0 for an empty text."""
         found = []
         for request in _progress("loglikelihood_rolling", len(requests), requests):
             (text,) = request.args
@@ -108,15 +108,15 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
         return found
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The continuation of each context, up to the first of its stop strings.
+        """The continuation of each context, up to its first stop string.
 
-        Generation arguments are lm_eval's, and any option of `runtime.complete`. Seeds of samples are drawn from
-        numpy's global generator, which lm_eval seeds.
+        Generation arguments are those of lm_eval, and all options of `runtime.complete`. Seeds for sampling are drawn
+        from numpy's global generator, which lm_eval seeds.
         """
         found: dict[int, str] = {}
         n_truncated = 0
         with _progress("generate_until", len(requests)) as bar:
-            # More requests than rows, since rows that end make room for the next.
+            # More requests than rows, since rows that end make room for others.
             for group, arguments in _alike(requests, 4 * self.batch_size):
                 contexts = [requests[index].args[0] for index in group]
                 options = {"overflow": "truncate_left", "batch_size": self.batch_size, **_read_options(arguments)}
@@ -137,7 +137,7 @@ class GPT2Edge(LM):  # type: ignore[misc]  # lm_eval is not typed
 
 
 def _read_batch_size(given: int | str) -> int:
-    """Raises ValueError or TypeError for what is neither "auto" nor a number above 0."""
+    """The batch size as a number. Raises ValueError or TypeError unless it is "auto" or a whole number above 0."""
     if given == "auto":
         return BATCH_SIZE
     if isinstance(given, str) and not given.isdecimal():
@@ -150,7 +150,7 @@ def _progress(what: str, total: int, over: Iterable[Instance] | None = None) -> 
 
 
 def _by_context(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
-    """Indices of requests, those with the same context together, in groups of `size` or a few more."""
+    """Indices of requests in groups of `size` or a few more; requests with the same context are in one group."""
     contexts: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         contexts.setdefault(request.args[0], []).append(index)
@@ -165,7 +165,7 @@ def _by_context(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
 
 
 def _alike(requests: Sequence[Instance], size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Indices of requests with the same generation arguments, up to `size` at a time, and those."""
+    """Indices of up to `size` requests with the same generation arguments, and these arguments."""
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(repr(request.args[1]), []).append(index)
@@ -175,7 +175,7 @@ def _alike(requests: Sequence[Instance], size: int) -> Iterator[tuple[list[int],
 
 
 def _read_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """lm_eval's generation arguments as options of `runtime.complete`, which refuses those it does not know."""
+    """Convert lm_eval's generation arguments to options of `runtime.complete`, which raises errors for unknown ones."""
     options: dict[str, Any] = {**normalize_gen_kwargs(arguments)}
     temperature = options.pop("temperature", 1.0)
     options["temperature"] = temperature if options.pop("do_sample") else 0.0
@@ -187,7 +187,7 @@ def _draw_seed() -> int:
 
 
 def main() -> None:
-    """lm_eval's own command line."""
+    """Run lm_eval's command line."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

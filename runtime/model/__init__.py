@@ -1,4 +1,4 @@
-"""A model folder, opened: its files checked, its graph in a session, its key-value cache."""
+"""Open a model folder: check its files, open its graph in a session, hold keys and values in a cache."""
 
 from runtime.model.model import Model
 

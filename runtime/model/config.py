@@ -1,4 +1,4 @@
-"""What a model folder's JSON files say that decoding needs."""
+"""Read the part of a model folder's `config.json` and `generation_config.json` that decoding needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from runtime._json import read_json, shown
 from runtime.errors import ModelFolderError
 from runtime.graph.architecture import MODEL_TYPES
 
-# The largest value of each size. The largest GPT-2 has 48 layers of width 1600; models of its kind with 13 billion
-# weights have width 5120. A number beyond these is a mistake or an attack, and must not become an allocation.
+# The largest allowed value of each size. The largest of OpenAI's models has 48 layers of width 1600; GPT-2 models with
+# 13 billion weights have width 5120. A larger value is a mistake or an attack, and must not lead to an allocation.
 LIMITS = {
     "n_layer": 1_000,
     "n_head": 4_096,
@@ -28,7 +28,7 @@ MAX_END_IDS = 1_024
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes under the names of GPT-2's own `config.json`, and the ids that begin and end a text."""
+    """The sizes of a model, under the names of GPT-2's `config.json`, and the ids that begin and end a text."""
 
     n_layer: int
     n_head: int
@@ -45,9 +45,9 @@ class Config:
 
 
 def read_config(folder: Path) -> Config:
-    """Read `config.json`, and `generation_config.json` where there is one: its eos and bos ids come first.
+    """Read `config.json`, and the bos and eos ids of `generation_config.json`, which take precedence if it exists.
 
-    Raises FileNotFoundError or ValueError naming the file and the key; a size must lie within `LIMITS`.
+    Raises FileNotFoundError, or ValueError naming the file and the key, also for a size beyond `LIMITS`.
     """
     path = folder / "config.json"
     raw = read_json(path)
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> Config:
 
 
 def check_size(key: str, value: object) -> int:
-    """The value of a size. Raises ValueError unless it is a whole number from 1 to `LIMITS[key]`."""
+    """Check a size. Raises ValueError unless it is a whole number from 1 to `LIMITS[key]`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{key} is {shown(value)}; a whole number of at least 1 is expected")
     if value > LIMITS[key]:
@@ -76,7 +76,7 @@ def check_size(key: str, value: object) -> int:
 
 
 def check_token_id(key: str, value: object) -> int | None:
-    """A token id or None. Raises ValueError for anything else, and for an id that no tokenizer has."""
+    """Check a token id or None. Raises ValueError for another value, or an id beyond `MAX_ID`."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -87,7 +87,7 @@ def check_token_id(key: str, value: object) -> int | None:
 
 
 def check_end_ids(key: str, value: object) -> list[int]:
-    """The ids in `eos_token_id`, which may be one, a list or null. Raises ValueError for anything else."""
+    """The ids in `eos_token_id`, which may be one id, a list or null. Raises ValueError for another value."""
     values = value if isinstance(value, list) else [value]
     if len(values) > MAX_END_IDS:
         raise ValueError(f"{key} has {len(values):,} ids; at most {MAX_END_IDS:,} are allowed")

@@ -1,4 +1,4 @@
-"""The key-value cache of graphs that return it in new tensors."""
+"""The key-value cache of plain exports, whose graph returns past and new keys and values in new tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.model.kv_cache import KeysValues, Logits, check_ids, named_failure,
 
 
 class GrowingCache:
-    """For a plain optimum export, whose graph returns past and new keys and values in new tensors: one row."""
+    """The cache of a plain optimum export, with one row; see `Cache` for the methods."""
 
     def __init__(
         self,
@@ -20,9 +20,10 @@ class GrowingCache:
         config: Config,
         check_pass: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """`check_pass` raises ValueError for a number of ids that the graph must not be run with."""
+        """check_pass: raises ValueError for a number of ids that the graph must not be run with."""
         self._check_pass = check_pass
-        self._session, names = session, tensor_names(config)
+        self._session = session
+        names = tensor_names(config)
         self._n_vocab = config.vocab_size
         empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty((1, config.n_head, 0, config.head_dim), np.float32))
         self._empty = {name.format("past_key_values"): empty for name in names}
@@ -35,7 +36,8 @@ class GrowingCache:
         """See `Cache.extend`; the only row is 0."""
         check_ids(ids, self._n_vocab)
         self._check_pass(len(ids))
-        begin, end = self.lengths[row], self.lengths[row] + len(ids)
+        begin = self.lengths[row]
+        end = begin + len(ids)
         arrays = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64)}
         if self._takes_positions:
             arrays["position_ids"] = np.arange(begin, end, dtype=np.int64)[None]
@@ -44,7 +46,7 @@ class GrowingCache:
             logits, *present = self._session.run_with_ort_values(self._fetch_names, feeds | self._past)
         self._past = dict(zip(self._past, present, strict=True))
         self.lengths[row] = end
-        # a copy: the array of an OrtValue does not keep it alive
+        # A copy, since the array does not keep the OrtValue alive whose memory it shows.
         return np.array(logits.numpy()[0, len(ids) - keep :])
 
     def step(self, ids: Sequence[int]) -> Logits:
@@ -53,7 +55,8 @@ class GrowingCache:
 
     def clear_row(self, row: int) -> None:
         """See `Cache.clear_row`."""
-        self.lengths[row], self._past = 0, self._empty
+        self.lengths[row] = 0
+        self._past = self._empty
 
     def truncate(self, row: int, length: int) -> None:
         """See `Cache.truncate`."""
@@ -73,11 +76,11 @@ class GrowingCache:
         self.lengths[row] = keys_values.shape[3]
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:  # noqa: ARG002
-        """There is one row."""
+        """Raise ValueError for another row than the only one."""
         if source != target:
             raise ValueError(f"a plain ONNX export decodes one row at a time; there is no row {target}")
 
     def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:  # noqa: ARG002
-        """There is one row."""
+        """Raise ValueError for another order than that of the only row."""
         if list(order) != [0]:
             raise ValueError(f"a plain ONNX export decodes one row at a time; there are no rows {list(order)}")

@@ -1,4 +1,4 @@
-"""The files of a model folder, each opened once, so that what was checked is what is read.
+"""Open each file of a model folder only once, so that the bytes that were checked are the bytes that are used.
 
 A folder may change while it is loaded: a build publishes another model, or somebody copies files over it. Three things
 keep a load to one state of the folder:
@@ -27,12 +27,12 @@ from typing import NamedTuple, TypeVar
 from runtime.errors import ModelFolderError
 
 COPY_AGAIN = "copy the model folder again"
-# More than any JSON file or template of a model folder has; tokenizer.json is not read here.
+# Larger than any JSON file or template of a model folder, apart from tokenizer.json, which is not read here.
 MAX_TEXT_BYTES = 4 << 20
 _N_TRIES = 5
-# seconds before a load begins again: a build replaces a folder in less
-_PAUSE = 0.05
-# O_NONBLOCK: opening a named pipe must not wait for a writer. O_BINARY exists on Windows only.
+# The pause before a load begins again; a build replaces a folder in less time.
+_PAUSE = 0.05  # seconds
+# With O_NONBLOCK, opening a named pipe does not wait for a writer. O_BINARY exists only on Windows.
 _READ_ONLY = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -44,25 +44,29 @@ T = TypeVar("T")
 
 
 class FileState(NamedTuple):
-    """What the file system records of a file. Nobody without the administrator's rights can set `changed` back."""
+    """The file system's record of a file.
+
+    modified: st_mtime_ns. changed: st_ctime_ns, which only an administrator can set back; on Windows the time of
+    creation. owner: st_uid; 0 on Windows.
+    """
 
     device: int
     inode: int
     size: int
-    modified: int  # st_mtime_ns
-    changed: int  # st_ctime_ns; on Windows the time of creation
-    owner: int  # st_uid; 0 on Windows
+    modified: int
+    changed: int
+    owner: int
 
 
 def state_of(found: os.stat_result) -> FileState:
-    """The state in what `os.stat` returns."""
+    """The state of a file, from the result of `os.stat`."""
     return FileState(
         found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, getattr(found, "st_uid", 0)
     )
 
 
 class FolderChangedError(ModelFolderError):
-    """A file was replaced, or written to, between two looks at it."""
+    """A file was replaced or written to while the folder was loaded."""
 
 
 class ModelFolder:
@@ -85,7 +89,7 @@ class ModelFolder:
         self._at_first = state_of(os.stat(self.place))  # noqa: PTH116  a load waits for it
 
     def _open_folder(self) -> Path | None:
-        """A path that stays that of this very folder, where the system has one."""
+        """A path that names this folder even if it is renamed or replaced; None on systems without such paths."""
         if not hasattr(os, "O_DIRECTORY"):
             return None
         descriptor = os.open(self._real, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_CLOEXEC", 0))
@@ -99,7 +103,7 @@ class ModelFolder:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether `place` names this very folder, whatever takes the folder's name."""
+        """Whether `place` names this folder even if another one takes its name."""
         return self.place != self._real
 
     def names(self) -> list[str]:
@@ -107,12 +111,12 @@ class ModelFolder:
         return sorted(os.listdir(self.place))  # noqa: PTH208  a load waits for it
 
     def open(self, name: str, *, listed: bool = True, any_link: bool = False) -> FileState:
-        """Open a file of the folder, and say what its state is.
+        """Open a file of the folder; returns its state.
 
         listed: the file has a checksum, or holds the checksums. Such a file may be a link to where the hub's cache
             keeps its content; any other link must stay inside the folder.
         any_link: follow every link.
-        Raises FileNotFoundError; ValueError for what is not a regular file, and for a link that leads outside.
+        Raises FileNotFoundError; ValueError for anything but a regular file, and for a link that leads outside.
         """
         if name in self._states:
             return self._states[name]
@@ -136,9 +140,9 @@ class ModelFolder:
         return self._states[name]
 
     def _check_link(self, name: str, *, listed: bool) -> Path:
-        """Where a link leads. Raises ValueError for a place outside the folder that is not the hub's cache."""
+        """The target of a link. Raises ValueError for a target outside the folder that is not in the hub's cache."""
         target = (self._real / name).resolve()
-        # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST
+        # In huggingface_hub's cache models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST.
         is_blob = self._real.parent.name == "snapshots" and target.parent == self._real.parent.parent / "blobs"
         if not target.is_relative_to(self._real) and not (listed and is_blob):
             raise ModelFolderError(
@@ -171,7 +175,7 @@ class ModelFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def descriptor(self, name: str) -> int:
-        """Of a file that is open; it stays open until `close`."""
+        """The descriptor of an open file; it stays open until `close`."""
         return self._files[name]
 
     @property
@@ -180,9 +184,9 @@ class ModelFolder:
         return list(self._files)
 
     def changed_file(self, *, name_counts: bool = False) -> str | None:
-        """The name of a file that was opened and has changed since, or no longer has its name; "." is the folder.
+        """The name of an open file that has changed or been replaced since; "." for the folder, None for no change.
 
-        name_counts: that the folder was renamed is a change, also where `place` is that of the folder all the same.
+        name_counts: count a renamed folder as changed even if `place` still names it.
         """
         for name, descriptor in self._files.items():
             if state_of(os.fstat(descriptor)) != self._states[name]:
@@ -197,23 +201,23 @@ class ModelFolder:
             folder = state_of(os.stat(self.place))  # noqa: PTH116
         except OSError:
             return "."
-        # A file that was added or removed sets the time of modification, a folder that was renamed that of change.
+        # Adding or removing a file sets the folder's time of modification; renaming the folder its time of change.
         if folder.modified != self._at_first.modified or folder.inode != self._at_first.inode:
             return "."
         may_be_renamed = self.is_pinned and not name_counts
         return None if may_be_renamed or folder.changed == self._at_first.changed else "."
 
     def was_written(self, name: str) -> bool:
-        """Whether the content of a file that is open was changed in place since.
+        """Whether the content of an open file was changed in place since it was opened.
 
-        A change of owner, mode or name alone is none.
+        Changes of its owner, mode or name do not count.
         """
         now = state_of(os.fstat(self._files[name]))
         then = self._states[name]
         return (now.size, now.modified) != (then.size, then.modified)
 
     def keep_open(self, names: Iterable[str]) -> None:
-        """Close every other file, and the folder: `place` is of no use from now on."""
+        """Close every other file, and the folder; `place` cannot be used any more."""
         kept = {self._files[name] for name in names}
         self._files = {name: descriptor for name, descriptor in self._files.items() if descriptor in kept}
         for descriptor in [descriptor for descriptor in self._descriptors if descriptor not in kept]:
@@ -221,7 +225,7 @@ class ModelFolder:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close every file. What `read` has returned, it still returns."""
+        """Close every file. `read` still returns content that it has read before."""
         self._files.clear()
         self._close()
 
@@ -233,11 +237,11 @@ def _close_all(descriptors: list[int]) -> None:
 
 
 def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
-    """What `load` makes of the files of a folder that did not change while it ran.
+    """The result of `load` for a folder that did not change while it ran.
 
-    A change starts it again, also where it led to an error. `load` keeps the ModelFolder, or lets it be closed with
-    the last reference. Raises what `load` raises, with the folder's own name in place of `ModelFolder.place`;
-    ValueError where the folder changed each time.
+    If the folder changes, `load` runs again, also after an error. `load` keeps the ModelFolder, or lets it be closed
+    with the last reference. Raises the errors of `load`, with the folder's own name in place of `ModelFolder.place`;
+    ValueError if the folder changed each time.
     """
     name = "a file"
     error: Exception | None = None
@@ -246,10 +250,10 @@ def load_unchanged(folder: Path, load: Callable[[ModelFolder], T]) -> T:
         try:
             result = load(files)
             error = None
-        # Libraries raise whatever they like of a file that changes while they read it.
+        # Libraries raise errors of any class for a file that changes while they read it.
         except Exception as raised:
             error = raised
-        # onnxruntime asks for the folder's name twice, and raises where the answers differ.
+        # onnxruntime resolves the folder's name twice, and raises an error if the results differ.
         changed = files.changed_file(name_counts=error is not None)
         if changed is None and not isinstance(error, FolderChangedError):
             if error is None:

@@ -1,4 +1,4 @@
-"""Does a graph take and return what a GPT-2 of these sizes with past-key-values does?"""
+"""Check that a graph has the inputs and outputs of a GPT-2 with past-key-values and the sizes of config.json."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
 from runtime.model.session import Session
 
-_IDS, _FLOATS = "tensor(int64)", "tensor(float)"
-Dimensions = Sequence[int | None]  # None: free, the graph must take any number
-Values = dict[str, tuple[str, Dimensions]]  # type and shape, by name
+_IDS = "tensor(int64)"
+_FLOATS = "tensor(float)"
+Dimensions = Sequence[int | None]
+"""A shape; None is a dimension for which the graph must take any number."""
+Values = dict[str, tuple[str, Dimensions]]
+"""Type and shape of inputs or outputs, by name."""
 
 
 def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool) -> None:
     """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies."""
-    inputs, outputs = ({v.name: v for v in values} for values in (session.get_inputs(), session.get_outputs()))
+    inputs = {value.name: value for value in session.get_inputs()}
+    outputs = {value.name: value for value in session.get_outputs()}
     check_layers(path, list(inputs), config.n_layer)
     _check_heads(path, config)
-    names, past = tensor_names(config), (None, config.n_head, None, config.head_dim)
+    names = tensor_names(config)
+    past = (None, config.n_head, None, config.head_dim)
     expected: Values = {name.format("past_key_values"): (_FLOATS, past) for name in names}
     expected |= {"input_ids": (_IDS, (None, None)), "attention_mask": (_IDS, (None, None))}
     optional: Values = {"position_ids": (_IDS, (None, None))}
     if is_fused:
-        expected, optional = expected | optional, {}
-        given = {v.name: v for v in session.get_overridable_initializers()}
+        expected |= optional
+        optional = {}
+        given = {value.name: value for value in session.get_overridable_initializers()}
         _check_values(path, "default", given, {"num_logits_to_keep": (_IDS, (1,))}, {})
     _check_values(path, "input", inputs, expected, optional)
     results: Values = {name.format("present"): (_FLOATS, past) for name in names}
@@ -44,7 +50,10 @@ def _check_heads(path: Path, config: Config) -> None:
 
 
 def _check_values(path: Path, kind: str, found: Mapping[str, Any], expected: Values, optional: Values) -> None:
-    """`found`: onnxruntime's NodeArg by name. No other than the optional may be there besides the expected."""
+    """Compare with the expected values; only the optional ones may exist besides them.
+
+    found: onnxruntime's NodeArg by name.
+    """
     if missing := expected.keys() - found.keys():
         raise ModelFolderError(f"{path} has no {kind} {min(missing)!r}, which a GPT-2 with past-key-values has")
     if unknown := found.keys() - expected.keys() - optional.keys():
@@ -59,7 +68,7 @@ def _check_values(path: Path, kind: str, found: Mapping[str, Any], expected: Val
 
 
 def _fits(found: Sequence[int | str | None], expected: Dimensions) -> bool:
-    """A dimension that the graph names, or leaves open, fits any number; one that must be free has no number."""
+    """Whether two shapes agree. A dimension that the graph leaves open fits any number; a free one must be open."""
     return len(found) == len(expected) and all(
         not isinstance(n, int) or n == wanted for n, wanted in zip(found, expected, strict=True)
     )

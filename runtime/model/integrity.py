@@ -1,8 +1,8 @@
-"""Whether the files of a model folder are those that were built, asked before any other code reads them.
+"""Verify that the files of a model folder are those that were built, before any other code reads them.
 
-`SHA256SUMS` has a checksum of every file. Checksums prove that the files are whole, not who made them: `expect` pins a
-folder to one that is known. A full check reads every byte; a stamp, which is kept in the user's cache and not in the
-folder, records the state of every file that passed one, and the next load of unchanged files compares states alone.
+`SHA256SUMS` has a checksum of every file. Checksums prove that the files are whole, not who made them; `expect` pins a
+folder to a known one. A full check reads every byte. A stamp in the user's cache, outside the folder, records the state
+of every file that passed a full check, so that the next load of unchanged files compares only their states.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.json"
 QUALITY = "quality.json"
-# What a load keeps the content of where it is there: other modules parse it later.
+# Files whose content a load keeps, if they exist, for other modules to parse later.
 KEPT = (GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE, GOLDEN, QUALITY)
 LINE_ENDS = (
     "has other line ends than it was built with, as git makes them on Windows: "
@@ -43,28 +43,34 @@ LINE_ENDS = (
 # Read by every load, besides the graph.
 _READ = {CONFIG, TOKENIZER}
 _BUILT = {*KEPT, "README.md", "genai_config.json", "model.onnx", "model.onnx_data"}
-# Kinds of files whose line ends git changes.
+# Suffixes of text files, whose line ends git may change.
 _TEXTS = {".json", ".md", ".jinja"}
-# Each is opened at once, and systems limit how many files a process has open.
+# All files are open at the same time, and systems limit how many a process may have open.
 _MAX_FILES = 128
 _MAX_CHECKSUMS_BYTES = 1 << 20
-# A name with control characters could command the terminal that an error shows it on.
+# Without control characters, which could send commands to the terminal that shows an error.
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f-\x9f]+)")
-Checksums = dict[str, str]  # SHA-256 in hex, by name
+Checksums = dict[str, str]
+"""SHA-256 in hex, by file name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """What a check found."""
+    """The result of a check.
 
-    checksums: Checksums | None  # None: the folder has no SHA256SUMS
-    is_whole: bool  # every file has its checksum; False where that was not asked
-    data: tuple[str, ...]  # names of the open files that may hold the graph and its weights
-    graph: OnnxModel | None  # None: the folder is trusted, and its graph was not read
+    checksums: None if the folder has no SHA256SUMS. is_whole: every file was found to have its checksum. data: the
+    names of the open files that may hold the graph and its weights. graph: None if the folder is trusted, so that its
+    graph was not read.
+    """
+
+    checksums: Checksums | None
+    is_whole: bool
+    data: tuple[str, ...]
+    graph: OnnxModel | None
 
     @property
     def identifying(self) -> tuple[str, ...]:
-        """Names of the open files that `identify` reads."""
+        """The names of the open files that `identify` reads."""
         return self.data if self.is_whole else tuple(sorted({CONFIG, TOKENIZER, *self.data}))
 
 
@@ -80,7 +86,7 @@ class DamagedFileError(ModelFolderError):
 
 
 def check_arguments(how: Verify | None, expect: str | None) -> None:
-    """Raise ValueError for a level of verification that there is not, and for what is no pin."""
+    """Raise ValueError for an unknown level of verification, or a value of `expect` that is not a SHA-256."""
     if how is not None and how not in get_args(Verify):
         raise ValueError(f"verify is {how!r}; {', '.join(map(repr, get_args(Verify)))} or None is expected")
     if expect is None:
@@ -92,7 +98,7 @@ def check_arguments(how: Verify | None, expect: str | None) -> None:
 
 
 def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | None) -> Verified:
-    """Open the files that a load reads, and check them; see `runtime.load` for the arguments, and for what is raised.
+    """Open the files that a load reads, and check them; see `runtime.load` for the arguments and errors.
 
     graph: the name of the ONNX file.
     """
@@ -119,7 +125,7 @@ def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | Non
 
 
 def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified:
-    """With verify="off": open what is read, wherever links lead."""
+    """With verify="off": open the files that a load reads, and follow all links."""
     weights = {name for name in there if name.startswith(graph)}
     for name in sorted(_READ | {graph} | weights | (set(KEPT) & there)):
         files.open(name, any_link=True)
@@ -131,7 +137,7 @@ def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified
 
 
 def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp) -> Verified:
-    """Check files that have checksums, by their bytes, their state or their size."""
+    """Check files that have checksums: by their bytes, their state or their size."""
     checksums = {name: checksum for name, (_, checksum) in now.items()}
     data = tuple(name for name in sorted(checksums) if PurePosixPath(name).suffix not in _TEXTS)
     folder = str(files.folder.resolve())
@@ -160,7 +166,7 @@ def _check_digests(files: ModelFolder, checksums: Mapping[str, str]) -> None:
 
 
 def _has_other_line_ends(files: ModelFolder, name: str, checksum: str) -> bool:
-    """Whether a text would have its checksum with line ends of one character."""
+    """Whether a text file would match its checksum with line ends of one character."""
     if PurePosixPath(name).suffix not in _TEXTS:
         return False
     with files.stream(name) as file:
@@ -178,7 +184,7 @@ def _check_pin(files: ModelFolder, checksums: Checksums | None, expect: str) -> 
 
 
 def _check_listed(files: ModelFolder, names: Iterable[str], checksums: Mapping[str, str]) -> None:
-    """What a load reads, and what builds write, must have a checksum."""
+    """Raise ModelFolderError for a file without a checksum; all that loads read and builds write must have one."""
     if unlisted := sorted(set(names) - checksums.keys()):
         raise ModelFolderError(
             f"{files.folder / unlisted[0]} is not listed in {CHECKSUMS}: it was added later; {COPY_AGAIN}"
@@ -186,7 +192,7 @@ def _check_listed(files: ModelFolder, names: Iterable[str], checksums: Mapping[s
 
 
 def _check_sizes(files: ModelFolder, now: Stamp, kept: Stamp | None) -> None:
-    """Compare with the sizes that were recorded of files with the same checksums, if any."""
+    """Compare sizes with those that a stamp recorded for files with the same checksums."""
     for name, (state, checksum) in now.items():
         known = (kept or {}).get(name)
         if known is not None and known[1] == checksum and known[0].size != state.size:
@@ -196,7 +202,7 @@ def _check_sizes(files: ModelFolder, now: Stamp, kept: Stamp | None) -> None:
 
 
 def _read_graph(files: ModelFolder, graph: str, checksums: Mapping[str, str] | None) -> OnnxModel:
-    """Read the graph, and open the files of its weights. It takes some milliseconds.
+    """Read the graph, which takes some milliseconds, and open the files of its weights.
 
     Raises ModelFolderError for weights outside the folder.
     """
@@ -224,9 +230,9 @@ def _is_inside(name: str) -> bool:
 
 
 def read_checksums(folder: Path) -> Checksums | None:
-    """SHA-256 in hex by file name, as `SHA256SUMS` has them; None where there is no such file.
+    """The checksums in `SHA256SUMS`; None if there is no such file.
 
-    Raises ValueError for a file that holds something else, or names files outside the folder.
+    Raises ValueError for a damaged file, or one that names files outside the folder.
     """
     files = ModelFolder(folder)
     try:
@@ -236,7 +242,7 @@ def read_checksums(folder: Path) -> Checksums | None:
 
 
 def find_damaged(folder: Path) -> list[str]:
-    """Names of the files that are listed in `SHA256SUMS`, and are missing or differ from their checksum.
+    """The names of the files listed in `SHA256SUMS` that are missing or differ from their checksum.
 
     Raises ValueError for a folder without usable checksums, and for a link out of the folder.
     """
@@ -288,10 +294,10 @@ def _parse_checksums(files: ModelFolder) -> Checksums:
 
 
 def identify(files: ModelFolder, verified: Verified) -> str:
-    """SHA-256 that tells models, precisions and tokenizers apart, of the files that were loaded.
+    """A SHA-256 of the loaded files, which differs for another model, precision or tokenizer.
 
-    It is the digest of SHA256SUMS where the loaded files have their checksums, else a digest of the loaded files.
-    Raises FolderChangedError where graph or weights were written to since they were opened.
+    It is the digest of SHA256SUMS if the loaded files match their checksums, else a digest of the loaded files. Raises
+    FolderChangedError if graph or weights were written to since they were opened.
     """
     checksums = verified.checksums
     if checksums is not None and verified.is_whole:
@@ -305,21 +311,21 @@ def identify(files: ModelFolder, verified: Verified) -> str:
 # stamps ---------------------------------------------------------------------------------------------------------------
 
 ENVIRONMENT = "GPT2_EDGE_CACHE"
-Stamp = dict[str, tuple[FileState, str]]  # state and checksum, by name
-# A file that is written twice within one tick of the file system's clock has the same times. FAT counts in 2 s.
+Stamp = dict[str, tuple[FileState, str]]
+"""State and checksum of each file, by name."""
+# Two writes within one tick of the file system's clock leave the same times. FAT's ticks are 2 s long.
 _TICK_MODIFIED_NS = 2_000_000_000
-# The time of change is finer, unless it shows whole seconds.
+# The clock of the time of change is finer, unless the time is in whole seconds.
 _TICK_CHANGED_NS = 50_000_000
 _MAX_STAMP_BYTES = 1 << 20
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def read_stamp(folder: str) -> Stamp | None:
-    """What was recorded of a folder (its real path).
+    """The stamp of a folder (its real path); None if there is none that can be trusted.
 
-    None where nothing was, and where somebody else may have: a stamp is believed if it is a regular file of this user,
-    in a folder of this user, and nobody else may write to either. Windows has no such owners and modes; there the
-    access rights of %LOCALAPPDATA% protect the stamps.
+    A stamp is trusted if it is a regular file of this user in a folder of this user, and nobody else may write to
+    either. Windows has no such owners and modes; there the access rights of %LOCALAPPDATA% protect the stamps.
     """
     try:
         path = _stamp_path(folder)
@@ -331,13 +337,16 @@ def read_stamp(folder: str) -> Stamp | None:
             if not stat.S_ISREG(found.st_mode) or not _is_own(found) or found.st_size > _MAX_STAMP_BYTES:
                 return None
             return _parse_stamp(json.loads(file.read(_MAX_STAMP_BYTES)), folder)
-    # RuntimeError: the user has no home folder. RecursionError is one, too.
+    # RuntimeError is raised if the user has no home folder, and RecursionError is a subclass of it.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
 
 
 def _parse_stamp(raw: Any, folder: str) -> Stamp | None:
-    """Raises ValueError, TypeError, KeyError or AttributeError for what `write_stamp` did not write."""
+    """The stamp in a JSON value; None for another folder.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for a value that `write_stamp` did not write.
+    """
     if raw["folder"] != folder:
         return None
     stamp: Stamp = {}
@@ -359,7 +368,7 @@ def _as_json(stamp: Stamp) -> dict[str, list[int | str]]:
 def write_stamp(folder: str, stamp: Stamp, began: int) -> None:
     """Record the state of files that passed a full check, which began at `began` (time.time_ns).
 
-    Nothing is recorded where a file changed so shortly before that another change might not show.
+    Records nothing if a file changed so shortly before that a later change might have left the same times.
     """
     if any(_may_change_unseen(state, began) for state, _ in stamp.values()):
         return
@@ -378,13 +387,13 @@ def write_stamp(folder: str, stamp: Stamp, began: int) -> None:
 
 
 def _may_change_unseen(state: FileState, began: int) -> bool:
-    # Whole seconds: the file system has no finer clock.
+    # A time in whole seconds suggests a file system without a finer clock.
     tick = _TICK_CHANGED_NS if state.changed % 1_000_000_000 else _TICK_MODIFIED_NS
     return abs(began - state.modified) < _TICK_MODIFIED_NS or abs(began - state.changed) < tick
 
 
 def _is_own(found: os.stat_result) -> bool:
-    """Whether a file or folder is this user's, and nobody else may write to it. Always on Windows."""
+    """Whether a file or folder belongs to this user, and nobody else may write to it. Always true on Windows."""
     if not hasattr(os, "geteuid"):
         return True
     return found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_MAY_WRITE
@@ -396,7 +405,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _make_private(folder: Path) -> None:
-    """Close this user's folder to others. Raises PermissionError for the folder of somebody else."""
+    """Remove the rights of others to this user's folder. Raises PermissionError for a folder of another user."""
     if _is_private(folder):
         return
     found = folder.lstat()
@@ -410,7 +419,7 @@ def _stamp_path(folder: str) -> Path:
 
 
 def _cache() -> Path:
-    """$GPT2_EDGE_CACHE, else gpt2-edge in the system's place for caches."""
+    """$GPT2_EDGE_CACHE, else the folder gpt2-edge in the system's cache folder of the user."""
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
     if sys.platform == "win32":

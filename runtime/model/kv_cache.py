@@ -14,68 +14,73 @@ from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue, Ort
 from runtime.model.config import Config
 
 Logits = NDArray[np.float32]
-KeysValues = NDArray[np.float32]  # [n_layer, 2, n_head, n, head_dim] of n tokens: keys first
+KeysValues = NDArray[np.float32]
+"""Keys and values of n tokens, [n_layer, 2, n_head, n, head_dim]: keys first."""
 _CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens seen so far, in every layer, for one or several rows."""
+    """Keys and values of earlier tokens, in every layer, for one or several rows.
 
-    lengths: list[int]  # tokens held, a row each
+    lengths: how many tokens each row holds.
+    """
+
+    lengths: list[int]
 
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
-        """Run the model over `ids`, which follow what the row holds, and hold them too: prefill.
+        """Prefill: run the model over `ids`, which follow the tokens of the row, and append them to the row.
 
-        Returns the logits [keep, n_vocab] after the last `keep` of them.
+        Returns the logits [keep, n_vocab] after each of the last `keep` ids.
         """
 
     def step(self, ids: Sequence[int]) -> Logits:
-        """One id more for each of the first len(ids) rows, in one pass: decoding.
+        """Decode: append one id to each of the first len(ids) rows, in one pass.
 
-        Returns the logits [len(ids), n_vocab], valid until the next step.
+        Returns the logits [len(ids), n_vocab]; the next step overwrites them.
         """
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
-        """Make the target row hold what the source row holds, or the first `length` tokens of it."""
+        """Copy the source row, or its first `length` tokens, over the target row."""
 
     def reorder(self, order: Sequence[int], *, begin: int = 0) -> None:
-        """Make row i hold what row order[i] held, for each of the first len(order) rows; the others stay.
+        """Replace row i by row order[i], for each of the first len(order) rows; the others stay.
 
-        begin: positions before it hold the same in all of these rows, and are not copied.
+        begin: the positions before it are equal in all of these rows, and are not copied.
         """
 
     def clear_row(self, row: int) -> None:
-        """Forget what the row holds."""
+        """Remove all tokens of the row."""
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget what the row holds beyond its first `length` tokens."""
+        """Remove the tokens of the row beyond its first `length`."""
 
     def read_row(self, row: int, end: int) -> KeysValues:
-        """A copy of the keys and values of the first `end` tokens that the row holds."""
+        """A copy of the keys and values of the first `end` tokens of the row."""
 
     def write_row(self, row: int, keys_values: KeysValues) -> None:
-        """Make the row hold tokens with these keys and values, a copy of them, and nothing else."""
+        """Replace the row by a copy of these keys and values."""
 
 
 def check_ids(ids: Sequence[int], n_vocab: int) -> None:
-    """Raise ValueError for an id outside the vocabulary: some kernels read zeros or count from the end for it."""
+    """Raise ValueError for an id outside the vocabulary, for which some kernels return wrong rows without an error."""
     if len(ids) and not (min(ids) >= 0 and max(ids) < n_vocab):
         wrong = next(id_ for id_ in ids if not 0 <= id_ < n_vocab)
         raise ValueError(f"token id {wrong} is outside the vocabulary of {n_vocab:,}")
 
 
 def tensor_names(config: Config) -> list[str]:
-    """`{}.0.key, {}.0.value, {}.1.key ...`, to be filled in with past_key_values or present."""
+    """`{}.0.key, {}.0.value, {}.1.key ...`: names to format with "past_key_values" or "present"."""
     return [f"{{}}.{layer}.{part}" for layer in range(config.n_layer) for part in ("key", "value")]
 
 
 class InPlaceCache:
-    """One buffer a layer, past and present at once: `GroupQueryAttention` writes the new keys and values into it.
+    """A cache of one buffer for each layer: past and present are the same memory, and the graph writes it in place.
 
-    The mask is as long as the buffer, with ones for the tokens held, so every tensor of a decoding step is made
-    once. The operator takes several tokens on top of a past for one row only, so rows are prefilled one by one,
-    each into its own part of the buffers. `run_with_ortvaluevector` is the call that takes an overridable
-    initializer (num_logits_to_keep) and writes into given outputs.
+    `GroupQueryAttention` writes the new keys and values into the buffer. The mask is as long as the buffer, with ones
+    for the tokens held, so that every tensor of a decoding step is made only once. The operator takes several tokens on
+    top of a past for one row only, so rows are prefilled one by one, each into its own part of the buffers.
+    `run_with_ortvaluevector` is the call of onnxruntime that takes an overridable initializer (num_logits_to_keep) and
+    writes into given outputs.
     """
 
     def __init__(
@@ -87,49 +92,53 @@ class InPlaceCache:
         *,
         needs_even_rows: bool = False,
     ) -> None:
-        """Allocate for `capacity` tokens in each of `rows`.
+        """Allocate memory for `capacity` tokens in each of `rows` rows.
 
-        needs_even_rows: a step of an odd number of rows takes one more, whose only token is id 0.
+        needs_even_rows: compute a step of an odd number of rows with a spare row, whose only token is id 0.
         """
-        self._session, self._options, self._n_vocab = session, RunOptions(), config.vocab_size
+        self._session = session
+        self._options = RunOptions()
+        self._n_vocab = config.vocab_size
         self.lengths = [0] * rows
-        # The row that makes odd numbers even is the first in memory, so it is beside any number of first rows. The
-        # system gives memory to pages that are written to, and of this row only the first position is.
+        # The spare row is the first in memory, and so beside any number of first rows. It takes little memory: the
+        # system provides only pages that are written to, and only its first position is.
         self._n_spare = int(needs_even_rows)
         n_all = self._n_spare + rows
-        # 2: keys and values
+        # The dimension of 2 is for keys and values.
         self._all_buffers = np.zeros((config.n_layer, 2, n_all, config.n_head, capacity, config.head_dim), np.float32)
         self._all_masks = np.zeros((n_all, capacity), np.int64)
         self._all_masks[: self._n_spare, 0] = 1
         self._buffers = self._all_buffers[:, :, self._n_spare :]
         self._mask = self._all_masks[self._n_spare :]
-        past, present = (
-            [name.format(kind) for name in tensor_names(config)] for kind in ("past_key_values", "present")
-        )
+        past = [name.format("past_key_values") for name in tensor_names(config)]
+        present = [name.format("present") for name in tensor_names(config)]
         self._feed_names = ["num_logits_to_keep", "input_ids", "position_ids", "attention_mask", *past]
         self._fetch_names = ["logits", *present]
         self._devices = [_CPU] * len(self._fetch_names)
-        self._steps: dict[int, _Pass] = {}  # by number of rows
+        # The tensors of decoding steps by their number of rows.
+        self._steps: dict[int, _Pass] = {}
 
     def extend(self, ids: Sequence[int], *, row: int = 0, keep: int = 1) -> Logits:
-        """See `Cache.extend`. Raises ValueError when the capacity is passed: a pass beyond it would corrupt memory."""
-        begin, end = self.lengths[row], self.lengths[row] + len(ids)
+        """See `Cache.extend`. Raises ValueError beyond the capacity, where a pass would write outside the buffers."""
+        begin = self.lengths[row]
+        end = begin + len(ids)
         check_ids(ids, self._n_vocab)
         self._check_room(end)
         self._mask[row, :end] = 1
         one = self._pass(row, row + 1, len(ids), keep)
-        one.ids[0], one.positions[0] = ids, np.arange(begin, end)
+        one.ids[0] = ids
+        one.positions[0] = np.arange(begin, end)
         self._run(one)
         self.lengths[row] = end
         logits: Logits = one.logits[0]
         return logits
 
     def begin_rows(self, rows: Sequence[Sequence[int]], *, keep: int) -> Logits:
-        """Run the model over the ids that begin each row, all rows in one pass, padded on the right to the capacity.
+        """Run the model over the first ids of each row, all rows in one pass, padded on the right to the capacity.
 
-        The operator takes several tokens in several rows only where there is no past and the mask is as long as the
-        pass. Returns the logits [len(rows), keep, n_vocab] after the last `keep` positions, those of padding too.
-        Raises ValueError when the capacity is passed.
+        The operator takes several tokens in several rows only if there is no past and the mask is as long as the pass.
+        Returns the logits [len(rows), keep, n_vocab] after the last `keep` positions, padding included. Raises
+        ValueError beyond the capacity.
         """
         capacity = self._mask.shape[1]
         self._check_room(max(map(len, rows)))
@@ -143,7 +152,7 @@ class InPlaceCache:
         return one.logits
 
     def step(self, ids: Sequence[int]) -> Logits:
-        """See `Cache.step`. Raises ValueError when the capacity is passed."""
+        """See `Cache.step`. Raises ValueError beyond the capacity."""
         n = len(ids)
         check_ids(ids, self._n_vocab)
         self._check_room(max(self.lengths[:n]) + 1)
@@ -152,7 +161,8 @@ class InPlaceCache:
             self._steps[n] = self._pass(-n_spare, n, 1, 1)
         step = self._steps[n]
         for row, id_ in enumerate(ids):
-            step.ids[n_spare + row, 0], step.positions[n_spare + row, 0] = id_, self.lengths[row]
+            step.ids[n_spare + row, 0] = id_
+            step.positions[n_spare + row, 0] = self.lengths[row]
             self._mask[row, self.lengths[row]] = 1
             self.lengths[row] += 1
         self._run(step)
@@ -161,7 +171,8 @@ class InPlaceCache:
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
         """See `Cache.copy_row`."""
-        n = self.lengths[target] = self.lengths[source] if length is None else length
+        n = self.lengths[source] if length is None else length
+        self.lengths[target] = n
         self._buffers[:, :, target, :, :n] = self._buffers[:, :, source, :, :n]
         self._mask[target] = np.arange(self._mask.shape[1]) < n
 
@@ -172,13 +183,14 @@ class InPlaceCache:
             return
         sources = [order[row] for row in targets]
         end = max(self.lengths[row] for row in sources)
-        for layer in self._buffers:  # one at a time: the right side is a copy, or rows would overwrite one another
+        # Layer by layer, to bound the memory of the copy on the right side, without which rows would overwrite others.
+        for layer in self._buffers:
             layer[:, targets, :, begin:end] = layer[:, sources, :, begin:end]
         self._mask[targets] = self._mask[sources]
         self.lengths[: len(order)] = [self.lengths[row] for row in order]
 
     def clear_row(self, row: int) -> None:
-        """Forget what the row holds."""
+        """See `Cache.clear_row`."""
         self.lengths[row] = 0
         self._mask[row] = 0
 
@@ -192,7 +204,7 @@ class InPlaceCache:
         return self._buffers[:, :, row, :, :end].copy()
 
     def write_row(self, row: int, keys_values: KeysValues) -> None:
-        """See `Cache.write_row`. Raises ValueError when the capacity is passed."""
+        """See `Cache.write_row`. Raises ValueError beyond the capacity."""
         n = keys_values.shape[3]
         self._check_room(n)
         self._buffers[:, :, row, :, :n] = keys_values
@@ -201,15 +213,22 @@ class InPlaceCache:
 
     def _check_room(self, end: int) -> None:
         if end > self._mask.shape[1]:
-            raise ValueError(f"{end} tokens pass the cache's capacity of {self._mask.shape[1]}")
+            raise ValueError(f"{end} tokens exceed the cache's capacity of {self._mask.shape[1]}")
 
     def _pass(self, begin: int, end: int, n_ids: int, keep: int) -> _Pass:
-        """The tensors of a pass of `n_ids` over rows `begin` to `end`, on the buffers' own memory; -1 is the spare."""
-        n_rows, rows = end - begin, slice(self._n_spare + begin, self._n_spare + end)
-        ids, positions = np.zeros((n_rows, n_ids), np.int64), np.zeros((n_rows, n_ids), np.int64)
-        kept, logits = np.array([keep], np.int64), np.empty((n_rows, keep, self._n_vocab), np.float32)
+        """The tensors of a pass of `n_ids` ids over rows `begin` to `end`, on the memory of the buffers.
+
+        begin: -1 includes the spare row.
+        """
+        n_rows = end - begin
+        rows = slice(self._n_spare + begin, self._n_spare + end)
+        ids = np.zeros((n_rows, n_ids), np.int64)
+        positions = np.zeros((n_rows, n_ids), np.int64)
+        kept = np.array([keep], np.int64)
+        logits = np.empty((n_rows, keep, self._n_vocab), np.float32)
         values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
-        feeds, fetches = OrtValueVector(), OrtValueVector()
+        feeds = OrtValueVector()
+        fetches = OrtValueVector()
         for value in (*map(_share, (kept, ids, positions, self._all_masks[rows])), *values):
             feeds.push_back(value)
         for value in (_share(logits), *values):
@@ -224,11 +243,11 @@ class InPlaceCache:
 
 
 class _Pass(NamedTuple):
-    """Inputs and outputs of a pass: the OrtValues share the arrays' memory and do not keep it alive."""
+    """Inputs and outputs of a pass. The arrays stay here because the OrtValues share their memory without owning it."""
 
     ids: NDArray[np.int64]  # [n_rows, n_ids]
-    positions: NDArray[np.int64]
-    keep: NDArray[np.int64]
+    positions: NDArray[np.int64]  # [n_rows, n_ids]
+    keep: NDArray[np.int64]  # [1]
     logits: Logits  # [n_rows, keep, n_vocab]
     feeds: OrtValueVector
     fetches: OrtValueVector
@@ -236,7 +255,7 @@ class _Pass(NamedTuple):
 
 @contextlib.contextmanager
 def named_failure() -> Iterator[None]:
-    """onnxruntime's own exceptions share no base class but Exception: out of memory is the commonest."""
+    """Turn errors of onnxruntime, which share no base class but Exception, into RuntimeError; often it lacks memory."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,9 @@
-"""Weights that onnxruntime reads from the pages of a file, moved into the process's own memory; Linux only.
+"""Move weights that onnxruntime reads from a mapped file into the memory of the process; Linux only.
 
-onnxruntime maps the file of the weights. Most of them it rearranges and unmaps; the embedding and the vectors stay
-mapped for the life of the session. Whoever then writes to the file changes the weights, and whoever truncates it ends
-the process by SIGBUS at the next access. So after a session is opened, what is still mapped is replaced by memory with
-the same content, at the same addresses. It takes no more memory than the pages of the file did.
+onnxruntime maps the file of the weights. It rearranges most of them and unmaps the originals; the embedding and the
+vectors stay mapped for the life of the session. A write to the file would then change the weights, and a truncation
+would end the process with SIGBUS at the next access. So once a session is open, what is still mapped is replaced by
+memory with the same content at the same addresses. It takes no more memory than the pages of the file did.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from pathlib import Path
 
 _MAP_FIXED = 0x10
 _MAPS = Path("/proc/self/maps")
-# At a time: the pages of the file and their copy are in memory together.
-_CHUNK = 4 << 20
-Range = tuple[int, int, int]  # first address, the one past the end, and the first one's offset in the file
-Mappings = dict[int, list[Range]]  # by descriptor
+# How much is replaced at a time: the pages of the file and their copy are in memory together.
+_CHUNK = 4 << 20  # bytes
+Range = tuple[int, int, int]
+"""The first address of a mapping, the address past its end, and its offset in the file."""
+Mappings = dict[int, list[Range]]
+"""By file descriptor."""
 
 
 def find(descriptors: Iterable[int]) -> Mappings:
-    """The private mappings of these files that the process has; none where the system does not tell."""
+    """The private mappings of these files in this process; none on systems that do not list them."""
     if sys.platform != "linux" or not _MAPS.exists():
         return {}
     return {descriptor: _mappings(descriptor) for descriptor in descriptors if os.fstat(descriptor).st_size}
 
 
 def detach(descriptors: Iterable[int], before: Mappings) -> bool:
-    """Replace the mappings of these files by memory of the same content; whether the system lets us.
+    """Replace the mappings of these files by memory of the same content; returns whether the system allows it.
 
-    before: what `find` returned before the session was opened, which belongs to others and stays. Nothing else may map
-    or unmap these files meanwhile: the caller holds a lock for all sessions of the process.
-    Raises OSError where a file has become shorter.
+    before: what `find` returned before the session was opened; these mappings belong to others and stay. The caller
+    holds a lock for all sessions of the process, since nothing else may map or unmap these files meanwhile.
+    Raises OSError if a file has become shorter.
     """
     if sys.platform != "linux" or not _MAPS.exists():
         return False
@@ -55,9 +57,9 @@ def detach(descriptors: Iterable[int], before: Mappings) -> bool:
 
 
 def _mappings(descriptor: int) -> list[Range]:
-    """Where the file is mapped so that writing to the memory does not write to the file."""
-    # The device and the inode in the list of mappings are not everywhere those of fstat: a mapping of our own shows
-    # how the list names the file.
+    """The private mappings of a file: writing to their memory does not write to the file."""
+    # On some file systems the list of mappings has another device and inode than fstat: a mapping of our own shows how
+    # the list names the file.
     with mmap.mmap(descriptor, 1, access=mmap.ACCESS_COPY) as own:
         view = ctypes.c_char.from_buffer(own)
         own_address = ctypes.addressof(view)
@@ -68,8 +70,8 @@ def _mappings(descriptor: int) -> list[Range]:
 
 
 def _lines() -> Iterator[tuple[Range, tuple[bytes, bytes]]]:
-    """Place, and device and inode, of each private mapping of a file."""
-    # Bytes, since names of files need be no UTF-8.
+    """The range, and device and inode, of each private mapping of a file."""
+    # Read as bytes, since file names may not be UTF-8.
     for line in _MAPS.read_bytes().split(b"\n"):
         if not line:
             continue
@@ -80,7 +82,7 @@ def _lines() -> Iterator[tuple[Range, tuple[bytes, bytes]]]:
 
 
 def _replace(libc: ctypes.CDLL, address: int, length: int) -> None:
-    """Put empty memory in the place of a mapping."""
+    """Replace a mapping by empty memory."""
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
     if libc.mmap(address, length, protection, kind, -1, 0) != address:
@@ -89,7 +91,7 @@ def _replace(libc: ctypes.CDLL, address: int, length: int) -> None:
 
 
 def _fill(descriptor: int, address: int, length: int, offset: int) -> None:
-    """Read a part of the file to an address. What a mapping has beyond the end of the file is zero, as before."""
+    """Read a part of the file to an address. Beyond the end of the file the memory stays zero, as in a mapping."""
     done = 0
     while done < length:
         target = (ctypes.c_char * (length - done)).from_address(address + done)

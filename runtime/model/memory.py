@@ -1,7 +1,7 @@
-"""The memory that a model and its batches take, known before they take it.
+"""Estimate the memory of a model and its batches before they are loaded, and keep batches within a budget.
 
-The constants hold for onnxruntime's CPU kernels on x86-64 Linux; `python -m tests.trials.memory --json FILE`
-compares the estimates with what processes take, and keeps each stage, from which to set them anew.
+The constants hold for onnxruntime's CPU kernels on x86-64 Linux. `python -m tests.trials.memory --json FILE` compares
+the estimates with measured processes, and records each stage, from which new constants can be derived.
 """
 
 from __future__ import annotations
@@ -20,29 +20,40 @@ from runtime.model.config import Config, read_config
 from runtime.model.kv_cache import Cache
 from runtime.model.prefill import PREFILL_STEP
 
-PROCESS = 56_500_000  # the interpreter with numpy, onnxruntime and tokenizers imported
-LIBRARIES = 10_500_000  # what onnxruntime touches of its code, and of its own, from the first session on
-PER_TOKENIZER_BYTE = 9.5  # of tokenizer.json: its tables, opened
-PER_EMBEDDING = 0.7  # of a quantized embedding: pages of the file that stay, and as much more during the load
-PER_WIDTH = 30  # floats for each position of a pass and each of n_embd: qkv, the wider layer, sums, int8 copies
-FLOAT = 4
-_FLOATS_FROM = 3.0  # bytes for each weight; with fewer the graph is quantized
+# The interpreter with numpy, onnxruntime and tokenizers imported.
+PROCESS = 56_500_000
+# Code and data of onnxruntime that are loaded with the first session.
+LIBRARIES = 10_500_000
+# The tables of an open tokenizer, for each byte of tokenizer.json.
+PER_TOKENIZER_BYTE = 9.5
+# Pages of the file that stay in memory, for each weight of a quantized embedding, and as much again during the load.
+PER_EMBEDDING = 0.7
+# Floats for each position of a pass and each channel: qkv, the feed-forward layer, sums, int8 copies.
+PER_WIDTH = 30
+FLOAT = 4  # bytes
+# A graph with fewer bytes for each weight is quantized.
+_FLOATS_FROM = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of resident memory, by what takes them."""
+    """Bytes of resident memory, by use.
 
-    process: int  # the interpreter and its libraries, which other code in the process shares
+    process: the interpreter and its libraries, which other code in the process shares. weights: once they are loaded.
+    loading: extra memory while the weights are rearranged for the processor. cache: keys and values of a batch with all
+    positions filled. activations: of the largest pass, a chunk of a prompt at the end of the context.
+    """
+
+    process: int
     tokenizer: int
-    weights: int  # once loaded
-    loading: int  # more, while the weights are rearranged for the processor
-    cache: int  # keys and values of the batch, every position filled
-    activations: int  # of the largest pass: a chunk of a prompt at the end of the context
+    weights: int
+    loading: int
+    cache: int
+    activations: int
 
     @property
     def batch(self) -> int:
-        """What a batch adds to a loaded model."""
+        """The memory that a batch adds to a loaded model."""
         return self.cache + self.activations
 
     @property
@@ -52,14 +63,14 @@ class Estimate:
 
 
 def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows: int = 1) -> Estimate:
-    """What loading a model folder and decoding a batch of it will take, before it does; reads sizes alone.
+    """Estimate the memory for loading a model folder and decoding a batch, from config.json and the sizes of its files.
 
-    context: positions of each row, prompt and continuation; None is the model's n_positions.
-    rows: how many decode together; `batch_size` rows at most.
-    Within 15 % of the peak of resident memory of a process that does nothing else. Scoring a text takes
-    256 * vocab_size * 4 bytes more; a plain export, which copies its cache at each step, twice the cache.
-    Raises FileNotFoundError or ValueError for a folder without config.json or weights, or a context that the model
-    has not; TypeError for what is no count.
+    context: positions of each row, for prompt and continuation; None is the model's n_positions.
+    rows: how many rows decode together; at most `batch_size` do.
+    The estimate is within 15 % of the peak of resident memory of a process that does nothing else. Scoring a text takes
+    256 * vocab_size * 4 bytes more; a plain export, which copies its cache at each step, takes twice the cache.
+    Raises FileNotFoundError or ValueError for a folder without config.json or weights, or for a context longer than
+    n_positions; TypeError for a value that is not a whole number.
 
     Example:
         >>> estimate = runtime.estimate("models/demo-int8", context=256, rows=4)
@@ -78,13 +89,14 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
         raise FileNotFoundError(
             f"{place} has no {'tokenizer.json' if weights else 'model.onnx'}: it is no model folder"
         )
-    embedding = config.vocab_size * config.n_embd  # wte, which the embedding and the output layer share
+    # The embedding and the output layer share wte.
+    embedding = config.vocab_size * config.n_embd
     is_quantized = weights < _FLOATS_FROM * _n_weights(config)
     quantized = int(PER_EMBEDDING * embedding)
     return Estimate(
         process=PROCESS + LIBRARIES,
         tokenizer=int(PER_TOKENIZER_BYTE * tokenizer.stat().st_size),
-        # the output layer has a rearranged copy; the embedding reads the original
+        # The output layer has a rearranged copy, while the embedding reads the original.
         weights=weights + (quantized if is_quantized else FLOAT * embedding),
         loading=quantized if is_quantized else 0,
         cache=cache_bytes(config, context, check_count("rows", rows)),
@@ -93,24 +105,24 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
 
 
 class CachedModel(Protocol):
-    """What the size of keys and values follows from, of a checkpoint or of a model folder."""
+    """The sizes of a checkpoint or a model folder that determine the size of keys and values."""
 
     @property
     def n_layer(self) -> int:
-        """Layers."""
+        """The number of layers."""
 
     @property
     def n_embd(self) -> int:
-        """Width."""
+        """The width."""
 
 
 def cache_bytes(config: CachedModel, context: int, rows: int) -> int:
-    """Keys and values, fp32, of `rows` of `context` positions."""
+    """Bytes of the fp32 keys and values of `rows` rows of `context` positions."""
     return 2 * FLOAT * config.n_layer * config.n_embd * context * rows
 
 
 def activation_bytes(config: Config, context: int, rows: int) -> int:
-    """The largest pass of a batch: a chunk of one row's prompt, or a step of all rows, and the logits."""
+    """Bytes of the largest pass of a batch: a chunk of one row's prompt, or a step of all rows, and the logits."""
     n_ids = min(PREFILL_STEP, context)
     scores = config.n_head * n_ids * context
     return int(FLOAT * (scores + PER_WIDTH * n_ids * config.n_embd + rows * config.vocab_size))
@@ -121,23 +133,26 @@ def _n_weights(config: Config) -> int:
 
 
 class Budget:
-    """What the open batches of a model may take together. Threads may share it."""
+    """The memory that a model and its open batches may take together. Threads may share it."""
 
     def __init__(self, folder: Path, config: Config, max_memory: int) -> None:
-        """Raises MemoryError if the model alone passes `max_memory` bytes."""
+        """Raises MemoryError if the model alone takes more than `max_memory` bytes."""
         needed = estimate(folder, context=1)
-        self._folder, self._config, self._max_memory = folder, config, max_memory
-        self._taken, self._lock = needed.process + needed.tokenizer + needed.weights, Lock()
-        # Sizes of caches that are freed. Finalizers run wherever the garbage collector does, so they take no lock:
-        # adding to a deque and taking from it need none.
+        self._folder = folder
+        self._config = config
+        self._max_memory = max_memory
+        self._taken = needed.process + needed.tokenizer + needed.weights
+        self._lock = Lock()
+        # Sizes of caches that were freed. Finalizers run at any time, so they must not wait for the lock; a deque needs
+        # none.
         self._given_back: deque[int] = deque()
         if self._taken + needed.loading > max_memory:
             size = self._taken + needed.loading
-            told = f"loading {folder} takes about {size:,} bytes, max_memory is {max_memory:,}"
-            raise MemoryBudgetError(told, size, 0, max_memory)
+            problem = f"loading {folder} takes about {size:,} bytes, max_memory is {max_memory:,}"
+            raise MemoryBudgetError(problem, size, 0, max_memory)
 
     def take(self, capacity: int, rows: int) -> int:
-        """Bytes of a batch, which now count as taken. Raises MemoryError if that passes max_memory."""
+        """Reserve the bytes of a batch, and return how many. Raises MemoryError if they exceed max_memory."""
         capacity = min(capacity, self._config.n_positions)
         size = cache_bytes(self._config, capacity, rows) + activation_bytes(self._config, capacity, rows)
         with self._lock:
@@ -156,9 +171,9 @@ class Budget:
         )
 
     def give_back(self, size: int) -> None:
-        """Of a batch that could not be made."""
+        """Release the bytes of a batch that could not be made."""
         self._given_back.append(size)
 
     def until_freed(self, cache: Cache, size: int) -> None:
-        """Give the bytes back once nothing refers to the cache."""
+        """Release the bytes once nothing refers to the cache any more."""
         weakref.finalize(cache, self._given_back.append, size).atexit = False

@@ -1,4 +1,4 @@
-"""A model folder, opened: session, tokenizer, config."""
+"""A model that has been loaded from its folder: onnxruntime's session, tokenizer and config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from runtime.model.session import Session
 from runtime.model.tokenizer.calls import duplicate
 from runtime.model.tokenizer.file import read_tokenizer
 
-# what is looked for on a model, and is a function that takes one
+# Functions of `runtime` that callers may look for as methods of Model; an AttributeError names them.
 _FUNCTIONS = (
     "complete",
     "evaluate",
@@ -47,7 +47,7 @@ _FUNCTIONS = (
 
 
 class Model:
-    """A GPT-2 ready to decode. Many threads may use one; `close()`, or leaving `with`, frees its memory."""
+    """A GPT-2 that is ready to decode. Threads may share it; `close()`, or the end of a `with`, frees its memory."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Model:
         max_memory: int | None = None,
         prepack: bool = True,
     ) -> None:
-        """See `runtime.load`. `prepack=False` decodes slower from weights that stay in the file's own pages."""
+        """See `runtime.load`. prepack: False decodes slower, but keeps the weights in pages of the mapped file."""
         recover(folder)
         if not folder.is_dir():
             raise NoModelError(f"no model folder at {folder}; python export/build.py makes one")
@@ -84,7 +84,7 @@ class Model:
         threads: int | None,
         prepack: bool,
     ) -> ModelFolder:
-        """Check and open everything that decoding needs; all of it is read by way of `files`."""
+        """Check and open everything that decoding needs. All files are read through `files`."""
         name = _find_graph(files)
         path = files.place / name
         self._verified = integrity.verify(files, name, how, expect)
@@ -94,7 +94,7 @@ class Model:
         self.tokenizer: Tokenizer = read_tokenizer(
             files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
         )
-        # <|endoftext|> written in a text is text.
+        # Special tokens such as <|endoftext|> that are written in a text are plain text.
         self.tokenizer.encode_special_tokens = True
         graph = self._verified.graph
         self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
@@ -104,30 +104,29 @@ class Model:
         format_ = metadata.get(FORMAT_KEY)
         check_format(path, format_)
         self.is_fused: bool = format_ is not None
-        # of int8 and int4 products: block, dense or mixed
+        # The kernel of int8 and int4 products: block, dense or mixed. None for fp32.
         self.kernel: str | None = metadata.get(KERNEL_KEY)
-        # folders of before the key was written are taken to need it where any block size does
-        unsaid = str(int(self.kernel == "block"))
-        self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, unsaid) != "0"
+        # Folders of early versions lack the key; they need even rows if they have blocks of any size.
+        default = str(int(self.kernel == "block"))
+        self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, default) != "0"
         check_interface(path, self._session, self.config, is_fused=self.is_fused)
         return files
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 in hex that tells models, precisions and tokenizers apart, of what was loaded.
+        """A SHA-256, in hex, of the loaded model, precision and tokenizer.
 
-        For a model folder that was checked it is the digest of SHA256SUMS as it was then. Other files are read once
-        more for it, from those that were opened; raises ValueError where they were written to since, or the model is
-        closed.
+        For a model folder that was verified it is the digest of its SHA256SUMS; otherwise the loaded files are read
+        once more. Raises ValueError if they were written to since the model was loaded, or if the model is closed.
         """
         self._check_open()
         files = self._check_unwritten(self._verified.identifying)
         return integrity.identify(files, self._verified)
 
     def read_text(self, name: str) -> str | None:
-        """A small text file of the folder as it was when the folder was loaded, None where there was none.
+        """The content of a small text file when the folder was loaded; None if there was no such file.
 
-        name: one of `runtime.model.integrity.KEPT`. Raises ValueError for bytes that are no UTF-8.
+        name: one of `runtime.model.integrity.KEPT`. Raises ValueError for a file that is not UTF-8.
         """
         content = self._texts.get(name)
         try:
@@ -136,27 +135,27 @@ class Model:
             raise ValueError(f"{self.folder / name} is no text: {error}") from None
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """As `read_text`, the object in a JSON file. Raises ValueError for anything else."""
+        """The object in a JSON file, see `read_text`. Raises ValueError for a file with other content."""
         content = self._texts.get(name)
         return None if content is None else parse_json(content, self.folder / name)
 
     @functools.cached_property
     def special_tokenizer(self) -> Tokenizer:
-        """The tokenizer for texts whose special tokens, such as `<|endoftext|>`, are tokens and no text."""
+        """A tokenizer that reads special tokens in a text, such as `<|endoftext|>`, as tokens, not as plain text."""
         tokenizer = duplicate(self.tokenizer)
         tokenizer.encode_special_tokens = False
         return tokenizer
 
     @property
     def session(self) -> Session:
-        """The session of onnxruntime.
+        """onnxruntime's session.
 
-        Raises ValueError once it is closed, and where the session reads weights from a file that was written to since;
-        RuntimeError in a fork of its process.
+        Raises ValueError if the model is closed, or if the session reads weights from a file that was written to since
+        the load; RuntimeError in a fork of the process that loaded the model.
         """
         session = self._check_open()
         session.check_process()
-        # Otherwise the weights are in memory of the process, and the file does not matter any more.
+        # Otherwise the weights are in the memory of the process, and changes of the file do not matter.
         if session.reads_from_file:
             self._check_unwritten(self._verified.data)
         return session
@@ -167,7 +166,7 @@ class Model:
         return self._session
 
     def _check_unwritten(self, names: Sequence[str]) -> ModelFolder:
-        """The open files. Raises ValueError where one of these was written to since it was loaded."""
+        """The open files. Raises ValueError if one of the files `names` was written to since the model was loaded."""
         files = self._files
         if files is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
@@ -180,10 +179,10 @@ class Model:
         return files
 
     def new_cache(self, capacity: int, rows: int = 1) -> Cache:
-        """An empty key-value cache: `rows` of up to `capacity` tokens each, of which n_positions can be used.
+        """An empty key-value cache of `rows` rows of up to `capacity` tokens each; the model can use n_positions.
 
-        Raises ValueError for several rows on a plain export, which decodes one at a time; MemoryError where the cache
-        would pass the model's max_memory.
+        Raises ValueError for several rows of a plain export, which decodes one at a time; MemoryError if the cache
+        would exceed the model's max_memory.
         """
         session = self.session
         if rows > 1 and not self.is_fused:
@@ -210,9 +209,9 @@ class Model:
         return self._session is None
 
     def close(self) -> None:
-        """Free the session. Generation that is under way in other threads ends first, on its own reference."""
+        """Free the session. Other threads that are generating finish first: each has its own reference to it."""
         self._session = None
-        # Other threads may be looking at the files; they are closed with the last reference.
+        # Other threads may still use the files; they are closed with the last reference.
         self._files = None
 
     def __enter__(self) -> Self:
@@ -227,7 +226,8 @@ class Model:
             f"runtime.load({str(self.folder)!r})"
         )
 
-    if not TYPE_CHECKING:  # to a type checker it would mean that a Model has every attribute
+    # Hidden from type checkers, for which a class with __getattr__ has every attribute.
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
             cure = f"; runtime.{name}(..., model=model) takes the model" if name in _FUNCTIONS else ""

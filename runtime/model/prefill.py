@@ -1,4 +1,4 @@
-"""The grid of absolute positions on which every pass over several ids ends."""
+"""Chunked prefill on a fixed grid: every pass over a prompt ends at a multiple of `PREFILL_STEP` positions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 
 from runtime.model.kv_cache import Cache, KeysValues, Logits
 
-PREFILL_STEP = 256  # positions in one pass: bounds the memory of long prompts
+PREFILL_STEP = 256
+"""The most positions of one pass, which bounds the memory of long prompts."""
 
 
 def cut(ids: Sequence[int], begin: int = 0) -> Iterator[Sequence[int]]:
-    """Ids that stand at position `begin` and after, a pass at a time.
+    """Cut ids, the first of which is at position `begin`, into the chunks of passes.
 
-    Passes end on multiples of PREFILL_STEP, since int8 logits depend a little on the cuts.
+    Chunks end at multiples of PREFILL_STEP, since int8 logits depend a little on where a prompt is cut.
     """
     end = PREFILL_STEP - begin % PREFILL_STEP
     if ids:
@@ -24,7 +25,7 @@ def cut(ids: Sequence[int], begin: int = 0) -> Iterator[Sequence[int]]:
 
 
 def last_line(position: int) -> int:
-    """The last multiple of PREFILL_STEP up to a position: what stands before it does not depend on what follows."""
+    """The last multiple of PREFILL_STEP up to a position. Keys and values before it do not depend on later ids."""
     return position - position % PREFILL_STEP
 
 
@@ -35,11 +36,11 @@ def prefill(
     interrupted: Callable[[], object] = lambda: None,
     known: KeysValues | None = None,
 ) -> Logits:
-    """Make a row of the cache hold these ids and nothing else; returns the logits [n_vocab] after the last.
+    """Fill a row of the cache with these ids; returns the logits [n_vocab] after the last.
 
-    `interrupted` is asked before each pass; if it says so, the logits are empty: [0]. `known`: keys and values of the
-    first ids, up to a line of the grid and not of all; they are copied, and the passes are those of the other ids.
-    Raises ValueError where there are no ids.
+    interrupted: called before each pass; if it returns true, prefill ends with empty logits [0]. known: keys and values
+    of the first ids, up to a multiple of PREFILL_STEP and not of all ids; they are copied, and only the other ids are
+    computed. Raises ValueError if there are no ids.
     """
     if not ids:
         raise ValueError("there is nothing to predict from: no ids")

@@ -13,25 +13,25 @@ import stat
 import time
 from pathlib import Path
 
-# In the workspace: the model that a build replaces, until the build removes it.
+# The name, in the workspace, of the model that a build replaces, until the build removes it.
 REPLACED = "replaced"
-# In the workspace, as long as anything else is.
+# The lock of the workspace; it exists as long as any other file there.
 LOCK = "lock"
-# A build that is alive needs far less time between its two renames.
+# A build that is alive needs far less time than all pauses between its two renames.
 _PAUSE = 0.1  # seconds
 _N_PAUSES = 10
 _SUFFIX = ".building"
 
 
 def workspace_of(output: Path) -> Path:
-    """Where a build of this folder works."""
+    """The folder in which a build of this output works."""
     return output.parent / f".{output.name}{_SUFFIX}"
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a path is a folder and no link, and on POSIX belongs to this user.
+    """Whether a path is a folder, not a link, and on POSIX belongs to this user.
 
-    Where others may write beside a model, they may put anything under the name of its workspace.
+    Other users who may write beside a model could put anything there under the name of its workspace.
     """
     try:
         found = folder.lstat()
@@ -44,18 +44,18 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_workspace(work: Path) -> bool:
-    """Whether a folder is what a build of this user left: it has the build's lock, or nothing at all.
+    """Whether a folder was left by a build of this user: it has the lock of a build, or is empty.
 
-    A folder of this user that somebody else moved to this name has no lock.
+    Another folder of this user, which somebody else moved to this name, has no lock.
     """
     lock = work / LOCK
     return is_ours(work) and (not any(work.iterdir()) or (lock.is_file() and not lock.is_symlink()))
 
 
 def recover(output: Path) -> None:
-    """Put the model back that a killed build of this user left aside.
+    """Put back the model that a killed build of this user left aside.
 
-    Does nothing where there is none, where a model is in place, and where the folder above is read-only.
+    Does nothing if there is none, if a model is in its place, or if the folder above is read-only.
     """
     aside = workspace_of(output) / REPLACED
     for _ in range(_N_PAUSES):

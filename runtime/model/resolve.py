@@ -1,4 +1,4 @@
-"""Which model a call means. Models that are named by their path are loaded once in a process, and kept."""
+"""Find the model of a call. Models that are named by their path are loaded once in a process, and kept."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def _forget() -> None:
     _loaded.clear()
 
 
-if hasattr(os, "register_at_fork"):  # Windows does not fork
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
 def resolve(model: ModelOrPath) -> Model:
-    """A Model as it is; the model of a path or of None (see `find`), loaded at its first use and kept.
+    """Return a Model as it is, and for a path or None (see `find`) the loaded model, which is kept for later calls.
 
-    Raises ValueError for a Model that was closed, TypeError for what is neither, and what `runtime.load` raises.
+    Raises ValueError for a Model that was closed, TypeError for another value, and the errors of `runtime.load`.
     """
     if isinstance(model, Model):
         if model.is_closed:
@@ -38,12 +39,13 @@ def resolve(model: ModelOrPath) -> Model:
     with _lock:
         kept = _loaded.get(folder)
         if kept is None or kept.is_closed:
-            kept = _loaded[folder] = Model(folder)
+            kept = Model(folder)
+            _loaded[folder] = kept
         return kept
 
 
 def check_path(path: object) -> Path:
-    """The value as a Path. Raises TypeError for what is no path."""
+    """The value as a Path. Raises TypeError for a value that is not a path."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"model is {path!r}; a Model, a path or None is expected")
     return Path(path)

@@ -1,4 +1,4 @@
-"""onnxruntime's session: opened with our options, and explained after a fork."""
+"""onnxruntime's session, opened with our options; it raises an error in a fork, where it would wait for ever."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from runtime.hardware import huge_pages
 from runtime.hardware.threads import usable_threads
 from runtime.model import mapped_weights
 
-# this fusion would put a slower kernel in the place of Add and LayerNormalization
+# This fusion would replace Add and LayerNormalization by a slower kernel.
 _SLOWER = {"SkipLayerNormFusion"}
-# One session at a time: see `mapped_weights.detach`.
+# Sessions are opened one at a time, see `mapped_weights.detach`.
 _opening = Lock()
 
 
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
-    """A session of this process. In a fork of it every run raises RuntimeError: its threads are not there."""
+    """A session of this process. In a fork every run raises RuntimeError: the fork lacks the session's threads."""
 
     def __init__(self, path: Path, threads: int | None, prepack: bool, data: Sequence[int] = ()) -> None:
         """Open a graph.
 
-        data: descriptors of the files of its weights. What stays mapped from them is moved into memory of the process,
-            where the system lets us and `prepack` is on; see `reads_from_file`.
-        Raises ValueError, naming the file, for what onnxruntime cannot open.
+        data: descriptors of the files of its weights. With `prepack`, weights that stay mapped from them are moved into
+            the memory of the process if the system allows it; `reads_from_file` says whether not.
+        Raises ValueError, naming the file, for a graph that onnxruntime cannot open.
         """
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # 2 warns about num_logits_to_keep at every load; errors are raised anyway
+        # Only fatal messages: onnxruntime warns about num_logits_to_keep at every load, and raises errors anyway.
+        options.log_severity_level = 4
         options.intra_op_num_threads = usable_threads() if threads is None else threads
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name
-        options.enable_cpu_mem_arena = False  # it would keep what only the load needed
+        # ONNX whatever the name of the file.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        # The arena would keep memory that only the load needed.
+        options.enable_cpu_mem_arena = False
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         before = huge_pages.anonymous_ranges()
@@ -48,8 +51,10 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
                 self.reads_from_file = not (prepack and mapped_weights.detach(data, mapped))
             self.metadata: dict[str, str] = self.get_modelmeta().custom_metadata_map
             for value in (*self.get_inputs(), *self.get_outputs(), *self.get_overridable_initializers()):
-                _ = value.name, value.type, value.shape  # bytes that are no UTF-8 raise as they are first read
-        except Exception as error:  # onnxruntime's own exceptions share no base class but this
+                # Names that are not UTF-8 raise an error when they are first read: read all of them now.
+                _ = (value.name, value.type, value.shape)
+        # onnxruntime's exceptions share no other base class.
+        except Exception as error:
             raise ModelFolderError(
                 f"{path} or {path.name}_data is missing, or damaged, or too large: {error}"
             ) from None
@@ -80,10 +85,11 @@ _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _keep_in_fork() -> None:
-    """Never free the parent's sessions in a fork: that would wait for ever for threads that are not there."""
+    """Never free the parent's sessions in a fork: that would wait for ever for threads that the fork lacks."""
     for session in _open:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
-if hasattr(os, "register_at_fork"):  # Windows does not fork
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_in_fork)

@@ -1,4 +1,4 @@
-"""Every call into tokenizers, with its failures as ValueError on one line.
+"""All calls into the tokenizers library, with its failures as ValueError with a message of one line.
 
 tokenizers raises bare `Exception`, and pyo3's `PanicException`, a BaseException, where its Rust code panics. Neither
 names the text or the file. A panic also prints a line of Rust's own on standard error, which nothing can prevent.
@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# characters of a text, and ids of a list, in an error
+# How many characters of a text, and ids of a list, an error shows.
 SHOWN = 24
 SHOWN_IDS = 8
 
@@ -28,9 +28,9 @@ def is_panic(error: BaseException) -> bool:
 
 
 def guard(doing: Callable[[], str], call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """The call's result. A failure becomes ValueError: what `doing` returns, then the reason.
+    """The result of a call. A failure becomes a ValueError with what `doing` returns, then the reason.
 
-    MemoryError, and what ends a program (KeyboardInterrupt, SystemExit), stay what they are.
+    MemoryError, KeyboardInterrupt and SystemExit are not changed.
     """
     try:
         return call(*arguments, **named)
@@ -64,9 +64,9 @@ def duplicate(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
-    """What a tokenizer makes of a text, `whole` with what its post-processor puts around it.
+    """Encode a text. whole: with the special tokens of the tokenizer's post-processor.
 
-    Raises ValueError for a text that it refuses, naming the word that is to blame where there is one.
+    Raises ValueError for a text that cannot be encoded, naming the word without a token if there is one.
     """
     try:
         encoding: Encoding = guard(lambda: "", tokenizer.encode, text, add_special_tokens=whole)
@@ -91,7 +91,7 @@ def _explain(tokenizer: Tokenizer, text: str, reason: str) -> str:
 
 
 def _words(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What the tokenizer's model is given."""
+    """The words that the tokenizer's model reads: the text after normalizer and pre-tokenizer."""
     normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
     if tokenizer.pre_tokenizer is None:
         return [normalized]

@@ -1,4 +1,4 @@
-"""tokenizer.json: read once, checked, and opened from what was checked."""
+"""Read a tokenizer.json once, check it, and open the tokenizer from the bytes that were checked."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from runtime.model.tokenizer.parts import (
     shown,
 )
 
-# 4 times that of the largest vocabularies published, of 256,000 tokens
+# Four times the size of the largest published vocabularies, of 256,000 tokens.
 MAX_BYTES = 128 * 2**20
-# of the warnings: who calls runtime.load, which calls Model, which calls read_tokenizer
+# The stack level of warnings: the caller of runtime.load, which calls Model, which calls read_tokenizer.
 _CALLER = 4
 _KEYS = {"version", "added_tokens", "model", *CALL_SETTINGS, *(section.name for section in SECTIONS)}
 
@@ -51,7 +51,7 @@ def read_tokenizer(path: Path, vocab_size: int | None = None, *, trusted: bool =
         try:
             stated = check(content, vocab_size)
         except TokenizerFileError as error:
-            # a folder is loaded as it is with verify='off'; a checkpoint is not
+            # A model folder, for which vocab_size is known, can be loaded with verify='off'; a checkpoint cannot.
             cure = ", or load a folder that you trust with verify='off'" if error.is_part and vocab_size else ""
             raise ValueError(f"{path} {error}{cure}") from None
     tokenizer = calls.open_tokenizer(path, content)
@@ -101,7 +101,7 @@ def check(content: bytes, vocab_size: int | None = None) -> dict[str, int]:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-    """As tokenizers reads it: UTF-8, no NaN, and no key twice, of which two readers might take different ones."""
+    """Parse JSON as tokenizers does: UTF-8, no NaN, and no duplicate keys, of which readers take different ones."""
     try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -145,7 +145,7 @@ def _token(vocab: dict[str, int] | list[list[Any]], id_: int) -> str:
 
 
 def _end_dropout(tokenizer: Tokenizer) -> float:
-    """Turn dropout of merges off, with which a text has other ids in each call. Returns what it was."""
+    """Turn off the dropout of merges, which would give a text other ids in each call. Returns the former dropout."""
     dropout: float | None = getattr(tokenizer.model, "dropout", None)
     if dropout is None:
         return 0.0
@@ -154,7 +154,7 @@ def _end_dropout(tokenizer: Tokenizer) -> float:
 
 
 def _differences(tokenizer: Tokenizer, stated: Mapping[str, int], vocab_size: int | None) -> Iterator[str]:
-    """What a caller should know of added tokens: ids that are not those of the file, and ids beyond the vocabulary."""
+    """Warnings about added tokens: with other ids than the file says, and with ids beyond the vocabulary."""
     added = calls.added_tokens(tokenizer)
     for id_, token in added.items():
         if stated.get(token.content, id_) != id_:

@@ -1,8 +1,8 @@
 """Parts of a tokenizer.json that are allowed: their fields, and bounds that keep work linear in the length of a text.
 
-tokenizers itself takes any file: normalizers that double a text 36 times, sizes that no memory holds, patterns that
-never return. A call into it cannot be interrupted, and an allocation that fails ends the process. So what is not listed
-here is refused before tokenizers sees it.
+tokenizers itself opens any file: normalizers that double a text 36 times, sizes beyond all memory, patterns that take
+exponential time. A call into it cannot be interrupted, and an allocation that fails ends the process. So anything that
+is not listed here raises an error before tokenizers reads the file.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from runtime.model.tokenizer.patterns import minimum_length
 Check = Callable[[Any], None]
 MAX_PARTS = 32
 MAX_DEPTH = 4
-# characters that one character of a text may become in a section: the growths of its parts, multiplied
+# How many characters one character may become in a section: the product of the growths of its parts.
 MAX_GROWTH = 1_000
 MAX_SHORT_TEXT = 64
 MAX_TOKEN = 1_024
 MAX_ADDED_CHARACTERS = 1_000_000
-# WordPiece tries all prefixes of what is left of a word: the square of this many steps a word
+# WordPiece tries all prefixes of the rest of a word, so a word takes up to the square of this many steps.
 MAX_WORD = 256
-# tokenizers' decoder counts back from the end of a token that may be shorter
+# tokenizers' Strip decoder fails for tokens that are much shorter than what it strips.
 MAX_STRIP = 64
 _UINT32 = 2**32
 _SHOWN = 60
 
 
 class TokenizerFileError(ValueError):
-    """What in a tokenizer.json is not allowed: the end of a sentence that begins with the file's name."""
+    """A tokenizer.json that is not allowed. The message is the end of a sentence that begins with the file's name."""
 
-    # whether it is a part that is not on the list of those allowed
+    # Whether the reason is a part that is not on the list of allowed ones.
     is_part = False
 
     @classmethod
     def at(cls, place: str, reason: str) -> TokenizerFileError:
-        """Of a part that is not allowed. `place`: as `normalizer.normalizers[2].content`."""
+        """The error for a part that is not allowed. place: such as `normalizer.normalizers[2].content`."""
         error = cls(f"is refused: {place} {reason}; save it again with transformers' save_pretrained")
         error.is_part = True
         return error
 
     @classmethod
     def of_other_model(cls, place: str, reason: str) -> TokenizerFileError:
-        """Of ids that the model does not have."""
+        """The error for ids that the model does not have."""
         return cls(f"is not of this model: {place} {reason}; copy the model folder again, or build it again")
 
 
@@ -104,12 +104,6 @@ def is_character(value: object) -> None:
     """Raise ValueError for all but a text of one character."""
     if not isinstance(value, str) or len(value) != 1:
         raise _expected("one character", value)
-
-
-def is_nothing(value: object) -> None:
-    """Raise ValueError for all but null."""
-    if value is not None:
-        raise _expected("null", value)
 
 
 def number(least: int, most: int) -> Check:
@@ -403,7 +397,8 @@ def _check_special(place: str, token: object) -> None:
     if not isinstance(token, dict):
         raise TokenizerFileError.at(place, f"is {shown(token)}; an object with id, ids and tokens is allowed")
     check_fields(place, token, {"id": is_token, "ids": _is_list, "tokens": _is_list})
-    ids, tokens = token.get("ids", []), token.get("tokens", [])
+    ids = token.get("ids", [])
+    tokens = token.get("tokens", [])
     if len(ids) != len(tokens) or not 1 <= len(ids) <= MAX_PARTS:
         raise TokenizerFileError.at(
             place, f"has {len(ids):,} ids and {len(tokens):,} tokens; as many, 1 to {MAX_PARTS}, are allowed"
@@ -518,7 +513,8 @@ def check_model(value: object) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in MODELS:
         raise TokenizerFileError.at("model.type", f"is {shown(kind)}; {', '.join(MODELS)} are allowed")
     check_fields("model", value, MODELS[kind])
-    unk_id, vocab = value.get("unk_id"), value.get("vocab")
+    unk_id = value.get("unk_id")
+    vocab = value.get("vocab")
     if vocab is None:
         raise TokenizerFileError.at("model.vocab", "is missing")
     if unk_id is not None and unk_id >= len(vocab):

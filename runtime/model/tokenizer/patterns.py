@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-# ends a run of white space before the space that belongs to the next word
+# A run of white space ends before the space that belongs to the next word.
 _SPACES = r"\s+(?!\S)|\s+"
 _LINES = rf"\s*[\r\n]+|{_SPACES}"
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -36,11 +36,11 @@ PUBLISHED = frozenset({
     " ?[^(\\s|[.,!?…。，、।۔،])]+",
 })  # fmt: skip
 MAX_LENGTH = 2_000
-# steps that one attempt to match may cost besides the text that it consumes
+# The most steps of one attempt to match, besides the text that it consumes.
 MAX_STEPS = 2_000
 
 _ESCAPE = r"\\(?:[sSdDwWhHtnrfv]|[pP]\{\^?[A-Za-z_ ]{1,40}\}|x\{[0-9A-Fa-f]{1,6}\}|[^\w\s])"
-# no class in a class, and no && inside one: Oniguruma gives both a meaning
+# No class inside a class, and no && inside one: both are operators in Oniguruma.
 _CLASS = rf"\[\^?(?:{_ESCAPE}|[^\[\]\\&])+\]"
 _ATOM = rf"(?:{_ESCAPE}|{_CLASS}|\.|[^\\\[\]\(\)\{{\}}\*\+\?\|\^\$\.])"
 _COUNT = r"[?*+]|\{(?P<least>\d{1,4})(?P<comma>,(?P<most>\d{1,4})?)?\}"
@@ -50,7 +50,7 @@ _Item = tuple[int, int | None]
 
 
 def minimum_length(pattern: str) -> int:
-    r"""Characters that a match of a pattern has at least.
+    r"""The length of the shortest match of a pattern, in characters.
 
     Raises ValueError for a pattern that may need more than linear time, and for one that matches the empty text.
 
@@ -109,8 +109,10 @@ def _repeats(match: re.Match[str]) -> _Item:
 
 
 def _steps(items: list[_Item]) -> int:
-    """Steps that an attempt takes at most, besides the text that it consumes. Raises ValueError for no such number."""
-    choices, length, is_unlimited = 1, 1, False
+    """The most steps of an attempt, besides the text that it consumes. Raises ValueError if there is no limit."""
+    choices = 1
+    length = 1
+    is_unlimited = False
     for least, most in items:
         if is_unlimited and least > 0:
             raise ValueError("an item that must match follows one that repeats without limit")

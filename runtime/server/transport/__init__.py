@@ -1,1 +1,1 @@
-"""HTTP: sockets, limits, routes, the page."""
+"""HTTP transport: sockets, limits on clients, routes, the page."""

@@ -1,4 +1,4 @@
-"""The application: every address that is served."""
+"""The ASGI application and its routes."""
 
 from __future__ import annotations
 
@@ -24,34 +24,38 @@ router = APIRouter()
 
 
 class ModelCard(BaseModel):
-    """A model that is served."""
+    """The model that is served.
+
+    max_model_len: tokens of prompt and continuation together. max_tokens: the most new tokens of a request. chat:
+    whether the model has a chat template.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["gpt2-edge"] = "gpt2-edge"
-    max_model_len: int  # tokens of prompt and continuation together
-    max_tokens: int  # new ones that a request may ask for
-    chat: bool  # whether it has a chat template
+    max_model_len: int
+    max_tokens: int
+    chat: bool
 
 
 class ModelList(BaseModel):
-    """All of them: one."""
+    """The list of models, with the only one that is served."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """That the server answers, and decodes."""
+    """The answer of a server that decodes."""
 
     status: Literal["ok"] = "ok"
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:
-    """The ASGI application that serves a model; its lifespan starts and ends the threads.
+    """The ASGI application that serves a model; its lifespan starts and ends the engine's threads.
 
-    Raises ValueError where the model cannot be served so.
+    Raises ValueError for settings that do not fit the model.
     """
     engine = Engine(model, settings)
 
@@ -66,7 +70,8 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         version=runtime.__version__,
         description="OpenAI's completions protocol for a GPT-2 on this machine.",
         lifespan=lifespan,
-        docs_url=None,  # the framework's page loads scripts from elsewhere
+        # FastAPI's pages of documentation load scripts from other servers.
+        docs_url=None,
         redoc_url=None,
     )
     app.state.engine = engine
@@ -104,7 +109,7 @@ async def retrieve_model(model: str, request: Request) -> ModelCard:
 
 @router.get("/health", responses=ERRORS)
 async def health(request: Request) -> Health:
-    """Whether the server answers and decodes; 503 where its decoding thread has ended, or stands still."""
+    """Whether the server answers and decodes; 503 if its decoding thread has ended, or does not respond."""
     if not request.app.state.engine.is_alive:
         raise server_error("the decoding thread has ended, or does not answer: start the server again", 503)
     return Health()

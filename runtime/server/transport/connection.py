@@ -1,4 +1,4 @@
-"""uvicorn's connection, with an end to what a client can hold open: half a request, a reply that nobody reads."""
+"""uvicorn's connection with time limits, for clients that send half a request or do not read their reply."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ _FULL = ApiError("the server has as many clients as it takes; try again soon", s
 
 
 class Connection(H11Protocol):
-    """Gives up a client that keeps it waiting for `client_timeout` seconds, or for longest where there are too many."""
+    """Closes a connection whose client keeps it waiting for `client_timeout` seconds.
+
+    If there are too many connections, the one that has been waiting for its client the longest is closed earlier.
+    """
 
     settings: ClassVar[Settings]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for a request."""
+        """Begin to wait for a request."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
-        self._rank = (False, self.loop.time())  # whether it was answered before, since when it may ask
+        # Whether the client was answered before, and since when it may send a request.
+        self._rank = (False, self.loop.time())
         if len(self.connections) > self.settings.connections:
             self._make_room()
         self._give_up_later()
 
     def _make_room(self) -> None:
-        """Give up who has been asking for longest; where all have asked, turn this client away."""
+        """Close the connection that waits longest for its request; if none waits, turn this client away."""
         asking = [one for one in self.connections if isinstance(one, Connection) and one.is_asking and one is not self]
         if asking:
             min(asking, key=lambda one: one._rank).transport.abort()
@@ -40,11 +44,11 @@ class Connection(H11Protocol):
 
     @property
     def is_asking(self) -> bool:
-        """Whether its request is not whole."""
+        """Whether the connection waits for a request or the rest of one."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; the head of a request has to be whole in time."""
+        """Read data; the head of a request must be complete in time."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._go_on()
@@ -52,29 +56,29 @@ class Connection(H11Protocol):
             self._give_up_later()
 
     def pause_writing(self) -> None:
-        """The client does not read; it has so long to begin."""
+        """The client does not read its reply: give it a limited time to go on."""
         super().pause_writing()
         self._give_up_later()
 
     def resume_writing(self) -> None:
-        """It reads."""
+        """The client reads again: stop the timer."""
         super().resume_writing()
         self._go_on()
 
     def on_response_complete(self) -> None:
-        """The end of a reply, which the client has to read in time where it is the last."""
+        """The end of a reply. If the connection closes after it, the client must read it in time."""
         super().on_response_complete()
         self._rank = (True, self.loop.time())
         if self.transport.is_closing():
             self._give_up_later()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing more is asked."""
+        """The client has sent no further request: close the connection, in limited time."""
         super().timeout_keep_alive_handler()
         self._give_up_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left."""
+        """The client has left: stop the timer."""
         super().connection_lost(exc)
         self._go_on()
 

@@ -1,4 +1,4 @@
-"""What a request must pass before it is read: its host, its key, its size, and the time it takes to send."""
+"""Check a request before it is processed: its host, origin, key, size, and the time it takes to arrive."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from runtime.server.errors import CLOSED_REQUEST, ApiError, short
 from runtime.server.transport.cors import Cors
 from runtime.server_settings import Settings
 
-OPEN_PATHS = frozenset(
-    {"/", "/page.css", "/page.js", "/sheet.js", "/health"}
-)  # without a key: they tell nothing of the model
-_FORGOTTEN_BYTES = 2**24
-_LAST = {"Connection": "close"}  # what is left of the body is not waited for
+# These paths need no key, since they reveal nothing about the model.
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/sheet.js", "/health"})
+# How many bytes beyond the limit are read and discarded.
+_DISCARDED_BYTES = 2**24
+# Closes the connection, so that the server need not read the rest of the body.
+_LAST = {"Connection": "close"}
 
 
 class Guard:
-    """An ASGI application around another: reads the body whole, within the limits, and counts the replies."""
+    """ASGI middleware that reads the whole body of a request, within the limits, and counts the replies."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._settings = app, settings
+        self._app = app
+        self._settings = settings
         self._cors = Cors(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +36,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), [CLOSED_REQUEST]
+        start = time.monotonic()
+        status = [CLOSED_REQUEST]
 
         async def send_counted(message: Message) -> None:
             status[0] = message.get("status", status[0])
@@ -46,7 +49,8 @@ class Guard:
             await self._pass_on(scope, receive, send_counted)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a Rust panic, which the framework would not answer in our words
+        # A panic of Rust code, for which the framework would not send our error message.
+        except BaseException as error:
             raise RuntimeError(f"{type(error).__name__}: {error}") from None
         finally:
             _count(scope, status[0], time.monotonic() - start)
@@ -68,7 +72,10 @@ class Guard:
             await self._app(scope, _replay(body, receive), send)
 
     def _check_host(self, headers: Headers) -> None:
-        """Without a key, only by address: a web page elsewhere could have its own name point here."""
+        """Without a key, accept only an address, localhost or the configured name as Host.
+
+        Otherwise a web page could reach the server through a name of its own that points to it (DNS rebinding).
+        """
         name = headers.get("host", "").strip().lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         if self._settings.api_key or name in ("localhost", self._settings.host.lower()):
@@ -76,15 +83,14 @@ class Guard:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            told = f"the host {name!r} is not one of this server's; use its address, or a key"
-            raise ApiError(told, status=403, code="unknown_host", headers=_LAST) from None
+            message = f"the host {name!r} is not one of this server's; use its address, or a key"
+            raise ApiError(message, status=403, code="unknown_host", headers=_LAST) from None
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Without a key, only pages of this server, and of the origins in the settings, may ask.
+        """Without a key, accept requests of browsers only from this server's page and from the allowed origins.
 
-        Any page that is visited can send requests here. The page of this server may be linked to from anywhere. A
-        browser says where a request comes from by Sec-Fetch-Site, which no page can change, or, where it is older, by
-        Origin; other clients send neither.
+        Any web page could send some. Links from other pages to this page are allowed. A browser states the origin of a
+        request in Sec-Fetch-Site, which pages cannot change, and older browsers in Origin; other clients send neither.
         """
         if (
             self._settings.api_key
@@ -92,13 +98,14 @@ class Guard:
             or (scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_PATHS)
         ):
             return
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        site = headers.get("sec-fetch-site")
+        origin = headers.get("origin")
         is_own = origin is None or origin.lower().partition("://")[2] == headers.get("host", "").strip().lower()
         if site is not None:
             is_own = site in ("same-origin", "none")
         if not is_own:
-            told = f"the request comes from a page elsewhere ({short(origin)}); only this server's own page may ask"
-            raise ApiError(told, status=403, code="cross_site", headers=_LAST)
+            message = f"the request comes from a page elsewhere ({short(origin)}); only this server's own page may ask"
+            raise ApiError(message, status=403, code="cross_site", headers=_LAST)
 
     def _check_key(self, path: str, headers: Headers) -> None:
         key = self._settings.api_key
@@ -115,14 +122,18 @@ class Guard:
             )
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None where the client left before its end. Raises ApiError for one too large or too slow.
+        """The body; None if the client left before its end. Raises ApiError if it is too large or too slow.
 
-        Most clients read a reply only after they have sent all: of what is too large, some is read and forgotten.
+        Most clients read a reply only after they have sent everything, so some bytes beyond the limit are read and
+        discarded.
         """
-        limit, body, n_bytes, is_last = self._settings.max_body_bytes, bytearray(), 0, False
+        limit = self._settings.max_body_bytes
+        body = bytearray()
+        n_bytes = 0
+        is_last = False
         try:
             async with asyncio.timeout(self._settings.client_timeout):
-                while not is_last and n_bytes <= limit + _FORGOTTEN_BYTES:
+                while not is_last and n_bytes <= limit + _DISCARDED_BYTES:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
@@ -132,16 +143,16 @@ class Guard:
                         body += message["body"]
         except TimeoutError:
             if n_bytes <= limit:
-                told = f"the request did not come within {self._settings.client_timeout} s"
-                raise ApiError(told, status=408, code="request_timeout", headers=_LAST) from None
+                message_text = f"the request did not come within {self._settings.client_timeout} s"
+                raise ApiError(message_text, status=408, code="request_timeout", headers=_LAST) from None
         if n_bytes > limit:
-            told = f"the request is larger than {limit} bytes"
-            raise ApiError(told, status=413, code="request_too_large", headers=_LAST)
+            message_text = f"the request is larger than {limit} bytes"
+            raise ApiError(message_text, status=413, code="request_too_large", headers=_LAST)
         return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body first."""
+    """A `receive` that returns the body first."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -153,5 +164,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _count(scope: Scope, status: int, seconds: float) -> None:
     metrics: Metrics = scope["app"].state.engine.metrics
     route = scope.get("route")
-    metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()  # not the path: anyone can make one up
+    # The route, not the path of the request: clients could invent any number of paths.
+    metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
     metrics.seconds.observe(seconds)

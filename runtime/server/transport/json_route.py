@@ -1,4 +1,4 @@
-"""Routes that read large JSON one request at a time, so that a flood of it leaves room for others."""
+"""Routes that parse large JSON one request at a time, so that many such requests do not block the others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-LARGE = 2**14  # bytes; smaller ones are read in under a millisecond
+# Smaller bodies are parsed in less than a millisecond.
+LARGE = 2**14  # bytes
 
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    """A request of many lists makes the garbage collector look at all of them ten times: that takes longest."""
+    """Pause the garbage collector, which would take most of the time of parsing JSON with many lists."""
     if not gc.isenabled():
         yield
         return
@@ -32,8 +33,8 @@ class _Request(Request):
     async def json(self) -> Any:
         """See `Request.json`.
 
-        Reading a megabyte keeps the event loop for a tenth of a second. In turns, whatever else is ready goes on in
-        between.
+        Parsing a megabyte blocks the event loop for a tenth of a second. Large bodies take turns, so that other work
+        runs in between.
         """
         if len(await self.body()) < LARGE:
             return await super().json()
@@ -41,7 +42,7 @@ class _Request(Request):
             began = time.monotonic()
             with _no_collections():
                 found = await super().json()
-            # as long again for others
+            # Leave the event loop to others for as long as the parsing took.
             await asyncio.sleep(time.monotonic() - began)
             return found
 

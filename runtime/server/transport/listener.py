@@ -1,4 +1,4 @@
-"""The command `serve`: a socket, and uvicorn on it until a signal ends it."""
+"""Serve a model: open a socket, and run uvicorn on it until a signal ends it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from runtime.server.transport.tls import tls_options
 from runtime.server_settings import Settings
 
 MAX_HEAD_BYTES = 16384
-_LEFT_SECONDS = 5.0  # for the last words to clients, after the grace
+# After the grace period, the time to send the last events to clients.
+_LEFT_SECONDS = 5.0
 
 
 def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
-    """Serve a model until SIGINT or SIGTERM. Raises OSError where the address cannot be listened on.
+    """Serve a model until SIGINT or SIGTERM.
 
-    Raises OSError or ValueError for TLS files that cannot be used.
+    Raises OSError if the server cannot listen on the address, OSError or ValueError for TLS files that cannot be used.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     server = make_server(model, settings, verbose=verbose)
@@ -40,8 +41,9 @@ def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket. Raises OSError naming the address."""
-    host, port = settings.host, settings.port
+    """Open the listening socket. Raises OSError, naming the address."""
+    host = settings.host
+    port = settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=settings.connections)
@@ -50,7 +52,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> Server:
-    """uvicorn, with our limits. Raises OSError or ValueError for TLS files that cannot be used."""
+    """A uvicorn server with our limits. Raises OSError or ValueError for TLS files that cannot be used."""
     config = uvicorn.Config(
         make_app(model, settings),
         http=type("Connection", (Connection,), {"settings": settings}),
@@ -69,17 +71,22 @@ def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> S
 
 
 class Server(uvicorn.Server):
-    """When it is told to stop, requests under way have some time to finish, and then end where they are."""
+    """A server that on a signal gives running requests some time to finish, and then ends them where they are.
 
-    greeting: str | None = None  # a line for stderr, once requests are answered and signals are heard
+    greeting: a line for standard error, printed when the server answers requests and handles signals.
+    """
+
+    greeting: str | None = None
 
     def __init__(self, config: uvicorn.Config, grace: float) -> None:
         super().__init__(config)
-        self._grace, self._n_signals = grace, 0
+        self._grace = grace
+        self._n_signals = 0
 
     @property
     def _engine(self) -> Engine:
-        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]  # it is the FastAPI object
+        # `app` is the FastAPI object here.
+        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]
         return engine
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -98,7 +105,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         if self._n_signals == 1 and self._engine.n_open:
             about = f"requests under way have {self._grace:g} s to finish; a second signal ends them now"
-            # in the loop: the handler may interrupt a write to the same stream
+            # Printed by the event loop, since the signal may have interrupted a write to the same stream.
             asyncio.get_running_loop().call_soon_threadsafe(_say, f"gpt2-edge: {about}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -109,6 +116,6 @@ class Server(uvicorn.Server):
 
 
 def _say(text: str) -> None:
-    """A line on standard error, where there is still one."""
+    """Print a line on standard error, if it is still open."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The page at /, and its files: nothing comes from anywhere else."""
+"""The page at / and its files; it loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ async def page() -> Response:
 
 @router.get("/page.css")
 async def style() -> Response:
-    """How it looks."""
+    """The style sheet of the page."""
     return _response("page.css", "text/css")
 
 
 @router.get("/page.js")
 async def script() -> Response:
-    """What it does."""
+    """The script of the page."""
     return _response("page.js", "text/javascript")
 
 
 @router.get("/sheet.js")
 async def sheet() -> Response:
-    """What it shows."""
+    """The script that renders results on the page."""
     return _response("sheet.js", "text/javascript")

@@ -237,7 +237,7 @@ def test_inputs_that_pass_fp32_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path / "tiny"), tmp_path)
     ids = np.array([some_ids(20)])
     layers = LayerInputs(checkpoint.config, checkpoint.tensors, ids, tmp_path, moments=False)
-    with pytest.raises(ValueError, match=r"h\.\d\.\S+: .* passes fp32.*--no-calibration"):
+    with pytest.raises(ValueError, match=r"h\.\d\.\S+: .* overflow fp32.*--no-calibration"):
         for layer in range(TINY["n_layer"]):
             layers.run(layer)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -107,6 +107,7 @@ positive = st.lists(st.floats(0, 1e6, width=32), min_size=2, max_size=30)
 
 
 @given(positive, st.sampled_from([0.25, 0.5, 0.75, 1.0]), st.integers(0, 2**32))
+@example([0.0, float(np.finfo(np.float32).smallest_subnormal)], 0.25, 0)
 @settings(deadline=None)
 def test_scales_are_finite_positive_and_centred(sizes: list[float], strength: float, seed: int) -> None:
     activations = np.array(sizes, np.float32)
