@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,13 @@ from runtime.errors import NoTokenError, OptionError
 from runtime.generation.banned import BannedPhrases, PhraseIndex, TokenTexts
 from runtime.model.model import Model
 from runtime.options import Options
-from runtime.tokenization.detokenizer import CONTEXT_IDS, Detokenizer
+from runtime.tokenization.detokenizer import Detokenizer
 from tests.support.vocabularies import KINDS
 
-calm = settings(deadline=None, max_examples=120)
+calm = settings(deadline=None, max_examples=50)
 PROMPT = "Once upon a time there was a little mouse who"
 TOKENIZERS = {name: make() for name, make in KINDS.items()}
-TEXTS = {
-    name: TokenTexts(tokenizer, max(tokenizer.get_vocab().values()) + 1) for name, tokenizer in TOKENIZERS.items()
-}
+TEXTS = {name: TokenTexts(tokenizer, max(tokenizer.get_vocab().values()) + 1) for name, tokenizer in TOKENIZERS.items()}
 
 
 def text_after(detokenizer: Detokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -44,7 +41,9 @@ def cases(draw: st.DrawFn, kind: str) -> tuple[list[int], list[int], list[str]]:
     detokenizer = Detokenizer(TOKENIZERS[kind])
     text = text_after(detokenizer, prompt, [*new, *draw(ids)])
     part = st.tuples(st.integers(0, max(0, len(text) - 1)), st.integers(1, 6)).map(lambda at: text[at[0] : sum(at)])
-    phrases = st.lists(part | st.sampled_from(["a", " ", "ab", "the", " a", "é", ". "]), min_size=1, max_size=3)
+    phrases = st.lists(
+        part | st.sampled_from(["a", " ", "ab", "the", " a", "é", ". ", "#", "#a"]), min_size=1, max_size=3
+    )
     return prompt, new, [phrase for phrase in draw(phrases) if phrase and "\ufffd" not in phrase] or ["e"]
 
 
@@ -85,7 +84,7 @@ def continue_at_random(kind: str, phrases: Sequence[str], n: int, seed: int) -> 
     phrases=st.lists(st.text("ab e\n", min_size=1, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1)
 )
 def test_no_phrase_is_ever_in_a_text(kind: str, phrases: list[str], seed: int) -> None:
-    ids = continue_at_random(kind, phrases, 40, seed)
+    ids = continue_at_random(kind, phrases, 20, seed)
     text = text_after(Detokenizer(TOKENIZERS[kind]), [0], ids)
     assert not any(phrase in text for phrase in phrases)
 
@@ -99,15 +98,17 @@ def test_nothing_is_known_of_a_strange_decoder() -> None:
     assert not texts.is_known
     banned = BannedPhrases(PhraseIndex(texts, ["bbbb"]), Detokenizer(tokenizer), [2])
     a, b = tokenizer.token_to_id("a"), tokenizer.token_to_id("b")
-    assert banned.completing([a]).tolist() == sorted([a, tokenizer.token_to_id("▁a")][:1])
+    # Every "a" is decoded to "bb", and two of them complete the phrase.
+    assert banned.completing([a]).tolist() == [a]
     assert banned.completing([a, b]).tolist() == [a, b]
 
 
-def test_many_phrases_cost_little_memory() -> None:
-    texts = TEXTS["byte-level"]
-    index = PhraseIndex(texts, [f"{number}a" for number in range(3000)])
-    banned = BannedPhrases(index, Detokenizer(TOKENIZERS["byte-level"]), [0])
-    assert set(banned.completing([ord("7")]).tolist()) >= set() if texts.is_exact else False
+def test_each_of_many_phrases_counts() -> None:
+    phrases = [f"{number}a" for number in range(3000)]
+    banned = BannedPhrases(PhraseIndex(TEXTS["byte-level"], phrases), Detokenizer(TOKENIZERS["byte-level"]), [0])
+    digit, letter = (TOKENIZERS["byte-level"].token_to_id(token) for token in "7a")
+    assert letter in banned.completing([digit])
+    assert letter not in banned.completing([letter])
 
 
 # with a model ------------------------------------------------------------------------------------------------------
@@ -183,7 +184,10 @@ def test_where_everything_is_banned_there_is_no_token(demo_fp32: Model) -> None:
     eos = sorted(demo_fp32.config.eos_token_ids)
     letters = sorted({letter for token in demo_fp32.tokenizer.get_vocab() for letter in token if letter.isascii()})
     options: dict[str, Any] = {"model": demo_fp32, "banned": [*letters, " ", "\n"]}
-    options["suppress_ids"] = [*eos, *(id_ for id_ in range(demo_fp32.config.vocab_size) if not _is_ascii(demo_fp32, id_))]
+    options["suppress_ids"] = [
+        *eos,
+        *(id_ for id_ in range(demo_fp32.config.vocab_size) if not _is_ascii(demo_fp32, id_)),
+    ]
     [one] = runtime.complete(PROMPT, **options)
     assert (one.finish_reason, one.ids) == ("no_token", [])
     with pytest.raises(NoTokenError, match="banned"):
