@@ -194,8 +194,8 @@ def generate(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
-            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
             n_positions ids count; 0 is off.
         dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
         dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
@@ -319,8 +319,8 @@ def stream(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
-            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
             n_positions ids count; 0 is off.
         dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
         dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
@@ -447,8 +447,8 @@ def stream_many(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
-            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
             n_positions ids count; 0 is off.
         dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
         dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
@@ -596,8 +596,8 @@ def complete(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
-            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
             n_positions ids count; 0 is off.
         dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
         dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
@@ -755,8 +755,8 @@ def perform(
         presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
         frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
         no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
-        dry_multiplier: DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from
-            the logit of an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
             n_positions ids count; 0 is off.
         dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
         dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones

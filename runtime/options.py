@@ -199,8 +199,8 @@ class Options:
     dry_multiplier: float = _option(
         Number(least=0),
         0.0,
-        "DRY, don't repeat yourself: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of "
-        "an id that would prolong a repetition of n ids, n at least dry_allowed_length; the latest n_positions ids "
+        "subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that would prolong a "
+        "repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest n_positions ids "
         "count; 0 is off",
         llama_cpp="--dry-multiplier",
         note="the DRY penalty of llama.cpp with --dry-penalty-last-n -1",

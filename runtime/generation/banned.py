@@ -128,37 +128,47 @@ class BannedPhrases:
 
     def completing(self, new_ids: Sequence[int]) -> Ids:
         """The ids that would complete a phrase."""
-        found = self._index.completing(self._written(new_ids))
-        if self._index.texts.is_exact and (new_ids or not self._hidden):
-            return found
-        return np.array([id_ for id_ in found.tolist() if self._completes(new_ids, id_)], np.int64)
+        texts = self._index.texts
+        first = self._find_first(new_ids)
+        if not texts.is_exact and not self._context and first is None:
+            # The first token of a text is decoded in a way of its own.
+            return self._confirm(texts.order, new_ids)
+        found = self._index.completing(self._written(new_ids, first))
+        return found if texts.is_exact and (new_ids or not self._hidden) else self._confirm(found, new_ids)
 
-    def _written(self, new_ids: Sequence[int]) -> bytes:
+    def _find_first(self, new_ids: Sequence[int]) -> int | None:
+        """Where the first id stands that is part of the text."""
+        return next((at for at, id_ in enumerate(new_ids) if self._detokenizer.shows(id_)), None)
+
+    def _written(self, new_ids: Sequence[int], first: int | None) -> bytes:
         """The end of the text so far, as long as the search needs it."""
+        texts = self._index.texts
         parts: list[bytes] = []
         n_left = self._index.n_before
         for at in range(len(new_ids) - 1, -1, -1):
             if n_left <= 0:
                 break
-            part = self._index.texts.of_id[new_ids[at]]
+            part = texts.of_id[new_ids[at]]
+            if at == first and not texts.is_exact and not self._context:
+                part = max(part, texts.write(self._detokenizer.decode([new_ids[at]])), key=len)
             parts.append(part if at else part[self._n_hidden :])
             n_left -= len(part)
         return b"".join(reversed(parts))
 
-    def _completes(self, new_ids: Sequence[int], id_: int) -> bool:
-        """Whether the decoded text has a phrase once this id is in it."""
-        window = self._detokenizer.last_shown(new_ids, self._n_window)
-        if len(window) < self._n_window:
-            known = self._decode(self._context)
-            text = self._decode([*self._context, *window, id_])[len(known) + len(self._hidden) :]
+    def _confirm(self, ids: Ids, new_ids: Sequence[int]) -> Ids:
+        """Those of some ids with which the decoded text has a phrase in it, in their order."""
+        before = self._detokenizer.last_shown(new_ids, self._n_window)
+        if len(before) < self._n_window:
+            n_known = len(self._detokenizer.decode(self._context)) + len(self._hidden)
+            before = [*self._context, *before]
         else:
             # The first ids are there for the text of the next ones.
-            known = self._decode(window[: self._detokenizer.n_context])
-            text = self._decode([*window, id_])[len(known) :]
-        return any(phrase in text for phrase in self._index.phrases)
+            n_known = len(self._detokenizer.decode(before[: self._detokenizer.n_context]))
+        return np.array([id_ for id_ in np.sort(ids).tolist() if self._has_phrase([*before, id_], n_known)], np.int64)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._detokenizer.decode(ids)
+    def _has_phrase(self, ids: Sequence[int], n_known: int) -> bool:
+        text = self._detokenizer.decode(ids)[n_known:]
+        return any(phrase in text for phrase in self._index.phrases)
 
 
 _LOCK = Lock()

@@ -20,7 +20,7 @@ from runtime.options import Options
 from runtime.tokenization.detokenizer import Detokenizer
 from tests.support.vocabularies import KINDS
 
-calm = settings(deadline=None, max_examples=120)
+calm = settings(deadline=None, max_examples=50)
 PROMPT = "Once upon a time there was a little mouse who"
 TOKENIZERS = {name: make() for name, make in KINDS.items()}
 TEXTS = {name: TokenTexts(tokenizer, max(tokenizer.get_vocab().values()) + 1) for name, tokenizer in TOKENIZERS.items()}
@@ -41,7 +41,9 @@ def cases(draw: st.DrawFn, kind: str) -> tuple[list[int], list[int], list[str]]:
     detokenizer = Detokenizer(TOKENIZERS[kind])
     text = text_after(detokenizer, prompt, [*new, *draw(ids)])
     part = st.tuples(st.integers(0, max(0, len(text) - 1)), st.integers(1, 6)).map(lambda at: text[at[0] : sum(at)])
-    phrases = st.lists(part | st.sampled_from(["a", " ", "ab", "the", " a", "é", ". "]), min_size=1, max_size=3)
+    phrases = st.lists(
+        part | st.sampled_from(["a", " ", "ab", "the", " a", "é", ". ", "#", "#a"]), min_size=1, max_size=3
+    )
     return prompt, new, [phrase for phrase in draw(phrases) if phrase and "\ufffd" not in phrase] or ["e"]
 
 
@@ -82,7 +84,7 @@ def continue_at_random(kind: str, phrases: Sequence[str], n: int, seed: int) -> 
     phrases=st.lists(st.text("ab e\n", min_size=1, max_size=3), min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1)
 )
 def test_no_phrase_is_ever_in_a_text(kind: str, phrases: list[str], seed: int) -> None:
-    ids = continue_at_random(kind, phrases, 40, seed)
+    ids = continue_at_random(kind, phrases, 20, seed)
     text = text_after(Detokenizer(TOKENIZERS[kind]), [0], ids)
     assert not any(phrase in text for phrase in phrases)
 
@@ -96,15 +98,17 @@ def test_nothing_is_known_of_a_strange_decoder() -> None:
     assert not texts.is_known
     banned = BannedPhrases(PhraseIndex(texts, ["bbbb"]), Detokenizer(tokenizer), [2])
     a, b = tokenizer.token_to_id("a"), tokenizer.token_to_id("b")
-    assert banned.completing([a]).tolist() == sorted([a, tokenizer.token_to_id("▁a")][:1])
+    # Every "a" is decoded to "bb", and two of them complete the phrase.
+    assert banned.completing([a]).tolist() == [a]
     assert banned.completing([a, b]).tolist() == [a, b]
 
 
-def test_many_phrases_cost_little_memory() -> None:
-    texts = TEXTS["byte-level"]
-    index = PhraseIndex(texts, [f"{number}a" for number in range(3000)])
-    banned = BannedPhrases(index, Detokenizer(TOKENIZERS["byte-level"]), [0])
-    assert set(banned.completing([ord("7")]).tolist()) >= set() if texts.is_exact else False
+def test_each_of_many_phrases_counts() -> None:
+    phrases = [f"{number}a" for number in range(3000)]
+    banned = BannedPhrases(PhraseIndex(TEXTS["byte-level"], phrases), Detokenizer(TOKENIZERS["byte-level"]), [0])
+    digit, letter = (TOKENIZERS["byte-level"].token_to_id(token) for token in "7a")
+    assert letter in banned.completing([digit])
+    assert letter not in banned.completing([letter])
 
 
 # with a model ------------------------------------------------------------------------------------------------------
