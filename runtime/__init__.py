@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ModelFolderError,
         NoModelError,
         NoTokenError,
+        NoTokenizerError,
         OptionError,
         PrefixFileError,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "ModelFolderError",
     "NoModelError",
     "NoTokenError",
+    "NoTokenizerError",
     "OptionError",
     "Prefix",
     "PrefixFileError",

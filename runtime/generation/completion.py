@@ -47,6 +47,9 @@ class Completion:
     # Of a beam: log-probability after penalties / length ** length_penalty. None without beams, and for a continuation
     # that stands in for one that does not exist (finish_reason "no_token", no ids).
     beam_score: float | None = None
+    # The text of each of ids by itself, `�` for bytes that are part of a character. A model without a tokenizer has no
+    # texts: `text` is "" then, and there are no tokens.
+    tokens: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def logprob(self) -> float:
