@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         PrefixFileError,
     )
     from runtime.generation.completion import Completion
+    from runtime.generation.session import Session
     from runtime.model.memory import estimate
     from runtime.model.model import Model
     from runtime.prefixes.prefix import Prefix
@@ -54,6 +55,7 @@ __all__ = [
     "Prefix",
     "PrefixFileError",
     "Score",
+    "Session",
     "Surprisal",
     "complete",
     "estimate",
@@ -75,6 +77,7 @@ _MODULES = {
     "Model": "model.model",
     "Prefix": "prefixes.prefix",
     "Score": "scoring.scoring",
+    "Session": "generation.session",
     "Surprisal": "scoring.surprisal",
     "estimate": "model.memory",
 }

@@ -93,9 +93,11 @@ class Model:
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
         self._tokenizer: Tokenizer | None = None
         if self._verified.has_tokenizer:
-            self._tokenizer = read_tokenizer(
-                files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
-            )
+            path_of_tokenizer = files.place / integrity.TOKENIZER
+            try:
+                self._tokenizer = read_tokenizer(path_of_tokenizer, self.config.vocab_size, trusted=how == "off")
+            except ValueError as error:
+                raise ModelFolderError(str(error)) from None
             # <|endoftext|> written in a text is text.
             self._tokenizer.encode_special_tokens = True
         graph = self._verified.graph

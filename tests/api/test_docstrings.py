@@ -31,7 +31,7 @@ def test_examples_work(name: str, demo_int8_folder: Path, tmp_path: Path, monkey
     assert result.failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("method", [Model.encode, Model.decode])
+@pytest.mark.parametrize("method", [Model.encode, Model.decode, runtime.Session])
 def test_examples_of_methods_work(
     method: Any, demo_int8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
