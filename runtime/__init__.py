@@ -30,10 +30,12 @@ if TYPE_CHECKING:
         ModelFolderError,
         NoModelError,
         NoTokenError,
+        NoTokenizerError,
         OptionError,
         PrefixFileError,
     )
     from runtime.generation.completion import Completion
+    from runtime.generation.session import Session
     from runtime.model.memory import estimate
     from runtime.model.model import Model
     from runtime.prefixes.prefix import Prefix
@@ -48,10 +50,12 @@ __all__ = [
     "ModelFolderError",
     "NoModelError",
     "NoTokenError",
+    "NoTokenizerError",
     "OptionError",
     "Prefix",
     "PrefixFileError",
     "Score",
+    "Session",
     "Surprisal",
     "complete",
     "estimate",
@@ -73,6 +77,7 @@ _MODULES = {
     "Model": "model.model",
     "Prefix": "prefixes.prefix",
     "Score": "scoring.scoring",
+    "Session": "generation.session",
     "Surprisal": "scoring.surprisal",
     "estimate": "model.memory",
 }

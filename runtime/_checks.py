@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
 
+Prompt = str | list[int]  # a text, or token ids
 MAX_COUNT = 2**63 - 1  # of whole numbers that have no smaller limit
+_PROMPT = "a text (str) or a list of token ids"
 _SHOWN = 120  # characters of a value in a message
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = _SHOWN
@@ -110,6 +112,81 @@ def check_one_or_several_texts(name: str, value: object) -> list[str]:
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {shown(value)}; a text or several are expected")
     return _as_texts(name, value)
+
+
+def check_ids(name: str, value: object, n_vocab: int | None = None) -> list[int]:
+    """Token ids as a list of plain ints, from any iterable of whole numbers.
+
+    n_vocab: ids are 0 to n_vocab - 1; None checks that they are whole numbers.
+    Raises TypeError for what is something else; ValueError for an id outside the vocabulary.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {shown(value)}; token ids are expected, a list of whole numbers")
+    ids = list(value)
+    # Lists of a million plain ints are common, and the checks one by one are slow.
+    if not all(type(id_) is int for id_ in ids):
+        ids = [_check_id(f"{name}[{index}]", id_) for index, id_ in enumerate(ids)]
+    if n_vocab is not None:
+        check_vocabulary(name, ids, n_vocab)
+    return ids
+
+
+def _check_id(name: str, value: object) -> int:
+    if not _is_id(value):
+        raise TypeError(f"{name} is {shown(value)}; a token id is expected, a whole number")
+    return int(value)
+
+
+def _is_id(value: object) -> TypeGuard[numbers.Integral]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_vocabulary(name: str, ids: Sequence[int], n_vocab: int) -> None:
+    """Raise ValueError for an id that is not 0 to n_vocab - 1."""
+    if len(ids) and not (min(ids) >= 0 and max(ids) < n_vocab):
+        index = next(index for index, id_ in enumerate(ids) if not 0 <= id_ < n_vocab)
+        raise ValueError(
+            f"{name}[{index}] is {_written(ids[index])}; the ids of this model's vocabulary are 0 to {n_vocab - 1}"
+        )
+
+
+def check_prompt(name: str, value: object) -> Prompt:
+    """A text as it is, or token ids as a list of plain ints.
+
+    Raises TypeError for what is neither, ValueError for no ids.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {shown(value)}; {_PROMPT} is expected")
+    ids = check_ids(name, value)
+    if not ids:
+        raise ValueError(f"{name} has no token ids; at least one is expected, such as that of bos_token")
+    return ids
+
+
+def check_prompts(name: str, value: object) -> tuple[list[Prompt], bool]:
+    """One prompt or several as a list, and whether it is one. A prompt is a text, or a sequence of token ids.
+
+    Raises TypeError for what is something else; ValueError where there are none, and for one of no ids.
+    """
+    if isinstance(value, str):
+        return [value], True
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {shown(value)}; {_PROMPT}, or several of them, are expected")
+    given = list(value)
+    if not given:
+        raise ValueError(f"{name} is empty; at least one text or token id is expected")
+    if _is_id(given[0]):
+        return [check_prompt(name, given)], True
+    return [check_prompt(f"{name}[{index}]", one) for index, one in enumerate(given)], False
+
+
+def check_prompt_ids(name: str, prompts: Sequence[Prompt], n_vocab: int, *, is_one: bool = False) -> None:
+    """Raise ValueError for an id outside the vocabulary, in those of the prompts that are token ids."""
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            check_vocabulary(name if is_one else f"{name}[{index}]", prompt, n_vocab)
 
 
 def _as_texts(name: str, value: Iterable[object], least: int = 1) -> list[str]:

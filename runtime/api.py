@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from runtime._checks import check_count, check_one_or_several_texts
+from runtime._checks import Prompt, check_count, check_flag, check_prompt, check_prompt_ids, check_prompts
 from runtime._lock import importing
-from runtime.errors import OptionError
+from runtime.errors import NoTokenizerError, OptionError
 from runtime.generation import loop as generation
 from runtime.generation.completion import Completion
 from runtime.generation.proposers import open_draft
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from runtime.tasks.perform import Answer, Task
 
 MAX_SAMPLES = 2**16  # continuations of one prompt: each has a row, which is made before any is decoded
-Several = list[str] | tuple[str, ...]
+One = str | list[int]  # a text, or its token ids
+Several = list[str] | list[list[int]] | tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -123,7 +124,7 @@ def load(
 
 @_explains_unknown_keywords
 def generate(
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     model: ModelOrPath = None,
     prefix: Prefix | None = None,
@@ -172,6 +173,7 @@ def generate(
     Args:
         prompt: any text; an empty one starts from the beginning of a text. Its ids are those that transformers'
             text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
+            Or token ids, a list of ints, which are taken as they are.
         model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
             under ./models. A path or None is loaded at its first use and kept.
         prefix: what the prompt begins with, computed before; the continuation is the same, and comes sooner. See
@@ -258,7 +260,7 @@ def generate(
 
 @_explains_unknown_keywords
 def stream(
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     model: ModelOrPath = None,
     prefix: Prefix | None = None,
@@ -301,7 +303,7 @@ def stream(
     The pieces join to what `generate` returns. Closing the iterator ends the work.
 
     Args:
-        prompt: any text, as for `generate`.
+        prompt: a text or token ids, as for `generate`.
         model: as for `generate`.
         prefix: as for `generate`.
         draft: as for `generate`.
@@ -376,15 +378,18 @@ def stream(
     """
     options = Options(**pick_options(locals()))
     check_seed(options)
+    given = check_prompt("prompt", prompt)
     opened = prefixes.open_model(model, prefix)
-    rows = generation.make_rows(opened, [prompt], [options], prefix=prefix)
+    _check_texts_are_known(opened)
+    _check_given_ids("prompt", [given], opened, options, is_one=True)
+    rows = generation.make_rows(opened, [given], [options], prefix=prefix)
     proposer = open_draft(draft, opened, options.lookup)
     return (piece for _, piece in generation.stream_pieces(opened, rows, draft=proposer) if piece)
 
 
 @_explains_unknown_keywords
 def stream_many(
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
     *,
     model: ModelOrPath = None,
     batch_size: int = generation.BATCH_SIZE,
@@ -428,7 +433,7 @@ def stream_many(
     The pieces of each prompt join to what `generate` returns for it.
 
     Args:
-        prompts: the texts.
+        prompts: texts, or lists of token ids.
         model: as for `generate`.
         batch_size: how many continuations decode at a time; the others wait.
         prefix: what all prompts begin with, as for `generate`.
@@ -508,9 +513,11 @@ def stream_many(
     """
     options = Options(**pick_options(locals()))
     check_seed(options)
-    texts = check_one_or_several_texts("prompts", prompts)
+    texts, is_one = check_prompts("prompts", prompts)
     check_count("batch_size", batch_size)
     opened = prefixes.open_model(model, prefix)
+    _check_texts_are_known(opened)
+    _check_given_ids("prompts", texts, opened, options, is_one=is_one)
     rows = generation.make_rows(opened, texts, [options] * len(texts), prefix=prefix)
     pieces = generation.stream_pieces(opened, rows, batch_size, open_draft(draft, opened, options.lookup))
     return ((row.place.prompt_index, piece) for row, piece in pieces if piece)
@@ -518,7 +525,7 @@ def stream_many(
 
 @_explains_unknown_keywords
 def complete(
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
     *,
     model: ModelOrPath = None,
     n: int = 1,
@@ -568,7 +575,7 @@ def complete(
     finish_reason "no_token"; the others go on.
 
     Args:
-        prompts: one text or several.
+        prompts: one text or several. A list of ints is one prompt of token ids, a list of such lists several.
         model: as for `generate`.
         n: continuations for each prompt, 65,536 at most; more than one needs a temperature above 0, or beams.
             (transformers: num_return_sequences)
@@ -656,12 +663,13 @@ def complete(
 
     """
     given = pick_options(locals())
-    texts = check_one_or_several_texts("prompts", prompts)
+    texts, is_one = check_prompts("prompts", prompts)
     options = make_seeded(given, given.pop("seed"), len(texts))
     _check_counts(n, num_beams, batch_size, logprobs)
     opened = prefixes.open_model(model, prefix)
     if logprobs > opened.config.vocab_size:
         raise ValueError(f"logprobs is {logprobs}; the model has {opened.config.vocab_size} tokens")
+    _check_given_ids("prompts", texts, opened, options[0], is_one=is_one)
     proposer = open_draft(draft, opened, options[0].lookup)
     if num_beams > 1:
         if proposer or options[0].lookup:
@@ -680,6 +688,24 @@ def complete(
     for _ in generation.generate_pieces(opened, rows, batch_size, proposer):
         pass
     return [row.completion() for row in rows]
+
+
+def _check_texts_are_known(model: Model) -> None:
+    """Raise NoTokenizerError for a model that writes no text."""
+    if not model.has_tokenizer:
+        raise NoTokenizerError(
+            f"{model.folder} has no tokenizer and writes no text; runtime.complete gives the ids that it generates"
+        )
+
+
+def _check_given_ids(name: str, prompts: Sequence[Prompt], model: Model, options: Options, *, is_one: bool) -> None:
+    """Raise ValueError for token ids outside the vocabulary, and for an option that has no effect on them."""
+    check_prompt_ids(name, prompts, model.config.vocab_size, is_one=is_one)
+    if options.special_tokens and not any(isinstance(prompt, str) for prompt in prompts):
+        raise OptionError(
+            "special_tokens=True is about what is written in a text, and token ids are given; leave it out",
+            "special_tokens",
+        )
 
 
 def _check_counts(n: int, num_beams: int, batch_size: int, logprobs: int) -> None:
@@ -824,7 +850,7 @@ def perform(
     return tasks.perform(prefixes.open_model(model, prefix), task, text, given, abstain_below, prefix)
 
 
-def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False) -> Prefix:
+def prefix(text: str | Sequence[int], *, model: ModelOrPath = None, special_tokens: bool = False) -> Prefix:
     """What many prompts begin with, computed once: few-shot examples, a long article, the start of a conversation.
 
     `generate(text + question, prefix=prefix(text))` gives exactly what the call without `prefix=` gives: same prompt,
@@ -834,7 +860,8 @@ def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False
     saves nothing. Where the text and what follows it make other tokens at the seam, the common part ends before it.
 
     Args:
-        text: the beginning. A prompt that does not begin with it is refused with a ValueError.
+        text: the beginning, a text or token ids. A prompt that does not begin with it is refused with a ValueError;
+            where one of the two is ids, ids are compared.
         model: as for `generate`.
         special_tokens: as it is given to `generate`.
 
@@ -853,7 +880,11 @@ def prefix(text: str, *, model: ModelOrPath = None, special_tokens: bool = False
         True
 
     """
-    return prefixes.make(resolve(model), text, special_tokens)
+    given = check_prompt("text", text)
+    check_flag("special_tokens", special_tokens)
+    opened = resolve(model)
+    _check_given_ids("text", [given], opened, Options(special_tokens=special_tokens), is_one=True)
+    return prefixes.make(opened, given, special_tokens)
 
 
 def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> Prefix:
@@ -884,9 +915,9 @@ def load_prefix(path: str | os.PathLike[str], *, model: ModelOrPath = None) -> P
 
 @overload
 def score(
-    continuation: str,
+    continuation: One,
     *,
-    context: str = "",
+    context: str | Sequence[int] = "",
     model: ModelOrPath = None,
     overflow: ScoreOverflow = "error",
     prefix: Prefix | None = None,
@@ -895,15 +926,15 @@ def score(
 def score(
     continuation: Several,
     *,
-    context: str = "",
+    context: str | Sequence[int] = "",
     model: ModelOrPath = None,
     overflow: ScoreOverflow = "error",
     prefix: Prefix | None = None,
 ) -> list[Score]: ...
 def score(
-    continuation: str | Sequence[str],
+    continuation: str | Sequence[int] | Sequence[str | Sequence[int]],
     *,
-    context: str = "",
+    context: str | Sequence[int] = "",
     model: ModelOrPath = None,
     overflow: ScoreOverflow = "error",
     prefix: Prefix | None = None,
@@ -924,8 +955,9 @@ def score(
     that close.
 
     Args:
-        continuation: one text or several.
-        context: the text before.
+        continuation: one text or several. A list of ints is one continuation of token ids, a list of such lists
+            several. Ids are taken as they are, and a context or a continuation beside them is encoded on its own.
+        context: the text before, or its token ids.
         model: as for `generate`.
         overflow: when context and continuation together pass n_positions + 1 tokens (the last is predicted only):
             "error", or "truncate_left", which leaves out the beginning of the context.
@@ -935,7 +967,7 @@ def score(
         A Score, or a list with one for each of several continuations.
 
     Raises:
-        TypeError: what is no text.
+        TypeError: what is neither a text nor token ids.
         ValueError: an empty continuation, or none.
         ContextLengthError: a text that is too long.
 
@@ -945,21 +977,27 @@ def score(
         True
 
     """
-    texts = check_one_or_several_texts("continuation", continuation)
+    texts, is_one = check_prompts("continuation", continuation)
+    before = check_prompt("context", context)
     opened = prefixes.open_model(model, prefix)
+    check_prompt_ids("continuation", texts, opened.config.vocab_size, is_one=is_one)
+    check_prompt_ids("context", [before], opened.config.vocab_size, is_one=True)
     with importing:
         from runtime.scoring import scoring
 
-    scores = scoring.score(opened, texts, context, overflow, prefix)
-    return scores[0] if isinstance(continuation, str) else scores
+    scores = scoring.score(opened, texts, before, overflow, prefix)
+    return scores[0] if is_one else scores
 
 
 @overload
-def score_text(text: str, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
+def score_text(text: One, *, model: ModelOrPath = None, stride: int | None = None) -> Score: ...
 @overload
 def score_text(text: Several, *, model: ModelOrPath = None, stride: int | None = None) -> list[Score]: ...
 def score_text(
-    text: str | Sequence[str], *, model: ModelOrPath = None, stride: int | None = None
+    text: str | Sequence[int] | Sequence[str | Sequence[int]],
+    *,
+    model: ModelOrPath = None,
+    stride: int | None = None,
 ) -> Score | list[Score]:
     """Log-probability of every token of a text but the first, and their perplexity.
 
@@ -968,7 +1006,8 @@ def score_text(
     there is no `prefix=`: score what follows the beginning with `score(rest, context=beginning, prefix=...)`.
 
     Args:
-        text: one text or several, of any length.
+        text: one text or several, of any length. A list of ints is one text of token ids, a list of such lists
+            several.
         model: as for `generate`.
         stride: windows of n_positions tokens begin every so many tokens. None is n_positions, the fastest; a smaller
             stride gives each token more context.
@@ -977,7 +1016,7 @@ def score_text(
         A Score, or a list with one for each of several texts.
 
     Raises:
-        TypeError: what is no text.
+        TypeError: what is neither a text nor token ids.
         ValueError: a text of fewer than two tokens, or a stride outside 1 .. n_positions.
 
     Example:
@@ -985,18 +1024,19 @@ def score_text(
         True
 
     """
-    texts = check_one_or_several_texts("text", text)
+    texts, is_one = check_prompts("text", text)
     opened = resolve(model)
+    check_prompt_ids("text", texts, opened.config.vocab_size, is_one=is_one)
     with importing:
         from runtime.scoring import scoring
 
     scores = scoring.score_texts(opened, texts, stride)
-    return scores[0] if isinstance(text, str) else scores
+    return scores[0] if is_one else scores
 
 
 @overload
 def surprisal(
-    text: str,
+    text: One,
     *,
     model: ModelOrPath = None,
     top: int = 0,
@@ -1017,7 +1057,7 @@ def surprisal(
     stride: int | None = None,
 ) -> list[Surprisal]: ...
 def surprisal(
-    text: str | Sequence[str],
+    text: str | Sequence[int] | Sequence[str | Sequence[int]],
     *,
     model: ModelOrPath = None,
     top: int = 0,
@@ -1031,7 +1071,8 @@ def surprisal(
     Short texts share passes, with exactly the results that each has alone.
 
     Args:
-        text: one text or several, of any length.
+        text: one text or several, of any length. A list of ints is one text of token ids, a list of such lists
+            several; `.text` is what they decode to, and where the model has no tokenizer there are no words.
         model: as for `generate`.
         top: how many alternatives to record for each token, likeliest first.
         bos: score the first token after the beginning of a text (`<|endoftext|>`). With False it is not scored, and its
@@ -1051,7 +1092,7 @@ def surprisal(
         surprisal summed over its tokens, and which tokens these are.
 
     Raises:
-        TypeError: what is no text.
+        TypeError: what is neither a text nor token ids.
         ValueError: a text of no tokens; a word list that does not align, naming the first word that does not; a token
             that is part of two words; bos=True with a model that has no beginning-of-text token.
 
@@ -1064,11 +1105,13 @@ def surprisal(
     with importing:
         from runtime.scoring import surprisal as measuring
 
-    texts = check_one_or_several_texts("text", text)
+    texts, is_one = check_prompts("text", text)
     settings = measuring.Settings(top=top, bos=bos, word_correction=word_correction, stride=stride)
-    lists = measuring.check_words(texts, words, is_one=isinstance(text, str))
-    found = list(measuring.measure(resolve(model), texts, settings, lists))
-    return found[0] if isinstance(text, str) else found
+    lists = measuring.check_words(texts, words, is_one=is_one)
+    opened = resolve(model)
+    check_prompt_ids("text", texts, opened.config.vocab_size, is_one=is_one)
+    found = list(measuring.measure(opened, texts, settings, lists))
+    return found[0] if is_one else found
 
 
 def evaluate(

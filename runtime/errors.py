@@ -55,6 +55,10 @@ class ModelFolderError(ValueError):
     """A model folder is damaged, incomplete, or holds something else than a GPT-2. Copy or build it again."""
 
 
+class NoTokenizerError(ValueError):
+    """A text is given to a model without a tokenizer, or asked of it. Give token ids, and read ids."""
+
+
 class PrefixFileError(ValueError):
     """A prefix file is damaged, or was made with another model or machine. Make it again with `runtime.prefix`."""
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from runtime._checks import Prompt
 from runtime._math import likeliest, log_softmax
 from runtime.errors import OptionError
 from runtime.generation.banned import make_banned
@@ -30,6 +31,7 @@ from runtime.model.prefill import prefill
 from runtime.options import Options
 from runtime.prefixes.prefix import Prefix, known
 from runtime.tokenization.detokenizer import Detokenizer
+from runtime.tokenization.token_texts import token_texts
 
 EarlyStopping = bool | Literal["never"]
 _MAX_LENGTH_PENALTY = 50  # a length to a much larger power is no float
@@ -77,7 +79,7 @@ class Beams:
 
 
 def search(
-    model: Model, prompts: Sequence[str], options: Options, shape: Beams, prefix: Prefix | None = None
+    model: Model, prompts: Sequence[Prompt], options: Options, shape: Beams, prefix: Prefix | None = None
 ) -> list[Completion]:
     """The `n` best continuations of each prompt, best first, prompt by prompt; each prompt is searched on its own.
 
@@ -141,7 +143,12 @@ class _Search:
         self._penalties = find_penalties(model, options)
         self._banned = make_banned(model, options.banned_phrases, prompt)
         # Stop strings are found in the text that is shown, and in the text with special tokens written out.
-        self._detokenizers = [Detokenizer(model.tokenizer, skip_special_tokens=skip) for skip in (True, False)]
+        self._tokenizer = model.tokenizer if model.has_tokenizer or options.stops else None
+        self._detokenizers = (
+            [Detokenizer(self._tokenizer, skip_special_tokens=skip) for skip in (True, False)]
+            if self._tokenizer
+            else []
+        )
         self._cache = model.new_cache(len(prompt) + self._n_max, shape.num_beams)
         # Best first, num_beams of each at most.
         self._running = [_Beam(prompt, history=self._new_history())]
@@ -293,7 +300,7 @@ class _Search:
 
     def _completion(self, beam: _Beam, prompt_index: int, rank: int, n_truncated: int) -> Completion:
         ids = beam.ids[len(self._prompt) :]
-        stream = TextStream(self._model.tokenizer, self._prompt, self._options.stops)
+        stream = TextStream(self._tokenizer, self._prompt, self._options.stops)
         for id_ in ids:
             stream.push(id_)
         stream.flush()
@@ -312,6 +319,7 @@ class _Search:
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,
             beam_score=beam.score,
+            tokens=token_texts(self._model, ids),
         )
 
 

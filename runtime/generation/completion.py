@@ -50,6 +50,9 @@ class Completion:
     beam_score: float | None = None
     # With finish_reason "error": what the logits processor raised, or what is wrong with the array that it returned.
     error: Exception | None = None
+    # The text of each of ids by itself, `�` for bytes that are part of a character. A model without a tokenizer has no
+    # texts: `text` is "" then, and there are no tokens.
+    tokens: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def logprob(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from runtime._checks import Prompt
 from runtime.errors import ContextLengthError, OptionError
 from runtime.generation.completion import FinishReason
 from runtime.generation.token_healing import Healing, heal
@@ -13,8 +14,13 @@ from runtime.options import Options
 from runtime.tokenization.encode import check_fits, encode_prompt
 
 
-def tokenize(model: Model, prompt: str, options: Options) -> list[int]:
-    """Ids of a prompt; one that cannot fit is refused before. Raises what `check_fits` and `encode_prompt` do."""
+def tokenize(model: Model, prompt: Prompt, options: Options) -> list[int]:
+    """Ids of a prompt, which may be ids already; a text that cannot fit is refused before it is tokenized.
+
+    Raises what `check_fits` and `encode_prompt` do.
+    """
+    if not isinstance(prompt, str):
+        return prompt
     if options.overflow in ("error", "stop"):
         try:
             check_fits(model, prompt, model.config.n_positions)

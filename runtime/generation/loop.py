@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from runtime._checks import Prompt
 from runtime._lock import importing
 from runtime.generation.batch import Batch, Events
 from runtime.generation.completion import Place
@@ -19,7 +20,7 @@ BATCH_SIZE = 16  # rows that decode together
 
 def make_rows(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     options: Sequence[Options],
     n: int = 1,
     n_top: int | None = None,

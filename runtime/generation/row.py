@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from runtime.generation.stopping import Interrupted, Interruption
 from runtime.generation.streaming import TextStream
 from runtime.model.model import Model
 from runtime.options import Options
+from runtime.tokenization.token_texts import token_texts
 
 if TYPE_CHECKING:
     from runtime.prefixes.prefix import Prefix
@@ -59,7 +61,10 @@ class Row:
         sampler = make_sampler(options, seed or 0, place.sample_index)
         self._chooser = TokenChooser(model, options, self.prompt, sampler, self.interruption)
         self.record = Record(place, self.prompt, seed, n_top)
-        self.stream = TextStream(model.tokenizer, self.prompt.ids, options.stops, self.prompt.n_healed)
+        self._model = model
+        # Stop strings need texts: without a tokenizer they are an error.
+        tokenizer = model.tokenizer if model.has_tokenizer or options.stops else None
+        self.stream = TextStream(tokenizer, self.prompt.ids, options.stops, self.prompt.n_healed)
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         # Logits [n_vocab] after the prompt's window, kept by the batch for rows with the same window.
@@ -120,7 +125,8 @@ class Row:
         """What came of it. Raises ValueError while the row is under way."""
         if self.finish_reason is None:
             raise ValueError("this continuation is not finished")
-        return self.record.completion(self.stream.text, self.finish_reason, self.error)
+        completion = self.record.completion(self.stream.text, self.finish_reason, self.error)
+        return dataclasses.replace(completion, tokens=token_texts(self._model, completion.ids))
 
     def _add(self, id_: int, logits: Logits) -> str:
         self.record.add(id_, logits)

@@ -21,9 +21,14 @@ class TextStream:
     True
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stops: Sequence[str], n_hidden: int = 0) -> None:
-        """`context`: the ids before the first; `n_hidden`: characters at the beginning that are the prompt's own."""
-        self._decoder = PieceDecoder(tokenizer, context)
+    def __init__(
+        self, tokenizer: Tokenizer | None, context: Sequence[int], stops: Sequence[str], n_hidden: int = 0
+    ) -> None:
+        """`tokenizer`: None where the model has none, and the text stays empty.
+
+        `context`: the ids before the first; `n_hidden`: characters at the beginning that are the prompt's own.
+        """
+        self._decoder = PieceDecoder(tokenizer, context) if tokenizer else None
         self._filter = StopFilter(stops)
         self._stops = stops
         self._n_hidden = n_hidden
@@ -41,6 +46,8 @@ class TextStream:
 
     def push(self, id_: int) -> str:
         """The text that is certain now; once `stopped`, the last of it."""
+        if self._decoder is None:
+            return ""
         name = self._decoder.hidden_text(id_)
         if not any(name in stop or stop in name for stop in self._stops if name):
             return self._keep(self._show(self._decoder.push(id_)))
@@ -50,6 +57,8 @@ class TextStream:
 
     def flush(self) -> str:
         """The text that was held back, at the end of the ids."""
+        if self._decoder is None:
+            return ""
         return self._keep(self._show(self._decoder.flush()) + self._filter.flush())
 
     def _show(self, piece: str) -> str:

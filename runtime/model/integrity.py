@@ -17,7 +17,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, get_args
 
@@ -40,8 +40,17 @@ LINE_ENDS = (
     "has other line ends than it was built with, as git makes them on Windows: "
     "clone the folder again with git -c core.autocrlf=false clone, or download it"
 )
-# Read by every load, besides the graph.
-_READ = {CONFIG, TOKENIZER}
+# A folder with any of these has a tokenizer, and is incomplete without tokenizer.json.
+_TOKENIZER_FILES = {
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+}
 _BUILT = {*KEPT, "README.md", "genai_config.json", "model.onnx", "model.onnx_data"}
 # Suffixes of text files, whose line ends git may change.
 _TEXTS = {".json", ".md", ".jinja"}
@@ -67,11 +76,13 @@ class Verified:
     is_whole: bool
     data: tuple[str, ...]
     graph: OnnxModel | None
+    has_tokenizer: bool
 
     @property
     def identifying(self) -> tuple[str, ...]:
         """The names of the open files that `identify` reads."""
-        return self.data if self.is_whole else tuple(sorted({CONFIG, TOKENIZER, *self.data}))
+        tokenizer = {TOKENIZER} if self.has_tokenizer else set[str]()
+        return self.data if self.is_whole else tuple(sorted({CONFIG, *tokenizer, *self.data}))
 
 
 class DamagedFileError(ModelFolderError):
@@ -108,7 +119,7 @@ def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | Non
         _check_pin(files, checksums, expect)
     if how == "off":
         return _open_unchecked(files, graph, there)
-    read = _READ | {graph} | (set(KEPT) & there)
+    read = _read(there) | {graph} | (set(KEPT) & there)
     if checksums is None:
         if how == "full":
             raise ValueError(
@@ -117,23 +128,33 @@ def verify(files: ModelFolder, graph: str, how: Verify | None, expect: str | Non
         for name in sorted(read):
             files.open(name, listed=False)
         model = _read_graph(files, graph, None)
-        return Verified(None, False, tuple(sorted({graph} | model.locations)), model)
+        return Verified(None, False, tuple(sorted({graph} | model.locations)), model, has_tokenizer(there))
     _check_listed(files, read | (_BUILT & there), checksums)
     now = {name: (files.open(name), checksum) for name, checksum in checksums.items()}
     # A pin is a promise about bytes: a stamp is no substitute for reading them.
     return _check_built(files, graph, "full" if expect is not None else how, now)
 
 
+def has_tokenizer(names: Collection[str]) -> bool:
+    """Whether files of these names are those of a folder with a tokenizer; a model of ids alone has none of them."""
+    return not _TOKENIZER_FILES.isdisjoint(names)
+
+
+def _read(names: Collection[str]) -> set[str]:
+    """What a load reads of a folder with files of these names, besides the graph."""
+    return {CONFIG, TOKENIZER} if has_tokenizer(names) else {CONFIG}
+
+
 def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified:
     """With verify="off": open the files that a load reads, and follow all links."""
     weights = {name for name in there if name.startswith(graph)}
-    for name in sorted(_READ | {graph} | weights | (set(KEPT) & there)):
+    for name in sorted(_read(there) | {graph} | weights | (set(KEPT) & there)):
         files.open(name, any_link=True)
     checksums = None
     if CHECKSUMS in there:
         with contextlib.suppress(ValueError):
             checksums = _parse_checksums(files)
-    return Verified(checksums, False, tuple(sorted({graph} | weights)), None)
+    return Verified(checksums, False, tuple(sorted({graph} | weights)), None, has_tokenizer(there))
 
 
 def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp) -> Verified:
@@ -144,7 +165,7 @@ def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp)
     kept = read_stamp(folder)
     model = _read_graph(files, graph, checksums)
     if how != "full" and kept == now:
-        return Verified(checksums, True, data, model)
+        return Verified(checksums, True, data, model, TOKENIZER in checksums)
     began = time.time_ns()
     if how == "size":
         _check_sizes(files, now, kept)
@@ -152,7 +173,7 @@ def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp)
         _check_digests(files, checksums)
     if how != "size":
         write_stamp(folder, now, began)
-    return Verified(checksums, how != "size", data, model)
+    return Verified(checksums, how != "size", data, model, TOKENIZER in checksums)
 
 
 def _check_digests(files: ModelFolder, checksums: Mapping[str, str]) -> None:

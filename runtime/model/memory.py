@@ -16,6 +16,7 @@ from typing import Protocol
 from runtime._checks import check_count
 from runtime._lock import Lock
 from runtime.errors import MemoryBudgetError
+from runtime.model import integrity
 from runtime.model.config import Config, read_config
 from runtime.model.kv_cache import Cache
 from runtime.model.prefill import PREFILL_STEP
@@ -85,7 +86,8 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
         raise ValueError(f"context is {context}; the model has {config.n_positions} positions")
     weights = sum(path.stat().st_size for path in place.glob("*.onnx*"))
     tokenizer = place / "tokenizer.json"
-    if not weights or not tokenizer.is_file():
+    has_tokenizer = integrity.has_tokenizer(os.listdir(place))  # noqa: PTH208  names alone
+    if not weights or (has_tokenizer and not tokenizer.is_file()):
         raise FileNotFoundError(
             f"{place} has no {'tokenizer.json' if weights else 'model.onnx'}: it is no model folder"
         )
@@ -95,7 +97,7 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
     quantized = int(PER_EMBEDDING * embedding)
     return Estimate(
         process=PROCESS + LIBRARIES,
-        tokenizer=int(PER_TOKENIZER_BYTE * tokenizer.stat().st_size),
+        tokenizer=int(PER_TOKENIZER_BYTE * tokenizer.stat().st_size) if has_tokenizer else 0,
         # The output layer has a rearranged copy, while the embedding reads the original.
         weights=weights + (quantized if is_quantized else FLOAT * embedding),
         loading=quantized if is_quantized else 0,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from tokenizers import Tokenizer
 
-from runtime._checks import check_count
+from runtime._checks import check_count, check_flag, check_ids
 from runtime._json import parse_json
-from runtime.errors import ModelFolderError, NoModelError
+from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
 from runtime.graph.check import check_format, check_graph
 from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, KERNEL_KEY
 from runtime.hardware.cpu_features import advice, suitable_kernel
@@ -91,11 +91,15 @@ class Model:
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
-        self.tokenizer: Tokenizer = read_tokenizer(
-            files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off"
-        )
-        # Special tokens such as <|endoftext|> that are written in a text are plain text.
-        self.tokenizer.encode_special_tokens = True
+        self._tokenizer: Tokenizer | None = None
+        if self._verified.has_tokenizer:
+            path_of_tokenizer = files.place / integrity.TOKENIZER
+            try:
+                self._tokenizer = read_tokenizer(path_of_tokenizer, self.config.vocab_size, trusted=how == "off")
+            except ValueError as error:
+                raise ModelFolderError(str(error)) from None
+            # Special tokens such as <|endoftext|> that are written in a text are plain text.
+            self._tokenizer.encode_special_tokens = True
         graph = self._verified.graph
         self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         data = [files.descriptor(name) for name in self._verified.data]
@@ -138,6 +142,61 @@ class Model:
         """The object in a JSON file, see `read_text`. Raises ValueError for a file with other content."""
         content = self._texts.get(name)
         return None if content is None else parse_json(content, self.folder / name)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model knows texts. A folder without any file of a tokenizer works in token ids alone."""
+        return self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises NoTokenizerError where the folder has none."""
+        if self._tokenizer is None:
+            raise NoTokenizerError(
+                f"{self.folder} has no tokenizer, so its texts are unknown: give token ids, a list of ints, and read "
+                "the ids of runtime.complete, or add its tokenizer.json to the folder"
+            )
+        return self._tokenizer
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """The token ids of a text, as the functions of this package read it.
+
+        Nothing is put before or after it, so the ids of several texts can be joined.
+
+        text: any text; an empty one has no ids.
+        special_tokens: read `<|endoftext|>` and its like in the text as tokens, not as text.
+        Raises TypeError for what is no str; NoTokenizerError where the model has no tokenizer; ValueError for a text
+        that is not valid Unicode, or that the model has no ids for.
+
+        >>> model = runtime.load("models/demo-int8")
+        >>> ids = model.encode("Once upon a time")
+        >>> model.decode(ids)
+        'Once upon a time'
+        >>> runtime.generate(ids, model=model) == runtime.generate("Once upon a time", model=model)
+        True
+        """
+        # Modules of runtime.tokenization import this one.
+        from runtime.tokenization.encode import encode
+
+        return encode(self, text, special_tokens=check_flag("special_tokens", special_tokens))
+
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """The text of token ids. Bytes that are no whole character become `\N{REPLACEMENT CHARACTER}`.
+
+        ids: any number of them, a list of ints or an array.
+        special_tokens: write `<|endoftext|>` and its like, which are left out otherwise.
+        Raises TypeError for what is no sequence of whole numbers; ValueError for an id outside the vocabulary;
+        NoTokenizerError where the model has no tokenizer.
+
+        >>> model = runtime.load("models/demo-int8")
+        >>> model.decode(runtime.complete("Once upon a time", model=model, max_new_tokens=6)[0].ids)
+        ", the King's son was"
+        """
+        from runtime.tokenization.detokenizer import Detokenizer
+
+        skips = not check_flag("special_tokens", special_tokens)
+        checked = check_ids("ids", ids, self.config.vocab_size)
+        return Detokenizer(self.tokenizer, skip_special_tokens=skips).decode(checked)
 
     @functools.cached_property
     def special_tokenizer(self) -> Tokenizer:

@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from runtime._checks import Prompt, check_ids
 from runtime.errors import ContextLengthError, PrefixFileError
 from runtime.model.kv_cache import KeysValues
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, last_line, prefill
 from runtime.model.resolve import ModelOrPath, resolve
 from runtime.prefixes.file import Header, read_header, read_values, write
-from runtime.tokenization.encode import check_fits, encode_prompt
+from runtime.tokenization.encode import check_fits, encode_prompt, ids_of_prompt
 
 FORMAT = "gpt2-edge prefix 1"
 # characters of each text in an error
@@ -52,7 +53,7 @@ class Prefix:
     """What `runtime.prefix` returns: immutable, for any number of calls and threads."""
 
     model: Model
-    text: str
+    text: str | None  # None where token ids were given
     ids: tuple[int, ...]
     keys_values: KeysValues  # [n_layer, 2, n_head, n_kept, head_dim] of the first ids; read-only
     special_tokens: bool
@@ -69,22 +70,43 @@ class Prefix:
         return self.keys_values.nbytes
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file for `runtime.load_prefix`: the keys and values, and the text, which is not encrypted.
+        """Write a file for `runtime.load_prefix`: the keys and values, and text and ids, which are not encrypted.
 
         The file appears at the path when it is complete. Raises OSError where it cannot be written, ValueError where
         the prefix's model is closed.
 
             runtime.prefix("Once upon a time").save("story.prefix")
         """
-        about = _about(self) | {"text": self.text, "probe": _probe(self)}
+        about = _about(self) | {"probe": _probe(self)}
+        if self.text is not None:
+            about["text"] = self.text
         write(Path(path), about, self.keys_values)
 
-    def check(self, text: str, what: str = "prompt") -> None:
-        """Raise ValueError for a text that does not begin with the prefix's, saying where the two differ first."""
-        if text.startswith(self.text):
+    def check(self, prompt: Prompt, what: str = "prompt") -> None:
+        """Raise ValueError for a prompt that does not begin with the prefix, saying where the two differ first.
+
+        Texts are compared as such. Where one of the two is token ids, ids are compared, all of the prefix's.
+        """
+        if self.text is not None and isinstance(prompt, str):
+            self._check_text(self.text, prompt, what)
+        else:
+            self._check_ids(ids_of_prompt(self.model, prompt, special_tokens=self.special_tokens), what)
+
+    def _check_ids(self, ids: Sequence[int], what: str) -> None:
+        n = _n_same(self.ids, ids)
+        if n == len(self.ids):
             return
-        n = _n_same(self.text, text)
-        own = self.text[n : n + _SHOWN]
+        found = f"has {ids[n]}" if n < len(ids) else "ends"
+        raise ValueError(
+            f"the {what} does not begin with the prefix's token ids: at index {n} the prefix has {self.ids[n]} and the "
+            f"{what} {found}; give the {what} as a whole, [*prefix.ids, *more]"
+        )
+
+    def _check_text(self, prefix: str, text: str, what: str) -> None:
+        if text.startswith(prefix):
+            return
+        n = _n_same(prefix, text)
+        own = prefix[n : n + _SHOWN]
         other = text[n : n + _SHOWN]
         found = f"has {other!r}" if other else "ends"
         raise ValueError(
@@ -93,36 +115,47 @@ class Prefix:
         )
 
     def __repr__(self) -> str:
-        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
+        what = "of ids" if self.text is None else repr(_cut(self.text))
         size = f"{len(self.ids)} tokens, {self.n_kept} kept, {self.nbytes / 1e6:.1f} MB"
-        return f"<Prefix {text!r}: {size}, {self.model.folder}>"
+        return f"<Prefix {what}: {size}, {self.model.folder}>"
 
 
-def make(model: Model, text: str, special_tokens: bool = False) -> Prefix:
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def make(model: Model, prompt: Prompt, special_tokens: bool = False) -> Prefix:
     """See `runtime.prefix`."""
-    ids = encode_prefix(model, text, special_tokens)
+    if isinstance(prompt, str):
+        ids = encode_prefix(model, prompt, special_tokens)
+    else:
+        ids = prompt
+        _check_length(model, ids)
     n = last_line(len(ids))
     cache = model.new_cache(max(n, 1))
     if n:
         prefill(cache, ids[:n])
     keys_values = cache.read_row(0, n)
     keys_values.flags.writeable = False
+    text = prompt if isinstance(prompt, str) else None
     return Prefix(model, text, tuple(ids), keys_values, special_tokens, model.identity)
 
 
 def encode_prefix(model: Model, text: str, special_tokens: bool) -> list[int]:
     """Ids of a prefix's text. Raises TypeError or ValueError where there are none, or too many."""
-    if not isinstance(special_tokens, bool):
-        raise TypeError(f"special_tokens is {special_tokens!r}; True or False is expected")
-    size = model.config.n_positions
-    check_fits(model, text, size)
+    check_fits(model, text, model.config.n_positions)
     if not text:
         raise ValueError("the text is empty; a prefix needs one")
     ids = encode_prompt(model, text, special_tokens=special_tokens)
+    _check_length(model, ids)
+    return ids
+
+
+def _check_length(model: Model, ids: Sequence[int]) -> None:
+    size = model.config.n_positions
     if len(ids) > size:
         told = f"the text is {len(ids)} tokens, more than the model's {size} positions; shorten it"
         raise ContextLengthError(told, len(ids), n_positions=size)
-    return ids
 
 
 def open_model(model: ModelOrPath, prefix: Prefix | None) -> Model:
@@ -183,18 +216,32 @@ def _prefix_of(model: Model, header: Header) -> Prefix:
     """
     about = header.about
     config = model.config
-    if missing := {"text", *_DIFFERENCES} - about.keys():
+    if missing := _DIFFERENCES.keys() - about.keys():
         raise ValueError(f"it is not the file of a prefix: it says no {min(missing)}")
     special_tokens = about["special_tokens"] == "true"
-    ids = encode_prefix(model, about["text"], special_tokens)
+    # A prefix that was made of ids has no text.
+    text = about.get("text")
+    ids = _read_ids(model, about["ids"]) if text is None else encode_prefix(model, text, special_tokens)
     shape = (config.n_layer, 2, config.n_head, last_line(len(ids)), config.head_dim)
-    prefix = Prefix(model, about["text"], tuple(ids), np.empty(0, np.float32), special_tokens, model.identity)
+    prefix = Prefix(model, text, tuple(ids), np.empty(0, np.float32), special_tokens, model.identity)
     for name, own in _about(prefix).items():
         _compare(name, about[name], own)
     if header.shape != shape:
         raise ValueError(f"its tensor is {list(header.shape)}, not {list(shape)}")
     _compare("probe", about["probe"], _probe(prefix))
     return prefix
+
+
+def _read_ids(model: Model, written: str) -> list[int]:
+    """The ids that a file states. Raises ValueError for what is no list of ids of the model's, as many as it takes."""
+    try:
+        ids = check_ids("ids", json.loads(written), model.config.vocab_size)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("its ids are not those of a text by this model") from None
+    if not ids:
+        raise ValueError("it has no ids")
+    _check_length(model, ids)
+    return ids
 
 
 def _about(prefix: Prefix) -> dict[str, str]:

@@ -10,13 +10,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime._checks import Prompt
 from runtime._math import log_softmax, perplexity
 from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.prefixes.prefix import Prefix
 from runtime.scoring.context import SharedContext
 from runtime.scoring.windows import Request, check_stride, run, windows
-from runtime.tokenization.encode import check_fits, encode, encode_prompt, encode_whole
+from runtime.tokenization.encode import check_fits, encode, encode_prompt, encode_whole, ids_of_prompt
+from runtime.tokenization.token_texts import token_texts
 
 ScoreOverflow = Literal["error", "truncate_left"]
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]  # targets [n], log-probabilities [n, n_vocab]
@@ -35,6 +37,8 @@ class Score:
         of such a pass differ by about 0.04 from those of single steps, so a model's own greedy text may score False.
     greedy: the same for each token.
     n_truncated: tokens of the context that overflow "truncate_left" left out.
+    tokens: the text of each of ids by itself, `�` for bytes that are part of a character; none where the model has no
+        tokenizer.
 
     >>> Score([5, 6], [-1.0, -3.0], is_greedy=False).logprob
     -4.0
@@ -45,6 +49,7 @@ class Score:
     is_greedy: bool
     greedy: list[bool] = dataclasses.field(default_factory=list)
     n_truncated: int = 0
+    tokens: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def logprob(self) -> float:
@@ -75,8 +80,8 @@ class Pair(NamedTuple):
 
 def score(
     model: Model,
-    continuations: Sequence[str],
-    context: str,
+    continuations: Sequence[Prompt],
+    context: Prompt,
     overflow: ScoreOverflow = "error",
     prefix: Prefix | None = None,
 ) -> list[Score]:
@@ -86,14 +91,16 @@ def score(
     if overflow not in ("error", "truncate_left"):
         raise ValueError(f"overflow is {overflow!r}; error or truncate_left")
     for text in (*continuations, *([context] if overflow == "error" else [])):
-        check_fits(model, text, model.config.n_positions)
+        if isinstance(text, str):
+            check_fits(model, text, model.config.n_positions)
     pairs = [encode_pair(model, context, text) for text in continuations]
     return score_pairs(model, [fit_pair(pair, model.config.n_positions, overflow) for pair in pairs], prefix)
 
 
-def encode_pair(model: Model, context: str, continuation: str) -> Pair:
-    """The ids of a context and its continuation, as lm-evaluation-harness cuts them (`TemplateLM._encode_pair`).
+def encode_pair(model: Model, context: Prompt, continuation: Prompt) -> Pair:
+    """The ids of a context and its continuation. Where one of them is ids, they are taken as they are.
 
+    Two texts are cut as by lm-evaluation-harness (`TemplateLM._encode_pair`).
     White space at the end of the context moves to the continuation. Context and continuation are tokenized together,
     and the continuation has the ids after the first n, where n is the number of ids of the context alone. Special
     tokens that the tokenizer adds to a text are added to the context, as `runtime.generate` adds them to a prompt. An
@@ -101,11 +108,14 @@ def encode_pair(model: Model, context: str, continuation: str) -> Pair:
     Raises ValueError where the continuation is empty or has no token of its own, and for an empty context where the
     model has no bos_token_id.
     """
-    if not isinstance(context, str):
-        raise TypeError(f"context is {context!r}; a text is expected")
-    if not encode(model, continuation):
+    if not isinstance(continuation, str):
+        return Pair(ids_of_prompt(model, context), continuation)
+    own = encode(model, continuation)
+    if not own:
         what = "is empty" if not continuation else f"{continuation!r} has no token of this model's vocabulary"
         raise ValueError(f"the continuation {what}; there is nothing to score")
+    if not isinstance(context, str):
+        return Pair(context, own)
     head = context.rstrip()
     text = context[len(head) :] + continuation
     if not head:
@@ -156,7 +166,12 @@ def score_pairs(model: Model, pairs: Sequence[Pair], prefix: Prefix | None = Non
         is_short = model.is_fused and pair.length - 1 <= SHORT_PAIR
         (short if is_short else long)[index] = pair
     scores = _score_whole(model, short) | _score_on_contexts(model, long, prefix)
-    return [dataclasses.replace(scores[index], n_truncated=pair.n_truncated) for index, pair in enumerate(pairs)]
+    return [_told(model, scores[index], pair.n_truncated) for index, pair in enumerate(pairs)]
+
+
+def _told(model: Model, score: Score, n_truncated: int = 0) -> Score:
+    """The score with the texts of its tokens, and how many of the context were left out."""
+    return dataclasses.replace(score, n_truncated=n_truncated, tokens=token_texts(model, score.ids))
 
 
 def _score_whole(model: Model, pairs: Mapping[int, Pair]) -> dict[int, Score]:
@@ -212,9 +227,10 @@ def score_text(model: Model, text: str, stride: int | None = None) -> Score:
     return score_texts(model, [text], stride)[0]
 
 
-def score_texts(model: Model, texts: Sequence[str], stride: int | None = None) -> list[Score]:
+def score_texts(model: Model, texts: Sequence[Prompt], stride: int | None = None) -> list[Score]:
     """See `runtime.score_text`; short texts share passes."""
-    return score_sequences(model, [encode_whole(model, text) for text in texts], stride)
+    ids = [encode_whole(model, text) if isinstance(text, str) else text for text in texts]
+    return score_sequences(model, ids, stride)
 
 
 def score_sequences(model: Model, sequences: Sequence[Sequence[int]], stride: int | None = None) -> list[Score]:
@@ -239,7 +255,7 @@ def score_sequences(model: Model, sequences: Sequence[Sequence[int]], stride: in
     of_owner: list[list[_Record]] = [[] for _ in sequences]
     for owner, record in zip(owners, records, strict=True):
         of_owner[owner].append(record)
-    return [_join(parts).score() for parts in of_owner]
+    return [_told(model, _join(parts).score()) for parts in of_owner]
 
 
 def _check_two(ids: Sequence[int]) -> None:

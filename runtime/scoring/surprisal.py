@@ -21,12 +21,14 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime._checks import check_count
+from runtime._checks import Prompt, check_count
+from runtime.errors import NoTokenizerError
 from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
 from runtime.scoring.windows import Request, check_stride, run, windows
 from runtime.scoring.words import Beginnings, Span, assign_tokens, find_spans, split_words, vocabulary
+from runtime.tokenization.detokenizer import PieceDecoder
 from runtime.tokenization.encode import check_text, encode_prompt
 
 Floats = NDArray[np.float64]
@@ -108,7 +110,7 @@ class Settings:
 
 def measure(
     model: Model,
-    texts: Iterable[str],
+    texts: Iterable[Prompt],
     settings: Settings,
     words: Iterable[Sequence[str] | None] | None = None,
     progress: Callable[[int], object] = lambda _n: None,
@@ -124,7 +126,7 @@ def measure(
         yield from _measure_group(model, plans, settings, progress)
 
 
-def check_words(texts: Sequence[str], words: object, *, is_one: bool) -> list[Sequence[str]] | None:
+def check_words(texts: Sequence[Prompt], words: object, *, is_one: bool) -> list[Sequence[str]] | None:
     """The list of words for each text. Raises TypeError or ValueError where there is not one for each."""
     if words is None:
         return None
@@ -188,7 +190,9 @@ class _Plan:
         return token + len(self.lead) - 1
 
 
-def _plan(model: Model, text: str, words: Sequence[str] | None, settings: Settings) -> _Plan:
+def _plan(model: Model, text: Prompt, words: Sequence[str] | None, settings: Settings) -> _Plan:
+    if not isinstance(text, str):
+        return _plan_of_ids(model, text, words, settings)
     check_text(text)
     encoding = calls.encode(model.tokenizer, text, whole=False)
     ids = list(encoding.ids)
@@ -198,6 +202,38 @@ def _plan(model: Model, text: str, words: Sequence[str] | None, settings: Settin
     word_spans = split_words(text, words)
     spans = find_spans(text, ids, encoding.offsets, vocabulary(model).beginnings)
     return _Plan(text, ids, spans, word_spans, _lead(model) if settings.bos else [])
+
+
+def _plan_of_ids(model: Model, ids: list[int], words: Sequence[str] | None, settings: Settings) -> _Plan:
+    """The text is that of the ids, special tokens written out; a model without a tokenizer has none, and no words."""
+    lead = _lead(model) if settings.bos else []
+    if not model.has_tokenizer:
+        if words is not None:
+            raise NoTokenizerError(f"{model.folder} has no tokenizer, so its ids have no words; leave words out")
+        return _Plan("", ids, [(0, 0)] * len(ids), [], lead)
+    text, spans = _write(model, ids)
+    return _Plan(text, ids, spans, split_words(text, words), lead)
+
+
+def _write(model: Model, ids: Sequence[int]) -> tuple[str, list[Span]]:
+    """The text of ids, and the characters that each is part of; several tokens of one character have its span."""
+    decoder = PieceDecoder(model.tokenizer, skip_special_tokens=False)
+    spans: list[Span] = []
+    pieces: list[str] = []
+    begin = 0
+    for id_ in ids:
+        piece = decoder.push(id_)
+        pieces.append(piece)
+        spans.append((begin, begin + len(piece)))
+        begin += len(piece)
+    pieces.append(decoder.flush())
+    end = begin + len(pieces[-1])
+    # A token without text of its own is part of the character that a later one completes.
+    for index in reversed(range(len(spans))):
+        if spans[index][0] == spans[index][1]:
+            later = spans[index + 1] if index + 1 < len(spans) else (begin, end)
+            spans[index] = (later[0], min(later[0] + 1, later[1]))
+    return "".join(pieces), spans
 
 
 def _lead(model: Model) -> list[int]:

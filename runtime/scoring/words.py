@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import weakref
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from tokenizers.models import WordPiece
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
 from runtime.tokenization.token_bytes import TokenBytes
+from runtime.tokenization.token_texts import TokenTexts, writes_metaspace
 
 Span = tuple[int, int]  # begin and end, counted in characters
 # Metaspace vocabularies write a space as this character.
-METASPACE = "▁"
 _WORD = re.compile(r"\S+")
 
 
@@ -140,8 +139,8 @@ _known: weakref.WeakKeyDictionary[Model, Vocabulary] = weakref.WeakKeyDictionary
 def vocabulary(model: Model) -> Vocabulary:
     """What the tokens of a model say of words; kept for the next call."""
     if model not in _known:
-        texts = _token_texts(model.tokenizer)
-        _known[model] = Vocabulary(texts, _find_beginnings(model, texts))
+        texts = _token_texts(model.tokenizer) if model.has_tokenizer else {}
+        _known[model] = Vocabulary(texts, _find_beginnings(model, texts) if model.has_tokenizer else None)
     return _known[model]
 
 
@@ -183,7 +182,7 @@ def _find_beginnings(model: Model, texts: dict[int, str]) -> Beginnings | None:
     if prefix is not None:
         special = {id_ for id_, token in calls.added_tokens(tokenizer).items() if token.special}
         begin = {id_ for id_, text in texts.items() if not text.startswith(prefix)} - special
-    elif TokenBytes(tokenizer).is_byte_level or _writes_metaspace(tokenizer):
+    elif TokenBytes(tokenizer).is_byte_level or writes_metaspace(tokenizer):
         begin = {id_ for id_, text in texts.items() if text[:1].isspace()}
     else:
         return None
@@ -207,25 +206,6 @@ def _continuation_prefix(tokenizer: Tokenizer) -> str | None:
     return str(model.continuing_subword_prefix) if isinstance(model, WordPiece) else None
 
 
-def _writes_metaspace(tokenizer: Tokenizer) -> bool:
-    steps = calls.decoder_steps(tokenizer)
-    return any(
-        step["type"] == "Metaspace" or (step["type"] == "Replace" and METASPACE in json.dumps(step, ensure_ascii=False))
-        for step in steps
-    )
-
-
 def _token_texts(tokenizer: Tokenizer) -> dict[int, str]:
-    bytes_of = TokenBytes(tokenizer)
-    writes_metaspace = _writes_metaspace(tokenizer)
-    added = calls.added_tokens(tokenizer)
-    texts: dict[int, str] = {}
-    for token, id_ in calls.vocabulary(tokenizer).items():
-        found = bytes_of(id_)
-        if found is not None:
-            texts[id_] = found.decode("utf-8", "replace")
-        elif writes_metaspace and id_ not in added:
-            texts[id_] = token.replace(METASPACE, " ")
-        else:
-            texts[id_] = token
-    return texts
+    text_of = TokenTexts(tokenizer)
+    return {id_: text_of(id_) for id_ in calls.vocabulary(tokenizer).values()}

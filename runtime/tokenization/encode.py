@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
+from runtime._checks import Prompt
 from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
@@ -21,6 +22,7 @@ __all__ = [
     "encode_text",
     "encode_whole",
     "has_beginning_of_text",
+    "ids_of_prompt",
 ]
 # characters: a shorter text is tokenized in a fifth of a second, whatever it contains
 LONG = 100_000
@@ -133,12 +135,23 @@ def encode_prompt_with_spans(
     model: Model, prompt: str, *, special_tokens: bool = False
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The ids of `encode_prompt`, and of each the begin and end of its characters; (0, 0) for what was put around."""
+    if not (prompt or model.has_tokenizer):
+        return [beginning_of_text(model)], [(0, 0)]
     encoding = _encode(model, prompt, special_tokens=special_tokens, whole=True)
     if prompt.strip() and all(encoding.special_tokens_mask):
         raise ValueError(f"this model's vocabulary has no token for anything in the prompt {calls.short(prompt)}")
     if not encoding.ids:
         return [beginning_of_text(model)], [(0, 0)]
     return list(encoding.ids), list(encoding.offsets)
+
+
+def ids_of_prompt(model: Model, prompt: Prompt, *, special_tokens: bool = False) -> list[int]:
+    """The ids of `encode_prompt`; those of a prompt that is token ids are taken as they are, and nothing is added.
+
+    >>> ids_of_prompt(runtime.load("models/demo-int8"), [5, 6])
+    [5, 6]
+    """
+    return encode_prompt(model, prompt, special_tokens=special_tokens) if isinstance(prompt, str) else prompt
 
 
 def beginning_of_text(model: Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import runtime
 from runtime._checks import (
     check_count,
+    check_ids,
     check_number,
     check_one_or_several_texts,
+    check_prompts,
     check_texts,
     check_unicode,
     shown,
@@ -60,11 +63,42 @@ def test_the_same_words_wherever_texts_are_given(demo_fp32: Model) -> None:
         "choices": lambda texts: runtime.generate("Once", model=demo_fp32, choices=texts),
     }
     for name, call in calls.items():
+        takes_ids = name in ("prompts", "continuation", "text")
+        expected = "a text (str) or a list of token ids" if takes_ids else "a text (str)"
         with pytest.raises(TypeError) as raised:
             call(["a", 5])
-        assert str(raised.value) == f"{name}[1] is 5; a text (str) is expected"
-        with pytest.raises(TypeError, match=f"^{name} is 5; (a text or several|several texts) are expected$"):
+        assert str(raised.value) == f"{name}[1] is 5; {expected} is expected"
+        several = f"{re.escape(expected)}, or several of them," if takes_ids else "(a text or several|several texts)"
+        with pytest.raises(TypeError, match=f"^{name} is 5; {several} are expected$"):
             call(5)
+
+
+def test_prompts_are_texts_or_ids() -> None:
+    assert check_prompts("prompts", "ab") == (["ab"], True)
+    assert check_prompts("prompts", [5, np.int64(6)]) == ([[5, 6]], True)
+    assert check_prompts("prompts", np.array([5, 6])) == ([[5, 6]], True)
+    assert check_prompts("prompts", np.array([[5, 6], [7, 8]])) == ([[5, 6], [7, 8]], False)
+    assert check_prompts("prompts", ("ab", (5, 6))) == (["ab", [5, 6]], False)
+    assert check_prompts("prompts", iter(["ab"])) == (["ab"], False)
+    assert all(type(id_) is int for id_ in check_ids("ids", np.array([5, 6], np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "told"),
+    [
+        ([], ValueError, "prompts is empty; at least one text or token id is expected"),
+        ([[]], ValueError, "prompts[0] has no token ids; at least one is expected, such as that of bos_token"),
+        (b"ab", TypeError, "prompts is b'ab'; a text (str) or a list of token ids, or several of them, are expected"),
+        ([5, "a"], TypeError, "prompts[1] is 'a'; a token id is expected, a whole number"),
+        ([5, True], TypeError, "prompts[1] is True; a token id is expected, a whole number"),
+        ([True], TypeError, "prompts[0] is True; a text (str) or a list of token ids is expected"),
+        ([[5, None]], TypeError, "prompts[0][1] is None; a token id is expected, a whole number"),
+    ],
+)
+def test_what_is_wrong_with_prompts_is_said(wrong: Any, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind) as raised:
+        check_prompts("prompts", wrong)
+    assert str(raised.value) == told
 
 
 def test_long_values_are_cut_in_messages() -> None:

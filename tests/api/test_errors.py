@@ -21,6 +21,7 @@ BUILT_IN = {
     "ModelFolderError": ValueError,
     "NoModelError": FileNotFoundError,
     "NoTokenError": ValueError,
+    "NoTokenizerError": ValueError,
     "OptionError": ValueError,
     "PrefixFileError": ValueError,
 }

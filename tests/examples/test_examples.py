@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ EXAMPLES = REPOSITORY / "examples"
 CORPUS = "The old king had three sons.\n\nA mouse.\n"
 
 
-def run(name: str, argument: object, given: str = "") -> str:
+def run(name: str, argument: object, given: str = "", more: Sequence[str] = ()) -> str:
     """What the program prints."""
-    command = [sys.executable, str(EXAMPLES / name), str(argument)]
+    command = [sys.executable, str(EXAMPLES / name), str(argument), *more]
     done = subprocess.run(command, input=given, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
