@@ -33,6 +33,8 @@ OUTPUT = "output"
 _MATRICES = ("wte", "lm_head")
 # channels that are always zero, or that no weight reads, count as this part of a typical one: factors stay finite
 _FLOOR = 1e-3
+# and as this part of the largest, so that no factor leaves fp32
+_LEAST = 1e-15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,10 @@ def scales(activations: Floats, weights: Floats, strength: float) -> Floats:
 
 
 def _floored(sizes: Floats) -> NDArray[np.float64]:
-    typical = np.median(sizes[sizes > 0]) if (sizes > 0).any() else 1.0
-    return np.maximum(sizes.astype(np.float64), _FLOOR * typical)
+    # in fp64: a part of a size may be too small for fp32
+    exact = sizes.astype(np.float64)
+    typical = np.median(exact[exact > 0]) if (exact > 0).any() else 1.0
+    return np.maximum(exact, max(_FLOOR * typical, _LEAST * exact.max()))
 
 
 def root_mean_square(values: Floats, axis: int) -> Floats:
