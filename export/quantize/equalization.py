@@ -34,6 +34,8 @@ _MATRICES = ("wte", "lm_head")
 # Relative to the median size of the channels. Channels that are always zero, or that no weight reads, count as this
 # large, so that scales stay finite.
 _FLOOR = 1e-3
+# Relative to the largest channel, so that no scale overflows fp32.
+_LEAST = 1e-15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +103,11 @@ def scales(activations: Floats, weights: Floats, strength: float) -> Floats:
 
 
 def _floored(sizes: Floats) -> NDArray[np.float64]:
-    """The sizes, none smaller than `_FLOOR` times the median of those above 0."""
+    """The sizes, none smaller than `_FLOOR` times the median of those above 0, or `_LEAST` times the largest."""
     # In fp64, where the floor of subnormal fp32 numbers is not 0.
     doubles = sizes.astype(np.float64)
     typical = np.median(doubles[doubles > 0]) if (doubles > 0).any() else 1.0
-    return np.maximum(doubles, _FLOOR * typical)
+    return np.maximum(doubles, max(_FLOOR * typical, _LEAST * doubles.max()))
 
 
 def root_mean_square(values: Floats, axis: int) -> Floats:

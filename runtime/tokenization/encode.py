@@ -163,7 +163,8 @@ def beginning_of_text(model: Model) -> int:
     bos = model.config.bos_token_id
     if bos is None or not has_beginning_of_text(model):
         raise ValueError(
-            "the prompt or context is empty, and this model has no beginning-of-text token to take its place; give one"
+            "the prompt or context has no tokens, and this model has no beginning-of-text token to begin with; "
+            "give a text"
         )
     return bos
 

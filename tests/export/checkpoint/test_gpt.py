@@ -465,11 +465,18 @@ def torch_logprobs(oracle: OpenAIGPTLMHeadModel, ids: list[int]) -> list[float]:
 
 
 def test_an_empty_prompt_or_context_is_refused(fp32: Model) -> None:
-    told = "the prompt or context is empty, and this model has no beginning-of-text token"
+    told = "the prompt or context has no tokens, and this model has no beginning-of-text token"
     with pytest.raises(ValueError, match=told):
         runtime.generate("", model=fp32)
     with pytest.raises(ValueError, match=told):
         runtime.score("a mouse", model=fp32)
+    with pytest.raises(ValueError, match=told):
+        runtime.generate(" \n", model=fp32)
+
+
+def test_structured_output_is_refused(fp32: Model) -> None:
+    with pytest.raises(ValueError, match="choices, regex and json_schema need byte-level BPE"):
+        runtime.generate("Once upon a time", model=fp32, choices=["yes", "no"])
 
 
 def test_scores_are_transformers(fp32: Model, oracle: OpenAIGPTLMHeadModel) -> None:

@@ -103,6 +103,16 @@ def test_moments_are_those_of_the_equalized_inputs(seed: int, n_in: int) -> None
     np.testing.assert_allclose(moments, equalized.T @ equalized / len(x), rtol=1e-6, atol=1e-6 * moments.max())
 
 
+def test_scales_stay_within_fp32() -> None:
+    """Denormal sizes beside large ones."""
+    sizes = np.array([0, 1e-45, 1e-45, 1e-45, 1e6], np.float32)
+    for activations, weights in ((sizes, sizes[::-1]), (np.full(5, 1e-45, np.float32), sizes)):
+        for strength in (0.5, 1.0):
+            found = scales(activations, weights, strength)
+            assert np.isfinite(found).all()
+            assert (found > 0).all()
+
+
 positive = st.lists(st.floats(0, 1e6, width=32), min_size=2, max_size=30)
 
 
