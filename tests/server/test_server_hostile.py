@@ -174,14 +174,18 @@ def test_passes_outside_of_the_batch_end_when_their_client_leaves(
     """In the middle: the pass that runs is the last one."""
     left = threading.Event()
     passes: list[int] = []
-    extend = InPlaceCache.extend
 
-    def wait_and_extend(*given: Any, **named: Any) -> Any:
-        passes.append(1)
-        left.wait(30)
-        return extend(*given, **named)
+    def make_waiting(method: Any) -> Any:
+        def wait_and_pass(*given: Any, **named: Any) -> Any:
+            passes.append(1)
+            left.wait(30)
+            return method(*given, **named)
 
-    monkeypatch.setattr(InPlaceCache, "extend", wait_and_extend)
+        return wait_and_pass
+
+    # Options of a choice begin together, in one pass over all of them.
+    for name in ("extend", "begin_rows"):
+        monkeypatch.setattr(InPlaceCache, name, make_waiting(getattr(InPlaceCache, name)))
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
     wait_until(lambda: passes)
