@@ -74,6 +74,8 @@ class Config:
                 raise ValueError(f"{key} is {shown(getattr(self, key))}; true or false is expected")
         check_token_id("bos_token_id", self.bos_token_id)
         check_end_ids("eos_token_id", self.eos_token_id)
+        if isinstance(self.eos_token_id, list) and None in self.eos_token_id:
+            raise ValueError(f"eos_token_id is {self.eos_token_id}; a token id, a list of them or null is expected")
         if not isinstance(self.layer_norm_epsilon, float) or not 0 < self.layer_norm_epsilon < 1:
             raise ValueError(
                 f"layer_norm_epsilon is {shown(self.layer_norm_epsilon)}; a number between 0 and 1 is expected"

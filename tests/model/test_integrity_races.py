@@ -23,7 +23,7 @@ from tests.support.damaging import cache as cache
 from tests.support.damaging import folder as folder
 from tests.support.damaging import whole as whole
 
-STAGES = ("_find_graph", "read_config", "_open_tokenizer", "Session", "check_interface")
+STAGES = ("_find_graph", "read_config", "read_tokenizer", "Session", "check_interface")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the list of mappings is Linux's")
 OFTEN = 4
 

@@ -260,7 +260,7 @@ def test_word_lists_of_several_texts(demo_fp32: Model) -> None:
     [
         ({"text": ""}, ValueError, "the text '' has no tokens"),
         ({"text": ["a", ""]}, ValueError, "the text '' has no tokens"),
-        ({"text": []}, ValueError, "no texts"),
+        ({"text": []}, ValueError, "at least one text is expected"),
         ({"text": 5}, TypeError, "a text or several"),
         ({"text": "\ud800"}, ValueError, "lone surrogate"),
         (

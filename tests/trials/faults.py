@@ -115,7 +115,7 @@ class Faulty:
 METHODS = {
     "onnxruntime": [(Session, "run_with_ortvaluevector")],
     "allocations of a pass": [(InPlaceCache, "_pass")],
-    "the batch": [(Batch, name) for name in ("join", "_step", "_slide", "_leave", "park", "resume", "clear")],
+    "the batch": [(Batch, name) for name in ("join", "advance", "_slide", "_leave", "park", "resume", "clear")],
     "the scheduler": [(Scheduler, name) for name in ("_drop_ended", "_next", "_post", "_hand_over", "_fail")],
     "rows": [(Record, "add"), (TextStream, "push"), (Row, "end"), (Row, "completion")],
     "the event loop's side": [(Engine, name) for name in ("admit", "reserve")],

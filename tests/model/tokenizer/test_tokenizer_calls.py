@@ -111,7 +111,8 @@ def direct_calls(path: Path) -> Iterator[str]:
             continue
         owner = re.search(r"(^|[._])tokenizer$", ast.unparse(node.value))
         is_of_tokenizer = owner and node.attr in ("encode", "decode")
-        if node.attr in METHODS or is_of_tokenizer:
+        is_of_ctypes = ast.unparse(node.value).startswith("ctypes.")
+        if (node.attr in METHODS and not is_of_ctypes) or is_of_tokenizer:
             yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 
 
