@@ -77,7 +77,7 @@ def test_another_interface_is_refused(folder: Path, edit: Callable[[onnx.GraphPr
 @pytest.mark.parametrize("n_layer", [7, 1_000])
 def test_a_number_of_layers_is_compared_before_it_is_used(folder: Path, n_layer: int) -> None:
     edit_json(folder / "config.json", n_layer=n_layer)
-    with pytest.raises(ValueError, match=f"n_layer is {n_layer}"):
+    with pytest.raises(ValueError, match=f"config.json says {n_layer}"):
         load(folder)
     with pytest.raises(ValueError, match=f"n_layer 6, but config.json says {n_layer}"):
         load(folder, verify="off")
