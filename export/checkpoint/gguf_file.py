@@ -157,7 +157,7 @@ def _raw_config(path: Path, metadata: Metadata, stored: Mapping[str, Any], *, is
         config = Config(**sizes, **ends, **others)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its metadata is impossible: {error}") from None
-    # A damaged number of layers may be a billion, for which the list of shapes would not fit in memory.
+    # Compare a damaged number of layers first, for a message that says so; the next check would name one tensor.
     if config.n_layer > len(stored):
         raise ValueError(f"{path} has {len(stored)} tensors, and its metadata asks for {config.n_layer} layers")
     for name, shape in config.tensor_shapes().items():

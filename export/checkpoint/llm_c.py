@@ -87,7 +87,7 @@ def _read_header(path: Path, eos_token_id: int | None) -> tuple[Config, Any, int
 
 
 def _n_elements(config: Config, padded: int) -> int:
-    """The number of weights. By a formula: for a billion layers in a damaged header a list would not fit in memory."""
+    """The number of weights, the padding of the vocabulary included."""
     width = config.n_embd
     of_a_layer = 12 * width**2 + 13 * width
     return (padded + config.n_positions + 2) * width + config.n_layer * of_a_layer

@@ -49,7 +49,7 @@ def convert(path: Path, target: Path, tokenizer: Path | None) -> Path:
     vocabulary = characters or tokenizer_file.read(tokenizer or target)
     state, arguments = _load(path)
     config = _config(path, arguments, vocabulary)
-    # A damaged number of layers may be a billion, for which the list of shapes would not fit in memory.
+    # Compare a damaged number of layers first, for a message that says so; the next check would name one tensor.
     if config.n_layer > len(state):
         raise ValueError(f"{path} has {len(state)} tensors, and its model_args ask for {config.n_layer} layers")
     shapes = config.tensor_shapes()

@@ -92,9 +92,9 @@ def of_impossible_sizes(path: Path) -> None:
     write_llm_c(path, n_head=0)
 
 
-def of_a_billion_layers(path: Path) -> None:
+def of_a_thousand_layers(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[16:20] = struct.pack("<i", 10**9)
+    content[16:20] = struct.pack("<i", 1000)
     path.write_bytes(content)
 
 
@@ -114,7 +114,7 @@ def a_tokenizer(path: Path) -> None:
         (grown, "has more than its weights: it has"),
         (of_an_older_version, r"of version 1; version 3 \(fp32\) and 5 \(bf16\) are read"),
         (of_impossible_sizes, "n_head is 0; a whole number of at least 1"),
-        (of_a_billion_layers, "is truncated: it has"),
+        (of_a_thousand_layers, "is truncated: it has"),
         (of_more_ids_than_rows, "a vocabulary of 385 padded to 384"),
         (a_tokenizer, "is the tokenizer of llm.c; its model is the .bin file"),
     ],

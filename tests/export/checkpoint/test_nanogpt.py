@@ -214,8 +214,8 @@ def without_a_size(checkpoint: dict[str, Any]) -> None:
     checkpoint["model_args"].pop("block_size")
 
 
-def with_a_billion_layers(checkpoint: dict[str, Any]) -> None:
-    checkpoint["model_args"]["n_layer"] = 10**9
+def with_a_thousand_layers(checkpoint: dict[str, Any]) -> None:
+    checkpoint["model_args"]["n_layer"] = 1000
 
 
 def with_an_impossible_size(checkpoint: dict[str, Any]) -> None:
@@ -240,7 +240,7 @@ def without_a_model(checkpoint: dict[str, Any]) -> None:
         (of_whole_numbers, "wpe.weight is torch.int64; weights must be floating point"),
         (without_a_size, "model_args has no block_size"),
         (with_an_impossible_size, "model_args: n_embd 64 is not a multiple of n_head 5"),
-        (with_a_billion_layers, "n_layer is 1000000000; at most 1,000 is allowed"),
+        (with_a_thousand_layers, "has 16 tensors, and its model_args ask for 1000 layers"),
         (of_something_else, "is not a checkpoint of nanoGPT, which has model and model_args"),
         (without_a_model, "model is not a dictionary of tensors"),
     ],
