@@ -205,3 +205,16 @@ def check_unicode(name: str, text: str) -> str:
             f"{name} has a lone surrogate in {shown(text)}, at {error.start}: it is not valid Unicode"
         ) from None
     return text
+
+
+def check_valid_text(text: object) -> None:
+    """Raise TypeError for what is not a str, ValueError for one that is not valid Unicode.
+
+    >>> check_valid_text("Once upon a time")
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a text is a str, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has a lone surrogate at character {error.start}: it is not valid Unicode") from None

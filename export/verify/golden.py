@@ -11,7 +11,7 @@ from export.verify import own_writing
 from runtime._math import log_softmax
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
-from runtime.tokenization.detokenizer import Detokenizer
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.tokenization.encode import encode_prompt
 
 N_IDS = 24

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from runtime._lock import Lock
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
-from runtime.tokenization.detokenizer import CONTEXT_IDS, Detokenizer
-from runtime.tokenization.token_bytes import TokenBytes
+from runtime.model.tokenizer.detokenizer import CONTEXT_IDS, Detokenizer
+from runtime.model.tokenizer.token_bytes import TokenBytes
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]

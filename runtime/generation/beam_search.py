@@ -28,9 +28,9 @@ from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.options import Options
 from runtime.prefixes.prefix import Prefix, known
-from runtime.tokenization.detokenizer import Detokenizer
 from runtime.tokenization.token_texts import token_texts
 
 EarlyStopping = bool | Literal["never"]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from runtime._lock import Lock
 from runtime.generation.history import Ids, TokenHistory
 from runtime.model.model import Model
+from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.options import DRY_BREAKERS as BREAKERS
 from runtime.tokenization.encode import encode_text
-from runtime.tokenization.token_bytes import TokenBytes
 
 Logits = NDArray[np.float32]
 _MAX_KNOWN = 16  # lists of breakers that are remembered for a model

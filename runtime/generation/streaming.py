@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from runtime.tokenization.detokenizer import PieceDecoder
+from runtime.model.tokenizer.detokenizer import PieceDecoder
 from runtime.tokenization.stop_strings import StopFilter
 
 

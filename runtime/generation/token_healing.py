@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from runtime.model.tokenizer import calls
-from runtime.tokenization.detokenizer import REPLACEMENT, Detokenizer
+from runtime.model.tokenizer.detokenizer import REPLACEMENT, Detokenizer
 
 
 class Healing(NamedTuple):

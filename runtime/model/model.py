@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from tokenizers import Tokenizer
 
-from runtime._checks import check_count, check_flag, check_ids
+from runtime._checks import check_count, check_flag, check_ids, check_valid_text
 from runtime._json import parse_json
 from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
 from runtime.graph.check import check_format, check_graph
@@ -28,7 +28,8 @@ from runtime.model.kv_cache import Cache, InPlaceCache
 from runtime.model.memory import Budget
 from runtime.model.recovery import recover
 from runtime.model.session import Session
-from runtime.model.tokenizer.calls import duplicate
+from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.model.tokenizer.file import read_tokenizer
 
 # Functions of `runtime` that callers may look for as methods of Model; an AttributeError names them.
@@ -175,10 +176,10 @@ class Model:
         >>> runtime.generate(ids, model=model) == runtime.generate("Once upon a time", model=model)
         True
         """
-        # Modules of runtime.tokenization import this one.
-        from runtime.tokenization.encode import encode
-
-        return encode(self, text, special_tokens=check_flag("special_tokens", special_tokens))
+        check_valid_text(text)
+        reads_special = check_flag("special_tokens", special_tokens)
+        tokenizer = self.special_tokenizer if reads_special else self.tokenizer
+        return list(calls.encode(tokenizer, text, whole=False, vocab_size=self.config.vocab_size).ids)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of token ids. Bytes that are no whole character become `\N{REPLACEMENT CHARACTER}`.
@@ -192,8 +193,6 @@ class Model:
         >>> model.decode(runtime.complete("Once upon a time", model=model, max_new_tokens=6)[0].ids)
         ", the King's son was"
         """
-        from runtime.tokenization.detokenizer import Detokenizer
-
         skips = not check_flag("special_tokens", special_tokens)
         checked = check_ids("ids", ids, self.config.vocab_size)
         return Detokenizer(self.tokenizer, skip_special_tokens=skips).decode(checked)
@@ -201,7 +200,7 @@ class Model:
     @functools.cached_property
     def special_tokenizer(self) -> Tokenizer:
         """A tokenizer that reads special tokens in a text, such as `<|endoftext|>`, as tokens, not as plain text."""
-        tokenizer = duplicate(self.tokenizer)
+        tokenizer = calls.duplicate(self.tokenizer)
         tokenizer.encode_special_tokens = False
         return tokenizer
 

@@ -11,8 +11,8 @@ import numpy as np
 from runtime._math import log_softmax
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.detokenizer import REPLACEMENT
 from runtime.scoring.context import SharedContext
-from runtime.tokenization.detokenizer import REPLACEMENT
 
 MAX_WORD_TOKENS = 8
 # How many first tokens are tried.

@@ -21,15 +21,15 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime._checks import Prompt, check_count
+from runtime._checks import Prompt, check_count, check_valid_text
 from runtime.errors import NoTokenizerError
 from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.detokenizer import PieceDecoder
 from runtime.scoring.windows import Request, check_stride, run, windows
 from runtime.scoring.words import Beginnings, Span, assign_tokens, find_spans, split_words, vocabulary
-from runtime.tokenization.detokenizer import PieceDecoder
-from runtime.tokenization.encode import check_text, encode_prompt
+from runtime.tokenization.encode import encode_prompt
 
 Floats = NDArray[np.float64]
 # Texts that are scored together. More would sort more evenly into passes and take more memory.
@@ -193,7 +193,7 @@ class _Plan:
 def _plan(model: Model, text: Prompt, words: Sequence[str] | None, settings: Settings) -> _Plan:
     if not isinstance(text, str):
         return _plan_of_ids(model, text, words, settings)
-    check_text(text)
+    check_valid_text(text)
     encoding = calls.encode(model.tokenizer, text, whole=False)
     ids = list(encoding.ids)
     if not ids:

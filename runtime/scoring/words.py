@@ -14,7 +14,7 @@ from tokenizers.models import WordPiece
 
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
-from runtime.tokenization.token_bytes import TokenBytes
+from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.tokenization.token_texts import TokenTexts, writes_metaspace
 
 Span = tuple[int, int]  # begin and end, counted in characters

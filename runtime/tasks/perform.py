@@ -13,13 +13,13 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from runtime._checks import check_valid_text
 from runtime._suggestion import suggest
 from runtime.model.model import Model
 from runtime.prefixes.prefix import Prefix
 from runtime.tasks.library import TASKS
 from runtime.tasks.methods import Answer, Call, Writing, abstain, prepare, read_answer
 from runtime.tasks.task import By, Task
-from runtime.tokenization.encode import check_text
 
 __all__ = [
     "TASKS",
@@ -45,7 +45,7 @@ def perform(
 ) -> Answer:
     """See `runtime.perform`; `given` holds fields and options."""
     task = find_task(task)
-    check_text(text)
+    check_valid_text(text)
     text = text.strip()
     if not text:
         raise ValueError(f"the text is empty; {task.name} needs one")

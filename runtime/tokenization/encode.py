@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
-from runtime._checks import Prompt
+from runtime._checks import Prompt, check_valid_text
 from runtime.errors import ContextLengthError
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
-from runtime.tokenization.detokenizer import PieceDecoder
+from runtime.model.tokenizer.detokenizer import PieceDecoder
 
 __all__ = [
     "LONG",
     "PieceDecoder",
     "beginning_of_text",
     "check_fits",
-    "check_text",
     "encode",
     "encode_prompt",
     "encode_prompt_with_spans",
@@ -51,22 +50,9 @@ def encode_whole(model: Model, text: str, *, special_tokens: bool = False) -> li
 
 
 def _encode(model: Model, text: str, *, special_tokens: bool, whole: bool) -> Encoding:
-    check_text(text)
+    check_valid_text(text)
     tokenizer = model.special_tokenizer if special_tokens else model.tokenizer
-    encoding = calls.encode(tokenizer, text, whole=whole)
-    _check_ids(encoding, model.config.vocab_size)
-    return encoding
-
-
-def _check_ids(encoding: Encoding, vocab_size: int) -> None:
-    """Raise ValueError for an id that the model has no embedding for: an added token of a fine-tune, say."""
-    if max(encoding.ids, default=0) < vocab_size:
-        return
-    at = next(at for at, id_ in enumerate(encoding.ids) if id_ >= vocab_size)
-    raise ValueError(
-        f"the token {calls.short(encoding.tokens[at])} has id {encoding.ids[at]:,}, and this model's vocabulary has "
-        f"{vocab_size:,} ids: it was not resized for this token. Leave it out of the text"
-    )
+    return calls.encode(tokenizer, text, whole=whole, vocab_size=model.config.vocab_size)
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -79,25 +65,13 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(calls.encode(tokenizer, text, whole=False).ids)
 
 
-def check_text(text: object) -> None:
-    """Raise TypeError for what is not a str, ValueError for one that is not valid Unicode.
-
-    >>> check_text("Once upon a time")
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"a text is a str, not {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text has a lone surrogate at character {error.start}: it is not valid Unicode") from None
-
-
 def check_fits(model: Model, text: str, n_tokens: int) -> None:
     """Raise ValueError for a text that is more than n_tokens tokens whichever they are, before it is tokenized.
 
-    A megabyte takes 200 MB to tokenize, and seconds where it is one long word. Raises TypeError as `check_text` does.
+    A megabyte takes 200 MB to tokenize, and seconds where it is one long word. Raises TypeError as
+    `check_valid_text` does.
     """
-    check_text(text)
+    check_valid_text(text)
     if len(text) <= LONG:
         return
     longest = _longest_token(model.tokenizer)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
-from runtime.tokenization.token_bytes import TokenBytes
+from runtime.model.tokenizer.token_bytes import TokenBytes
 
 METASPACE = "▁"
 

@@ -16,8 +16,8 @@ import runtime
 from runtime.errors import NoTokenError, OptionError
 from runtime.generation.banned import BannedPhrases, PhraseIndex, TokenTexts
 from runtime.model.model import Model
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.options import Options
-from runtime.tokenization.detokenizer import Detokenizer
 from tests.support.vocabularies import KINDS
 
 calm = settings(deadline=None, max_examples=50)

@@ -15,9 +15,9 @@ from runtime.generation.dry import BREAKERS, Dry, SequenceBreakers, make_dry
 from runtime.generation.history import TokenHistory
 from runtime.generation.penalties import Penalties
 from runtime.model.model import Model
+from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.options import Options
 from runtime.tokenization.encode import encode_text
-from runtime.tokenization.token_bytes import TokenBytes
 
 # A small vocabulary: single letters, and tokens in which breakers lie whole, begin or end.
 TOKENS = ["a", "b", "c", ":", "\n", "a:", "xy", "x", "y", "z", "yz", ":b", "cx"]

@@ -143,7 +143,7 @@ def test_the_ids_of_config_serve_where_there_is_no_generation_config(folder: Pat
 
 def test_without_bos_an_empty_prompt_is_refused(folder: Path) -> None:
     edit_json(folder / "generation_config.json", bos_token_id=None)
-    with load(folder) as model, pytest.raises(ValueError, match="empty"):
+    with load(folder) as model, pytest.raises(ValueError, match="no tokens, and this model has no beginning-of-text"):
         generate("", model=model)
 
 
@@ -158,7 +158,7 @@ def test_sizes_that_are_not_the_graphs_are_refused(folder: Path, sizes: dict[str
 
 def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", vocab_size=8000)
-    with pytest.raises(ValueError, match=r"tokenizer\.json.*8192.*8000"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not of this model: .* the id 8,191, .*8,000"):
         load(folder)
 
 

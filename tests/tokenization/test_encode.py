@@ -15,7 +15,7 @@ from transformers import GPT2TokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from runtime.model.model import Model
-from runtime.tokenization.detokenizer import PieceDecoder
+from runtime.model.tokenizer.detokenizer import PieceDecoder
 from runtime.tokenization.encode import encode, encode_prompt
 from runtime.tokenization.stop_strings import StopFilter
 from tests.conftest import DEMO, shared_data

@@ -137,7 +137,7 @@ def injected(model: Model, fault: Fault) -> Iterator[None]:
         for place, methods in METHODS.items():
             for owner, name in methods:
                 stack.enter_context(mock.patch.object(owner, name, _asking(getattr(owner, name), place, fault)))
-        stack.enter_context(mock.patch.object(model, "tokenizer", Faulty(model.tokenizer, "tokenizers", fault)))
+        stack.enter_context(mock.patch.object(model, "_tokenizer", Faulty(model.tokenizer, "tokenizers", fault)))
         stack.enter_context(mock.patch.object(words, "_llguidance", faulty_library))
         yield
     words.compile.cache_clear()  # type: ignore[attr-defined]

@@ -223,8 +223,8 @@ def _limit_memory() -> None:
 def try_file(content: bytes, path: Path) -> str:
     """Open a file and use it: the outcome, and after a tab what was wrong."""
     from runtime.model.tokenizer import calls
+    from runtime.model.tokenizer.detokenizer import PieceDecoder
     from runtime.model.tokenizer.file import read_tokenizer
-    from runtime.tokenization.detokenizer import PieceDecoder
 
     path.write_bytes(content)
     try:

@@ -21,8 +21,8 @@ from runtime._lock import Lock, importing
 from runtime.errors import OptionError
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.options import Form
-from runtime.tokenization.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

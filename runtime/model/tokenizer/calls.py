@@ -63,16 +63,31 @@ def duplicate(tokenizer: Tokenizer) -> Tokenizer:
     return guard(lambda: "the tokenizer cannot be copied", copy.deepcopy, tokenizer)
 
 
-def encode(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
+def encode(tokenizer: Tokenizer, text: str, *, whole: bool, vocab_size: int | None = None) -> Encoding:
     """Encode a text. whole: with the special tokens of the tokenizer's post-processor.
 
-    Raises ValueError for a text that cannot be encoded, naming the word without a token if there is one.
+    vocab_size: of the model that the ids are for.
+    Raises ValueError for a text that cannot be encoded, naming the word without a token if there is one; for an id
+    beyond the model's vocabulary.
     """
     try:
         encoding: Encoding = guard(lambda: "", tokenizer.encode, text, add_special_tokens=whole)
     except ValueError as error:
         raise ValueError(_explain(tokenizer, text, str(error).removeprefix(": "))) from None
+    if vocab_size is not None:
+        _check_ids(encoding, vocab_size)
     return encoding
+
+
+def _check_ids(encoding: Encoding, vocab_size: int) -> None:
+    """Raise ValueError for an id that the model has no embedding for: an added token of a fine-tune, say."""
+    if max(encoding.ids, default=0) < vocab_size:
+        return
+    at = next(at for at, id_ in enumerate(encoding.ids) if id_ >= vocab_size)
+    raise ValueError(
+        f"the token {short(encoding.tokens[at])} has id {encoding.ids[at]:,}, and this model's vocabulary has "
+        f"{vocab_size:,} ids: it was not resized for this token. Leave it out of the text"
+    )
 
 
 def _explain(tokenizer: Tokenizer, text: str, reason: str) -> str:

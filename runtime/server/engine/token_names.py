@@ -8,9 +8,9 @@ from typing import NamedTuple
 from runtime._math import likeliest
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
+from runtime.model.tokenizer.detokenizer import Detokenizer, PieceDecoder
+from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.scoring.scoring import window_log_probabilities
-from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
-from runtime.tokenization.token_bytes import TokenBytes
 
 _BYTES = "bytes:"
 

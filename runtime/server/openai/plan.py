@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.generation.row import Place
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.options import FORMS, Options, make_options
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.form_time import RequestInterruption
@@ -14,7 +15,6 @@ from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TextPlace, find_places
 from runtime.server.errors import CONTEXT_LENGTH, ApiError
-from runtime.tokenization.detokenizer import Detokenizer
 from runtime.tokenization.encode import beginning_of_text, encode, encode_prompt_with_spans
 
 MAX_FORM_CHARACTERS = 2**15

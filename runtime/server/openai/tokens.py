@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.server.engine.engine import Engine
 from runtime.server.errors import CONTEXT_LENGTH, ApiError, preparing
 from runtime.server.openai.exchange import json_response, while_connected
@@ -15,7 +16,6 @@ from runtime.server.openai.fields import Fields, TokenId
 from runtime.server.openai.plan import ENTRY_BYTES
 from runtime.server.openai.reply import ERRORS
 from runtime.server.transport.json_route import JsonRoute
-from runtime.tokenization.detokenizer import Detokenizer
 from runtime.tokenization.encode import encode, encode_whole
 
 router = APIRouter(route_class=JsonRoute)

@@ -31,8 +31,8 @@ from runtime.cli import parser as cli
 from runtime.diagnostics.check import check_folder
 from runtime.graph.architecture import GPT, as_gpt2, read_architecture
 from runtime.model.model import Model
+from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.scoring.perplexity import measure_rolling
-from runtime.tokenization.detokenizer import Detokenizer
 from tests.conftest import DEMO
 from tests.support.checkpoints import (
     CLOSE,

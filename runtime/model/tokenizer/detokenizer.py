@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from runtime.model.tokenizer import calls
-from runtime.tokenization.token_bytes import TokenBytes, reads_as_bytes
+from runtime.model.tokenizer.token_bytes import TokenBytes, reads_as_bytes
 
 # what bytes that are not a character decode to
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

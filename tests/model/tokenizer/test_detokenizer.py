@@ -12,7 +12,7 @@ from transformers import GPT2Tokenizer
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from runtime.generation.streaming import TextStream
-from runtime.tokenization.detokenizer import Detokenizer, PieceDecoder
+from runtime.model.tokenizer.detokenizer import Detokenizer, PieceDecoder
 from tests.support.vocabularies import KINDS, byte_fallback, byte_level, metaspace
 
 calm = settings(deadline=None, max_examples=60)
