@@ -52,6 +52,7 @@ READERS = {  # files that are the reader's
     "rules.txt": STORY * 16,
     "corpus.txt": f"{STORY}\n{STORY}\n",
     "prompts.txt": STORY,
+    "story.txt": STORY,
     "king.txt": "The old king slept in his bed.\n",
     "sentences.txt": "The old king slept\nThe little mouse\n",
 }

@@ -50,9 +50,9 @@ def untokenized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No long text is tokenized."""
     encode_any = calls.encode
 
-    def watched(tokenizer: Tokenizer, text: str, *, whole: bool) -> Encoding:
+    def watched(tokenizer: Tokenizer, text: str, **named: Any) -> Encoding:
         assert len(text) < 10_000
-        return encode_any(tokenizer, text, whole=whole)
+        return encode_any(tokenizer, text, **named)
 
     monkeypatch.setattr(calls, "encode", watched)
     return

@@ -32,6 +32,7 @@ from runtime.model.kv_cache import InPlaceCache
 from runtime.model.memory import Budget
 from runtime.model.model import Model
 from runtime.model.session import Session
+from runtime.model.tokenizer import calls
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.scheduler import Scheduler
 from tests.support.serving import Reply, Running, running, wait_until
@@ -137,10 +138,24 @@ def injected(model: Model, fault: Fault) -> Iterator[None]:
         for place, methods in METHODS.items():
             for owner, name in methods:
                 stack.enter_context(mock.patch.object(owner, name, _asking(getattr(owner, name), place, fault)))
-        stack.enter_context(mock.patch.object(model, "_tokenizer", Faulty(model.tokenizer, "tokenizers", fault)))
+        stack.enter_context(mock.patch.object(calls, "guard", _guard_that_asks(fault)))
         stack.enter_context(mock.patch.object(words, "_llguidance", faulty_library))
         yield
     words.compile.cache_clear()  # type: ignore[attr-defined]
+
+
+def _guard_that_asks(fault: Fault) -> Any:
+    """The guard around every call into tokenizers, with the fault raised in the place of the call."""
+    guard = calls.guard
+
+    def guard_call(doing: Any, call: Any, *given: Any, **named: Any) -> Any:
+        def ask_and_call(*given: Any, **named: Any) -> Any:
+            fault("tokenizers")
+            return call(*given, **named)
+
+        return guard(doing, ask_and_call, *given, **named)
+
+    return guard_call
 
 
 def _asking(method: Any, place: str, fault: Fault) -> Any:
@@ -256,11 +271,11 @@ def try_publications() -> tuple[int, list[str]]:
     for can_swap in (True, False):
         for replaces in (True, False):
             for make in [*ERRORS, lambda: OSError(28, "No space left on device"), KeyboardInterrupt]:
-                for calls in range(1, 1000):
-                    reached, about = _publish(can_swap, replaces, calls, make())
+                for n_calls in range(1, 1000):
+                    reached, about = _publish(can_swap, replaces, n_calls, make())
                     n += reached
                     if about:
-                        wrong.append(f"swap {can_swap}, replaces {replaces}, call {calls}, {make()!r}: {about}")
+                        wrong.append(f"swap {can_swap}, replaces {replaces}, call {n_calls}, {make()!r}: {about}")
                     if not reached:
                         break
     return n, wrong
