@@ -43,7 +43,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_ended_anywhere_leaves_a_whole_model(tiny: Path, tmp_path: Path, name: str, expected: set[str]) -> None:
     place = tmp_path / "models"
     place.mkdir()
-    done = run(sys.executable, "-m", "tests.support.ended_builds", name, tiny, place / "model", cwd=REPOSITORY)
+    done = run(
+        sys.executable, "-m", "tests.support.ended_builds", name, tiny, place / "model", cwd=REPOSITORY, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     codes = done.stdout.split()
     assert set(codes) == expected

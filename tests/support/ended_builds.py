@@ -11,7 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from export import build
+# A build imports the pipeline when it begins; here it is imported before any build is forked.
+from export import build, pipeline  # noqa: F401
 from export.quantize import texts
 from tests.support.building import QUICK, contents
 

@@ -25,7 +25,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import runtime
-from export import build, needs
+
+# A build imports the pipeline when it begins; here it is imported before any build is forked.
+from export import build, needs, pipeline  # noqa: F401
 from export.folder import folder
 from tests.support.building import QUICK, contents, write_tiny
 from tests.trials.process import finish, fork
