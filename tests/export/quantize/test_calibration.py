@@ -224,7 +224,7 @@ def test_a_model_that_writes_nothing_is_refused(
     edit_weights(tmp_path / "tiny", damage)
     target = tmp_path / "model"
     assert run_here(monkeypatch, tmp_path / "tiny", "--precision", precision, *QUICK, "--output", target) == 1
-    assert "its weights are damaged" in error_line(capsys.readouterr().err)
+    assert "the weights are damaged" in error_line(capsys.readouterr().err)
     assert not target.exists()
 
 
