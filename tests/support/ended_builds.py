@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from export import build
+from export import build, pipeline  # noqa: F401  the pipeline is imported once, before the forks
 from export.quantize import texts
 from tests.support.building import QUICK, contents
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import runtime
-from export import build, needs
+from export import build, needs, pipeline  # noqa: F401  the pipeline is imported once, before the forks
 from export.folder import folder
 from tests.support.building import QUICK, contents, write_tiny
 from tests.trials.process import finish, fork
