@@ -78,7 +78,7 @@ def _open(path: Path) -> Any:
     """A reader that says where a file is truncated: the package's own takes what lies beyond the end as empty."""
     from gguf import GGUFReader
 
-    class Reader(GGUFReader):  # type: ignore[misc]  # not installed everywhere
+    class Reader(GGUFReader):  # type: ignore[misc,unused-ignore]  # not installed everywhere
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
                 raise ValueError("it ends in the middle")
