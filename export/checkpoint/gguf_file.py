@@ -80,7 +80,8 @@ def _open(path: Path) -> Any:
     """A reader that raises an error for a truncated file; the package's own reads missing data as empty."""
     from gguf import GGUFReader
 
-    class Reader(GGUFReader):
+    # The package is not installed everywhere.
+    class Reader(GGUFReader):  # type: ignore[misc,unused-ignore]
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
                 raise ValueError("it ends in the middle")
