@@ -260,8 +260,8 @@ def test_word_lists_of_several_texts(demo_fp32: Model) -> None:
     [
         ({"text": ""}, ValueError, "the text '' has no tokens"),
         ({"text": ["a", ""]}, ValueError, "the text '' has no tokens"),
-        ({"text": []}, ValueError, "no texts"),
-        ({"text": 5}, TypeError, "a text or several"),
+        ({"text": []}, ValueError, "text is empty; at least one text or token id"),
+        ({"text": 5}, TypeError, r"text is 5; a text \(str\) or a list of token ids"),
         ({"text": "\ud800"}, ValueError, "lone surrogate"),
         (
             {"text": "a fox", "words": ["a", "dog"]},

@@ -17,7 +17,7 @@ def model_of(tokenizer: Tokenizer) -> Any:
     """What `encode` asks of a Model: its tokenizer, for which written special tokens are text, and vocab_size."""
     tokenizer.encode_special_tokens = True
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    return SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=vocab_size))
+    return SimpleNamespace(tokenizer=tokenizer, has_tokenizer=True, config=SimpleNamespace(vocab_size=vocab_size))
 
 
 def byte_fallback() -> Tokenizer:
