@@ -191,7 +191,7 @@ def test_no_prompts_are_refused(demo_fp32: Model) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 5, b"Once"], ids=repr)
 def test_what_is_no_prompt_is_refused(demo_fp32: Model, wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"prompts is .*; a text or several are expected"):
+    with pytest.raises(TypeError, match=r"prompts is .*; a text \(str\) or a list of token ids"):
         complete(wrong, model=demo_fp32)
 
 

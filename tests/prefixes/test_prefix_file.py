@@ -249,10 +249,18 @@ def with_tensor(**changes: object) -> Callable[[dict[str, Any]], object]:
     return lambda header: header["keys_values"].update(changes)
 
 
+def without_text(ids: str) -> Callable[[dict[str, Any]], object]:
+    """The header of a prefix that was made of ids, with these."""
+    return lambda header: (header["__metadata__"].pop("text"), header["__metadata__"].update(ids=ids))
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        *((without(name), "says no") for name in ("text", "ids", "probe", "model", "format", "special_tokens")),
+        *((without(name), "says no") for name in ("ids", "probe", "model", "format", "special_tokens")),
+        *((without_text(ids), "its ids are not") for ids in ("[1", "1", "[-1]", "[99999999]", "[1.5]", "[" * 100_000)),
+        (without_text("[]"), "it has no ids"),
+        (without_text("[1, 2]"), "its tensor is"),
         (without("sha256"), "no safetensors file of one float32"),
         (lambda header: header["__metadata__"].update(ids=[1]), "no safetensors file of one float32"),
         (lambda header: header["__metadata__"].update(text="\ud800"), "surrogate"),

@@ -146,7 +146,7 @@ def test_a_closed_model_is_said(folders: dict[str, Path]) -> None:
     [
         ("", {}, ValueError, "empty"),
         (letters(4 * PREFILL_STEP + 1), {}, ValueError, f"{4 * PREFILL_STEP + 1} tokens, .*{4 * PREFILL_STEP} pos"),
-        (None, {}, TypeError, "NoneType"),
+        (None, {}, TypeError, "text is None; a text"),
         ("\ud800", {}, ValueError, "surrogate"),
         ("abc", {"special_tokens": 1}, TypeError, "special_tokens is 1"),
     ],

@@ -150,7 +150,7 @@ def test_a_cut_pair_is_as_long_as_fits(n_context: int, n: int, size: int) -> Non
         ({"continuation": 5}, TypeError, "a text "),
         ({"continuation": b"a"}, TypeError, "a text "),
         ({"continuation": ["a", None]}, TypeError, "a text "),
-        ({"continuation": "a", "context": None}, TypeError, "a text is a str, not NoneType"),
+        ({"continuation": "a", "context": None}, TypeError, "context is None; a text "),
         ({"continuation": "\ud800"}, ValueError, "lone surrogate"),
         ({"continuation": "a", "overflow": "slide"}, ValueError, "'slide'; error or truncate_left"),
         ({"continuation": "e", "context": " th"}, ValueError, "part of the context's last token"),

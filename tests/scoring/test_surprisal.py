@@ -260,8 +260,8 @@ def test_word_lists_of_several_texts(demo_fp32: Model) -> None:
     [
         ({"text": ""}, ValueError, "the text '' has no tokens"),
         ({"text": ["a", ""]}, ValueError, "the text '' has no tokens"),
-        ({"text": []}, ValueError, "at least one text or token id is expected"),
-        ({"text": 5}, TypeError, "or several of them, are expected"),
+        ({"text": []}, ValueError, "text is empty; at least one text or token id"),
+        ({"text": 5}, TypeError, r"text is 5; a text \(str\) or a list of token ids"),
         ({"text": "\ud800"}, ValueError, "lone surrogate"),
         (
             {"text": "a fox", "words": ["a", "dog"]},

@@ -23,6 +23,7 @@ class _Model:
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int = 0) -> None:
         self.tokenizer = tokenizer
+        self.has_tokenizer = True
         self.config = SimpleNamespace(vocab_size=tokenizer.get_vocab_size() + 3, eos_token_ids=frozenset({eos_id}))
 
 
