@@ -12,6 +12,7 @@ from typing import Any
 from griffe import Extension, Object
 
 PARAMETER = re.compile(r"(\*{0,2}[a-z_]\w*(?:(?:, | and )[a-z_]\w*)*): (.*)")
+GOOGLE = re.compile(r"^\s*(Args|Returns|Raises|Example):$", re.MULTILINE)
 SENTENCE = re.compile(r"(Raises|Returns|Example) ?.*")
 
 
@@ -45,9 +46,13 @@ def to_markdown(text: str) -> str:
 
 
 class Docstrings(Extension):
-    """Applies `to_markdown` to every docstring that griffe reads."""
+    """Applies `to_markdown` to the docstrings that griffe reads, but to those in Google's style, which it knows."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
         """Replace the docstring of one object."""
-        if obj.docstring:
-            obj.docstring.value = to_markdown(obj.docstring.value)
+        if not obj.docstring:
+            return
+        text = obj.docstring.value
+        # Google's name of the section is Examples.
+        is_google = GOOGLE.search(text)
+        obj.docstring.value = re.sub(r"(?m)^(\s*)Example:$", r"\1Examples:", text) if is_google else to_markdown(text)

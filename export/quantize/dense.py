@@ -41,8 +41,10 @@ def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
 def _largest_pairs(matrix: Floats) -> Floats:
     """The largest sum of two neighbours of one sign in each column, as an absolute value: [n_in, n_out] -> [n_out]."""
     pairs = np.arange(0, len(matrix), 2)
-    positive = np.add.reduceat(np.maximum(matrix, 0), pairs).max(0)
-    negative = np.add.reduceat(np.maximum(-matrix, 0), pairs).max(0)
+    # A sum may overflow to infinity. The logits are no numbers then, and the build refuses the weights.
+    with np.errstate(over="ignore"):
+        positive = np.add.reduceat(np.maximum(matrix, 0), pairs).max(0)
+        negative = np.add.reduceat(np.maximum(-matrix, 0), pairs).max(0)
     largest: Floats = np.maximum(positive, negative)
     return largest
 

@@ -56,7 +56,7 @@ READERS = {  # files that are the reader's
     "king.txt": "The old king slept in his bed.\n",
     "sentences.txt": "The old king slept\nThe little mouse\n",
 }
-MODELS = ("gpt2-int8", "distilgpt2-int8", "mine-int8", "demo-fp32")  # for which the demo stands in
+MODELS = ("gpt2-int8", "distilgpt2-int8", "mine-int8", "demo-fp32", "openai-gpt-int8")  # for which the demo stands in
 NOT_RUN = "<!-- not run: "  # before a block, with the reason
 
 

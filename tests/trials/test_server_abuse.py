@@ -101,7 +101,7 @@ def test_rows_under_way_go_on_between_the_passes_of_a_long_prompt(
     monkeypatch.setattr("runtime.server.engine.scheduler.JOIN_SECONDS", 0.001)  # less than a pass
     long, short = {"prompt": [[7] * 480], "max_tokens": 4}, {"prompt": [[11, 12, 13]], "max_tokens": 300}
     asked: list[dict[str, Any]] = [{**fields, "temperature": 0, "logit_bias": {"0": -100}} for fields in (short, long)]
-    with running(demo_int8) as server, ThreadPoolExecutor(2) as pool:
+    with running(demo_int8, prompt_cache_bytes=0) as server, ThreadPoolExecutor(2) as pool:
         alone = [server.post(**fields).json["choices"][0]["gpt2_edge"]["ids"] for fields in asked]
         passes.clear()
         first = pool.submit(lambda: server.post(**asked[0]))
