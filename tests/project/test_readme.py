@@ -135,6 +135,8 @@ def place(demo_int8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, text in READERS.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    # The pages say that it is set where a command names no model.
+    monkeypatch.setenv("GPT2_EDGE_MODEL", "models/demo-int8")
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     return tmp_path
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import tokenizers
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -28,6 +29,8 @@ from runtime.model.tokenizer.token_bytes import TokenBytes, reads_as_bytes
 # what bytes that are not a character decode to
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # enough for decoders that look at the neighbours of a token, and for the bytes of any character
+# In tokenizers 0.21 `DecodeStream` panics at the first id of a text.
+HAS_DECODE_STREAM = tuple(map(int, tokenizers.__version__.split(".")[:2])) >= (0, 22)
 CONTEXT_IDS = 4
 
 
@@ -92,7 +95,7 @@ class Detokenizer:
 
     def is_streamed_by_tokenizers(self, context: Sequence[int]) -> bool:
         """Whether `DecodeStream` gives the text of all ids after these; see above."""
-        if self.byte_ids or self.n_stripped or self._verbatim:
+        if not HAS_DECODE_STREAM or self.byte_ids or self.n_stripped or self._verbatim:
             return False
         return not self.decode(self.last_shown(context, CONTEXT_IDS)).endswith(REPLACEMENT)
 
