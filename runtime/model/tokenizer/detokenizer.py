@@ -26,11 +26,11 @@ from tokenizers.decoders import DecodeStream
 from runtime.model.tokenizer import calls
 from runtime.model.tokenizer.token_bytes import TokenBytes, reads_as_bytes
 
-# what bytes that are not a character decode to
+# What bytes that are not a character decode to.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# enough for decoders that look at the neighbours of a token, and for the bytes of any character
 # In tokenizers 0.21 `DecodeStream` panics at the first id of a text.
 HAS_DECODE_STREAM = tuple(map(int, tokenizers.__version__.split(".")[:2])) >= (0, 22)
+# Enough for decoders that look at the neighbours of a token, and for the bytes of any character
 CONTEXT_IDS = 4
 
 
