@@ -9,20 +9,9 @@ from typing import Any
 
 from export.checkpoint.diagnosis import check_head
 from runtime._json import shown
-from runtime.graph.architecture import GPT, GPT2, MODEL_TYPES, as_gpt2
+from runtime.graph.architecture import GPT, GPT2, MODEL_TYPES, Architecture, as_gpt2
+from runtime.graph.gpt2 import ACTIVATIONS
 from runtime.model.config import SIZES, check_end_ids, check_size, check_token_id
-
-ACTIVATIONS = (
-    "gelu_new",
-    "gelu_fast",
-    "gelu_pytorch_tanh",
-    "gelu",
-    "quick_gelu",
-    "relu",
-    "silu",
-    "swish",
-    "tanh",
-)
 
 # GPT2Config reads these names too; they take precedence where both are given.
 _OTHER_NAMES = {
@@ -36,8 +25,8 @@ _GPT_DEFAULTS = {"vocab_size": 40478, "n_positions": 512, "bos_token_id": None, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The configuration of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
+class Config(Architecture):
+    """The architecture of a checkpoint, checked, and its special ids; defaults are those of transformers' `GPT2Config`.
 
     A GPT has `model_type` "openai-gpt".
 
@@ -52,15 +41,8 @@ class Config:
     n_embd: int = 768
     n_layer: int = 12
     n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
-    model_type: str = GPT2
 
     def __post_init__(self) -> None:
         for key in SIZES:
@@ -80,7 +62,8 @@ class Config:
             raise ValueError(
                 f"layer_norm_epsilon is {shown(self.layer_norm_epsilon)}; a number between 0 and 1 is expected"
             )
-        if self.activation_function not in ACTIVATIONS:
+        # In a tuple: config.json may give a list, which no dictionary takes as a key.
+        if self.activation_function not in tuple(ACTIVATIONS):
             raise ValueError(
                 f"activation_function is {shown(self.activation_function)}; the graph has {', '.join(ACTIVATIONS)}"
             )
@@ -91,16 +74,6 @@ class Config:
                 f"the head size n_embd / n_head is {self.head_dim}; "
                 "onnxruntime's GroupQueryAttention takes multiples of 8 only, so this checkpoint cannot be exported"
             )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
-
-    @property
-    def inner_size(self) -> int:
-        """Width of the feed-forward layer."""
-        return self.n_inner or 4 * self.n_embd
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of a checkpoint, by transformers' name without the prefix `transformer.`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from export.checkpoint.config import Config
 from export.graph.onnx_file import OnnxFile, fixed_array
 from export.quantize.precision import Float32, Floats, Precision
-from runtime.graph.architecture import Architecture
 from runtime.graph.data import Constant, Graph, Value
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
@@ -41,12 +39,6 @@ class Weights(Protocol):
         """The tensor, fp32."""
 
 
-def architecture(config: Config) -> Architecture:
-    """What the description reads of a checkpoint's configuration."""
-    names = [field.name for field in dataclasses.fields(Architecture)]
-    return Architecture(**{name: getattr(config, name) for name in names})
-
-
 def activation_floor(config: Config) -> float | None:
     """What the activation of this checkpoint never goes below; None if it has no such floor."""
     return ACTIVATIONS[config.activation_function].floor
@@ -60,9 +52,8 @@ def build(
     progress: Progress = iter,
 ) -> None:
     """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers."""
-    shape = architecture(config)
-    kernels = {name: precision.kernel_of(name) for name in product_sizes(shape)}
-    graph = describe(shape, Layout(kernels, has_factor=tensors.embedding_factor is not None))
+    kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
+    graph = describe(config, Layout(kernels, has_factor=tensors.embedding_factor is not None))
     if precision.kernel:
         graph.metadata[KERNEL_KEY] = precision.kernel
     graph.metadata[EVEN_ROWS_KEY] = str(int(precision.needs_even_rows))
@@ -76,15 +67,14 @@ def build_layer(config: Config, tensors: Weights, layer: int, folder: Path) -> l
     under its name, what it reads.
     """
     precision = Float32()
-    shape = architecture(config)
-    kernels = {name: precision.kernel_of(name) for name in product_sizes(shape)}
-    description = Description(shape, Layout(kernels))
+    kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
+    description = Description(config, Layout(kernels))
     graph = description.graph
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
     hidden = Value("hidden", "float32", ("batch_size", "sequence_length", config.n_embd))
     graph.inputs[:] = [hidden, mask]
     description.lengths()
-    x = "hidden" if shape.is_post_norm else description.layer_norm("hidden", f"h.{layer}.ln_1")
+    x = "hidden" if config.is_post_norm else description.layer_norm("hidden", f"h.{layer}.ln_1")
     _, residual = description.layer(layer, x, "hidden")
     told = {"next_hidden": residual, **description.read}
     graph.outputs[:] = [Value(name, "float32", (*hidden.shape[:2], f"width of {name}")) for name in told]

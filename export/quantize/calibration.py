@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export.checkpoint.config import Config
-from export.graph.graph import Weights, activation_floor, architecture
+from export.graph.graph import Weights, activation_floor
 from export.quantize.choice import Choice, Errors, choose_output, choose_product
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
@@ -88,7 +88,7 @@ class _Calibrator:
             [self._kernel, *self._better(self._kernel)],
             activation_function=self._config.activation_function,
             floor=activation_floor(self._config) if name.endswith("mlp.c_proj") else None,
-            is_post_norm=architecture(self._config).is_post_norm,
+            is_post_norm=self._config.is_post_norm,
         )
 
     def _choose_output(self, inputs: Inputs) -> Choice:

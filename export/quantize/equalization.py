@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
-from export.graph.graph import Weights, architecture
+from export.graph.graph import Weights
 from export.quantize.precision import Floats
 from runtime.graph.architecture import Architecture
 
@@ -133,7 +133,7 @@ class EqualizedTensors:
         self._n_embd = config.n_embd
         self._relu = config.activation_function == "relu"
         self._tied = config.tie_word_embeddings
-        self._readers = norm_readers(architecture(config))
+        self._readers = norm_readers(config)
 
     @property
     def embedding_factor(self) -> Floats | None:
@@ -218,13 +218,12 @@ def from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
 
 
 def _from_weights(config: Config, tensors: Weights) -> dict[str, Equalization]:
-    shape = architecture(config)
-    readers = norm_readers(shape).items()
+    readers = norm_readers(config).items()
     estimates = {reader: _after_norm(tensors, norm, reader) for norm, reader in readers if reader != OUTPUT}
     for layer in range(config.n_layer):
-        estimates |= _estimate_values(shape, tensors, layer)
+        estimates |= _estimate_values(config, tensors, layer)
     output = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    sizes = np.hypot(tensors[f"{shape.final_norm}.weight"], tensors[f"{shape.final_norm}.bias"])
+    sizes = np.hypot(tensors[f"{config.final_norm}.weight"], tensors[f"{config.final_norm}.bias"])
     estimates[OUTPUT] = Equalization(scales(sizes, root_mean_square(output, 0), 0.5), np.zeros_like(sizes))
     return estimates
 

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
-from export.graph.graph import Weights, architecture, build_layer
+from export.graph.graph import Weights, build_layer
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
 from runtime.hardware.threads import usable_threads
@@ -138,10 +138,9 @@ class LayerInputs:
 
     def _normed(self, hidden: Floats) -> Floats:
         """What the output layer reads, [length, n_embd]: ends with ln_f, which a GPT does not have."""
-        shape = architecture(self._config)
-        if shape.is_post_norm:
+        if self._config.is_post_norm:
             return hidden
-        gain, bias = (self._tensors[f"{shape.final_norm}.{part}"] for part in ("weight", "bias"))
+        gain, bias = (self._tensors[f"{self._config.final_norm}.{part}"] for part in ("weight", "bias"))
         centred = hidden - hidden.mean(-1, keepdims=True)
         variance = np.square(centred).mean(-1, keepdims=True)
         normed: Floats = centred / np.sqrt(variance + self._config.layer_norm_epsilon) * gain + bias

@@ -14,13 +14,14 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.checkpoint.config import ACTIVATIONS, Config
+from export.checkpoint.config import Config
 from export.graph.graph import build
 from export.quantize.kernels import Mixed, make_kernel
 from export.quantize.precision import Floats, Precision
 from runtime import load
 from runtime.graph.check import check_graph
 from runtime.graph.data import Attribute, Node
+from runtime.graph.gpt2 import ACTIVATIONS
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
 from tests.support.damaging import build_small, copy_aged, list_again
 

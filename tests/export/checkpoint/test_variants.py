@@ -13,8 +13,9 @@ import torch
 from safetensors.numpy import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from export.checkpoint.config import ACTIVATIONS, Config
+from export.checkpoint.config import Config
 from runtime.graph import gpt2
+from runtime.graph.gpt2 import ACTIVATIONS
 from runtime.model.model import Model
 from tests.support.building import byte_tokenizer
 from tests.support.checkpoints import (
