@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import runtime
-from runtime.cli import parser as cli
 from runtime.model.model import Model
 from tests.conftest import REPOSITORY
+from tests.support.command_line import Command
 
 PROMPT = "Once upon a time there was a little mouse who"
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(demo_fp32_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command with the demo as its default model: status, standard output and error."""
-    monkeypatch.setenv("GPT2_EDGE_MODEL", str(demo_fp32_folder))
-
-    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        status = cli.main(arguments)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 # generate ----------------------------------------------------------------------------------------------------------

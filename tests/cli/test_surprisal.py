@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,10 @@ from runtime.generation.completion import Completion
 from runtime.model.model import Model
 from runtime.scoring.surprisal import Surprisal
 from tests.conftest import REPOSITORY
+from tests.support.command_line import Command
 
 TEXT = "The old king slept\nin his bed."
 LINES = "The old king slept.\n\nA fox isn't\there.\nOnce\n"
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(demo_fp32_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command with the demo as its default model: status, standard output and error."""
-    monkeypatch.setenv("GPT2_EDGE_MODEL", str(demo_fp32_folder))
-
-    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        status = cli.main(arguments)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def as_json(one: Surprisal) -> dict[str, object]:

@@ -1,11 +1,15 @@
-"""The command `gpt2-edge` in a process of its own: where it runs."""
+"""The command `gpt2-edge`: in this process, and in one of its own."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+"""Runs the command with its arguments: status, standard output and standard error."""
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, pipes and shells")
 
