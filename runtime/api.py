@@ -681,9 +681,7 @@ def complete(
         return beam_search.search(opened, texts, options[0], shape, prefix)
     if length_penalty != 1 or early_stopping is not False:
         raise ValueError("length_penalty and early_stopping are for beam search; set num_beams above 1")
-    check_seed(options[0])
-    if n > 1 and options[0].temperature == 0:
-        raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
+    check_samples(options[0], n)
     rows = generation.make_rows(opened, texts, options, n, logprobs, prefix)
     for _ in generation.generate_pieces(opened, rows, batch_size, proposer):
         pass
@@ -706,6 +704,13 @@ def _check_given_ids(name: str, prompts: Sequence[Prompt], model: Model, options
             "special_tokens=True is about what is written in a text, and token ids are given; leave it out",
             "special_tokens",
         )
+
+
+def check_samples(options: Options, n: int) -> None:
+    """Raise ValueError for a seed where nothing is drawn, and for `n` samples that would all be the same."""
+    check_seed(options)
+    if n > 1 and options.temperature == 0:
+        raise ValueError(f"n is {n}, but at temperature 0 all samples are the same; set temperature or num_beams")
 
 
 def _check_counts(n: int, num_beams: int, batch_size: int, logprobs: int) -> None:

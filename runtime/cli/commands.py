@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import runtime
 from runtime._checks import check_count
-from runtime.api import MAX_SAMPLES
+from runtime.api import MAX_SAMPLES, check_samples
 from runtime.cli.interactive import ask, is_at_terminal
 from runtime.cli.output import as_json, as_table, print_line, say, say_speed, show_progress, to_json
 from runtime.generation.completion import Completion
@@ -24,7 +24,7 @@ from runtime.generation.proposers import open_draft
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP
 from runtime.model.resolve import find
-from runtime.options import check_seed, make_options, make_seeded
+from runtime.options import make_options, make_seeded
 
 # The values of transformers' early_stopping.
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
@@ -133,11 +133,9 @@ def _as_they_end(opened: _Opened, prompts: list[str], given: argparse.Namespace)
         return
     options = dict(given.options)
     checked = make_seeded(options, options.pop("seed", None), len(prompts))
-    check_seed(checked[0])
     check_count("n", given.n, most=MAX_SAMPLES)
     check_count("logprobs", given.logprobs, least=0, most=opened.model.config.vocab_size)
-    if given.n > 1 and checked[0].temperature == 0:
-        raise ValueError(f"n is {given.n}, but at temperature 0 all samples are the same; set temperature or num_beams")
+    check_samples(checked[0], given.n)
     rows = make_rows(opened.model, prompts, checked, given.n, given.logprobs, opened.prefix)
     draft = open_draft(opened.draft, opened.model, checked[0].lookup)
     waiting = {id(row) for row in rows}
