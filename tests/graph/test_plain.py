@@ -17,16 +17,6 @@ from runtime.graph.plain import check_plain
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
 
 
-@pytest.fixture(scope="module")
-def model(demo_reference_folder: Path) -> OnnxModel:
-    return read_model(demo_reference_folder / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def architecture(demo_reference_folder: Path) -> Architecture:
-    return read_architecture(demo_reference_folder)
-
-
 def test_optimums_export_passes(model: OnnxModel, architecture: Architecture) -> None:
     check_plain(model, architecture)
     assert len(model.nodes) > 1000

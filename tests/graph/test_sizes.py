@@ -21,16 +21,6 @@ from runtime.graph.reader import OnnxModel, Tensor, read_model
 from runtime.graph.sizes import _Pass, check_sizes
 
 
-@pytest.fixture(scope="module")
-def model(demo_reference_folder: Path) -> OnnxModel:
-    return read_model(demo_reference_folder / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def architecture(demo_reference_folder: Path) -> Architecture:
-    return read_architecture(demo_reference_folder)
-
-
 @pytest.mark.parametrize("n_ids", [1, 2, 7, 256, 512])
 def test_every_pass_of_optimums_export_may_run(model: OnnxModel, architecture: Architecture, n_ids: int) -> None:
     check_sizes(model, architecture, n_ids)

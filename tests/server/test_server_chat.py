@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import tracemalloc
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, processors
 import runtime
 from runtime.model.model import Model
 from runtime.tokenization.encode import encode
+from tests.support.chat_folders import change_settings, chatty
 from tests.support.openai_client import client as client
 from tests.support.serving import Running, running
 
@@ -32,13 +32,6 @@ MESSAGES = [
 PROMPT = "user: Who are you?\nassistant: A wolf.\nuser: And where do you live?\nassistant:"
 
 
-def chatty(folder: Path, source: Path, template: Any) -> Path:
-    """A copy of a model folder, with a chat template."""
-    shutil.copytree(source, folder)
-    change_settings(folder, chat_template=template)
-    return folder
-
-
 def template_of(model: Model) -> Any:
     """The chat template, which is there; imported here, since the server is an extra."""
     from runtime.server.openai.chat_template import find_chat_template
@@ -46,13 +39,6 @@ def template_of(model: Model) -> Any:
     template = find_chat_template(model)
     assert template
     return template
-
-
-def change_settings(folder: Path, **changes: Any) -> None:
-    """Edit tokenizer_config.json."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 import runtime
 from runtime.model.model import Model
+from tests.support.chat_folders import chatty
 from tests.support.serving import Running, running
 
 openai = pytest.importorskip("openai")
@@ -26,10 +26,7 @@ SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "require
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_int8_folder: Path) -> Iterator[Model]:
-    folder = Path(shutil.copytree(demo_int8_folder, tmp_path_factory.mktemp("clients") / "chatty"))
-    settings = folder / "tokenizer_config.json"
-    given = json.loads(settings.read_text(encoding="utf-8")) | {"chat_template": TEMPLATE}
-    settings.write_text(json.dumps(given), encoding="utf-8")
+    folder = chatty(tmp_path_factory.mktemp("clients") / "chatty", demo_int8_folder, TEMPLATE)
     with Model(folder, verify="off") as one:
         yield one
 
