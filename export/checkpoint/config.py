@@ -24,7 +24,7 @@ _OTHER_NAMES = {
 _GPT_DEFAULTS = {"vocab_size": 40478, "n_positions": 512, "bos_token_id": None, "eos_token_id": None}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Architecture):
     """The architecture of a checkpoint, checked, and its special ids; defaults are those of transformers' `GPT2Config`.
 

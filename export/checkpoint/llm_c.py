@@ -73,7 +73,14 @@ def _read_header(path: Path, eos_token_id: int | None) -> tuple[Config, Any, int
             "newer copies of llm.c write"
         )
     try:
-        config = Config(vocab_size, n_positions, n_embd, n_layer, n_head, eos_token_id=eos_token_id)
+        config = Config(
+            vocab_size=vocab_size,
+            n_positions=n_positions,
+            n_embd=n_embd,
+            n_layer=n_layer,
+            n_head=n_head,
+            eos_token_id=eos_token_id,
+        )
     except ValueError as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of llm.c: {error}") from None
     if padded < vocab_size:

@@ -45,7 +45,7 @@ def as_gpt2(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, **fixed}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The sizes and settings of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
 
