@@ -27,6 +27,7 @@ from export.quantize.calibration import Calibration
 from export.verify import golden, own_writing, quality
 from export.verify import upgrades as kernel_upgrades
 from runtime.graph.architecture import GPT
+from runtime.graph.gpt2 import GRAPH_FILES
 from runtime.model.integrity import GOLDEN, QUALITY
 
 VERSIONED = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -180,11 +181,13 @@ def make_and_verify(
     while True:
         announce(4, f"model: the fused graph, {options.precision_text}{upgrades_text(upgraded)}")
         conversion.make_model(checkpoint, options, work, calibration, upgraded)
+        if options.precision != "fp32":
+            conversion.add_int8_cache(checkpoint, calibration, work / "model")
         announce(5, f"verification: {text}")
         if options.verify == "none":
             return Built(None, calibration, upgraded)
         verifier = verifier or open_verifier(checkpoint, options, reference, work)
-        measured = verifier.measure(work / "model")
+        measured = measure(checkpoint, options, verifier, work / "model")
         print(card.quality_text(checkpoint, measured), flush=True)
         if checkpoint.is_random:
             return Built(measured, calibration, upgraded)
@@ -193,6 +196,19 @@ def make_and_verify(
             return Built(measured, calibration, upgraded)
         upgraded = better_kernels(checkpoint, options, calibration, upgraded, measured)
         shutil.rmtree(work / "model")
+
+
+def measure(checkpoint: Checkpoint, options: BuildOptions, verifier: quality.Verifier, model: Path) -> quality.Quality:
+    """Measure the quality with the int8 cache, or without where it loses too much; its graph is then deleted."""
+    measured = verifier.measure(model)
+    int8_cache = model / GRAPH_FILES["int8"]
+    if checkpoint.is_random or not int8_cache.exists() or measured.excess(options.bounds) <= 1:
+        return measured
+    with_fp32_cache = verifier.measure(model, cache="fp32")
+    if with_fp32_cache.excess(options.bounds) <= 1:
+        print(f"      the int8 cache loses too much, and is left out: {measured.summary(options.bounds)}", flush=True)
+        int8_cache.unlink()
+    return with_fp32_cache
 
 
 def open_verifier(checkpoint: Checkpoint, options: BuildOptions, reference: Path, work: Path) -> quality.Verifier:
@@ -240,6 +256,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel_kind, "block_size": options.block_size}
+    report |= {"cache": "int8" if (target / GRAPH_FILES["int8"]).exists() else "fp32"}
     report |= {"calibrated": built.calibration is not None, "upgraded": upgrades(built)}
     report |= {"weights": known.description} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}

@@ -70,14 +70,14 @@ def build_layer(config: Config, tensors: Weights, layer: int, folder: Path) -> l
     kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
     description = Description(config, Layout(kernels))
     graph = description.graph
+    description.lengths()
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
     hidden = Value("hidden", "float32", ("batch_size", "sequence_length", config.n_embd))
     graph.inputs[:] = [hidden, mask]
-    description.lengths()
     x = "hidden" if config.is_post_norm else description.layer_norm("hidden", f"h.{layer}.ln_1")
     _, residual = description.layer(layer, x, "hidden")
     told = {"next_hidden": residual, **description.read}
-    graph.outputs[:] = [Value(name, "float32", (*hidden.shape[:2], f"width of {name}")) for name in told]
+    graph.outputs[:] = [Value(name, "float32", ("batch_size", "sequence_length", f"width of {name}")) for name in told]
     for name, source in told.items():
         graph.node("Identity", [source], [name])
     _write(graph, _Arrays(tensors, precision), folder, [layer])

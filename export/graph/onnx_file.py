@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,30 +12,41 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.graph.data import DATA_FILE, INLINE_BYTES, IR_VERSION, OPSETS, Constant, Graph, Node, Value
+from runtime.graph.data import DATA_FILE, INLINE_BYTES, Attribute, Constant, Graph, Node, Subgraph, Value
 
 PAGE = 4096  # a weight that starts on a page can be mapped as it stands
 
 
 def serialize(graph: Graph, tensors: Sequence[TensorProto]) -> bytes:
     """The bytes of an ONNX model: a described graph with its initializers."""
-    made = helper.make_graph(
-        [_node(node) for node in graph.nodes],
-        "gpt2",
-        [_value(value) for value in graph.inputs],
-        [_value(value) for value in graph.outputs],
-        tensors,
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opsets.items()]
+    model = helper.make_model(
+        _graph("gpt2", graph.nodes, graph.inputs, graph.outputs, tensors),
+        opset_imports=opsets,
+        ir_version=graph.ir_version,
+        producer_name="gpt2-edge",
     )
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-    model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gpt2-edge")
     helper.set_model_props(model, graph.metadata)
     found: bytes = model.SerializeToString()
     return found
 
 
+def _graph(
+    name: str,
+    nodes: Iterable[Node],
+    inputs: Iterable[Value],
+    outputs: Iterable[Value],
+    tensors: Sequence[TensorProto] = (),
+) -> onnx.GraphProto:
+    return helper.make_graph(
+        [_node(node) for node in nodes], name, [*map(_value, inputs)], [*map(_value, outputs)], tensors
+    )
+
+
 def inline_tensor(name: str, array: NDArray[Any]) -> TensorProto:
     """An initializer that holds its own bytes."""
-    return numpy_helper.from_array(np.ascontiguousarray(array), name)
+    # ascontiguousarray gives a scalar a dimension.
+    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
 
 
 def fixed_array(constant: Constant) -> NDArray[Any]:
@@ -46,8 +57,14 @@ def fixed_array(constant: Constant) -> NDArray[Any]:
 
 
 def _node(node: Node) -> onnx.NodeProto:
-    attributes = {attribute.name: attribute.value for attribute in node.attributes}
+    attributes = {attribute.name: _attribute_value(attribute) for attribute in node.attributes}
     return helper.make_node(node.operator, node.inputs, node.outputs, name=node.name, domain=node.domain, **attributes)
+
+
+def _attribute_value(attribute: Attribute) -> Any:
+    if not isinstance(attribute.value, Subgraph):
+        return attribute.value
+    return _graph(attribute.name, attribute.value.nodes, (), attribute.value.outputs)
 
 
 def _value(value: Value) -> onnx.ValueInfoProto:

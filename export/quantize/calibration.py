@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from export.checkpoint.config import Config
@@ -23,13 +24,14 @@ class Calibration:
     """The results of calibration, by the name of the product; the output layer is `OUTPUT`.
 
     chosen: the name of the candidate, see `export.quantize.choice`. errors: those of the usual kernel and of more exact
-    kernels. rounded: at int4, the weights that GPTQ has rounded already.
+    kernels. rounded: at int4, the weights that GPTQ has rounded already. texts: the text, ids [n_texts, n_tokens].
     """
 
     equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, Errors] = dataclasses.field(default_factory=dict)
     rounded: RoundedFiles | None = None
+    texts: Ids = dataclasses.field(default_factory=lambda: np.empty((0, 0), np.int64))
 
     def keep(self, name: str, choice: Choice) -> None:
         """Store the choice for a product."""
@@ -62,6 +64,7 @@ class _Calibrator:
         self._found = Calibration()
 
     def run(self, texts: Ids) -> Calibration:
+        self._found.texts = texts
         layers = LayerInputs(self._config, self._tensors, texts, self._work, moments=self._is_int4)
         if self._is_int4:
             folder = self._work / "rounded"

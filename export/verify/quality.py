@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.verify import own_writing
+from runtime.graph.attention import CacheType
 from runtime.model.model import Model
 from runtime.scoring.scoring import log_probabilities
 from runtime.tokenization.encode import encode
@@ -150,12 +151,12 @@ class Verifier:
             with np.errstate(over="ignore", invalid="ignore"):
                 self._nll = _run_reference(opened, self._ids, self._kept)
 
-    def measure(self, model: Path) -> Quality:
-        """Run a model over the same text, and compare it with the reference."""
+    def measure(self, model: Path, cache: CacheType | None = None) -> Quality:
+        """Run a model over the same text, and compare it with the reference. cache: as in `runtime.load`."""
         n = len(self._ids) - 1
         expected = np.memmap(self._kept, np.float32, "r", shape=(n, self._n_vocab))
         with np.errstate(over="ignore", invalid="ignore"):
-            nll, agree, divergences = _compare(model, self._ids, expected)
+            nll, agree, divergences = _compare(model, cache, self._ids, expected)
         reference_perplexity = _perplexity(self._nll / n)
         perplexity = _perplexity(nll / n)
         return Quality(
@@ -188,7 +189,9 @@ def _run_reference(model: Model, ids: list[int], kept: Path) -> float:
     return nll
 
 
-def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tuple[float, int, NDArray[np.float64]]:
+def _compare(
+    folder: Path, cache: CacheType | None, ids: list[int], expected: NDArray[np.float32]
+) -> tuple[float, int, NDArray[np.float64]]:
     """Compare with the reference's log-probabilities `expected` [n, n_vocab].
 
     Returns the summed negative log-likelihood, the number of positions with the same likeliest token, and the KL
@@ -198,7 +201,7 @@ def _compare(folder: Path, ids: list[int], expected: NDArray[np.float32]) -> tup
     agree = 0
     done = 0
     divergences = np.empty(len(expected), np.float64)
-    with Model(folder) as model:
+    with Model(folder, cache=cache) as model:
         for targets, logprobs in _passes(model, ids, "model"):
             part = slice(done, done + len(targets))
             done += len(targets)

@@ -53,12 +53,14 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --threads, --verify."""
+    """--model, --threads, --verify, --cache."""
     add = parser.add_argument
     add_model_argument(parser)
     add("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
     about = "check every byte of the model, or sizes, or nothing (default: every byte once, then sizes and times)"
     add("--verify", choices=["full", "size", "off"], help=about)
+    about = "type of keys and values: int8 is smaller and quicker (default: int8 where the build has it, else fp32)"
+    add("--cache", choices=["fp32", "int8"], help=about)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

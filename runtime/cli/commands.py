@@ -55,7 +55,7 @@ def _open(given: argparse.Namespace) -> Iterator[_Opened]:
 
 
 def _load(given: argparse.Namespace, folder: str | None) -> Model:
-    return runtime.load(folder, threads=given.threads, verify=given.verify)
+    return runtime.load(folder, threads=given.threads, verify=given.verify, cache=given.cache)
 
 
 class _Timer:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from runtime.errors import ModelFolderError
 from runtime.graph import plain
 from runtime.graph.architecture import Architecture, read_architecture
-from runtime.graph.data import DATA_FILE, IR_VERSION, OPSETS, Constant, Graph, Node
+from runtime.graph.data import DATA_FILE, Constant, Graph, Node, Subgraph
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
@@ -85,7 +85,7 @@ def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
 def _check_described(model: OnnxModel, architecture: Architecture) -> None:
     if architecture.activation_function not in ACTIVATIONS:
         _refuse(model, f"config.json has activation_function {architecture.activation_function!r}")
-    graph = describe(architecture, _layout(model, architecture))
+    graph = describe(architecture, layout_of(model, architecture))
     _check_header(model, graph)
     _check_equal(model, "input", model.inputs, graph.inputs)
     _check_equal(model, "output", model.outputs, graph.outputs)
@@ -97,10 +97,11 @@ def _refuse(model: OnnxModel, what: str) -> NoReturn:
     raise ModelFolderError(f"{model.path} is not the graph that config.json describes: {what}; {CURE}")
 
 
-def _layout(model: OnnxModel, architecture: Architecture) -> Layout:
+def layout_of(model: OnnxModel, architecture: Architecture) -> Layout:
     """The kernel of each product in this file."""
     kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
-    return Layout(kernels, has_factor=FACTOR in model.constants)
+    past = next(value for value in model.inputs if value.name.startswith("past_key_values."))
+    return Layout(kernels, has_factor=FACTOR in model.constants, cache="int8" if past.dtype == "int8" else "fp32")
 
 
 def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
@@ -120,7 +121,7 @@ def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
 
 
 def _check_header(model: OnnxModel, graph: Graph) -> None:
-    if model.ir_version != IR_VERSION or model.opsets != OPSETS:
+    if model.ir_version != graph.ir_version or model.opsets != graph.opsets:
         _refuse(model, f"it has IR version {model.ir_version} and operator sets {model.opsets}")
     if model.others:
         _refuse(model, f"it declares the shape of {model.others[0].name!r}")
@@ -140,9 +141,12 @@ def _shown(one: object) -> str:
     """A node, an input or an output in words."""
     if one is None:
         return "none"
+    if isinstance(one, Subgraph):
+        nodes = ", ".join(_shown(node) for node in one.nodes)
+        return f"[{nodes}] -> {', '.join(value.name for value in one.outputs)}"
     if not isinstance(one, Node):
-        return str(tuple(one)) if isinstance(one, tuple) else str(one)
-    attributes = ", ".join(f"{each.name}={each.value!r}" for each in one.attributes)
+        return str(tuple(one)) if isinstance(one, tuple) else repr(one)
+    attributes = ", ".join(f"{each.name}={_shown(each.value)}" for each in one.attributes)
     operator = f"{one.domain}.{one.operator}" if one.domain else one.operator
     return f"{one.name!r} = {operator}({', '.join(one.inputs)}; {attributes}) -> {', '.join(one.outputs)}"
 

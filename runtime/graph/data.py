@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 
 class Attribute(NamedTuple):
-    """An attribute of a node. type: int, float, string, ints, floats, strings or tensor."""
+    """An attribute of a node. type: int, float, string, ints, floats, strings, tensor or graph; for that a Subgraph."""
 
     name: str
     type: str
@@ -42,6 +42,13 @@ class Node(NamedTuple):
     name: str
 
 
+class Subgraph(NamedTuple):
+    """A branch of an `If`. Its nodes read values of the graph around it; it has no inputs or constants of its own."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+
+
 class Constant(NamedTuple):
     """An initializer: a weight of the model, or a value that is the same in every model.
 
@@ -57,11 +64,15 @@ class Constant(NamedTuple):
 
 
 class Value(NamedTuple):
-    """An input or an output. dtype: numpy's name. A dimension with a name in place of a number is free."""
+    """The declared type of an input, an output or a value between them. dtype: numpy's name.
+
+    A dimension with a name, or None, in place of a number is free. shape: None if it is not declared, as for outputs of
+    a Subgraph.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str | None, ...] | None
 
 
 @dataclasses.dataclass
@@ -80,11 +91,22 @@ class Graph:
     inputs: list[Value] = dataclasses.field(default_factory=list)
     outputs: list[Value] = dataclasses.field(default_factory=list)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    opsets: dict[str, int] = dataclasses.field(default_factory=lambda: dict(OPSETS))
+    ir_version: int = IR_VERSION
+
+    def branch(self) -> Graph:
+        """An empty graph for the nodes of a Subgraph of this graph; its constants are those of this graph."""
+        return Graph(constants=self.constants)
 
     def node(
-        self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: int | float
+        self,
+        operator: str,
+        inputs: list[str],
+        outputs: list[str],
+        domain: str = "",
+        **attributes: int | float | str | list[int] | Graph,
     ) -> str:
-        """Append a node, named after its first output; returns that output."""
+        """Append a node, named after its first output; returns that output. An attribute may be a `branch`."""
         made = tuple(_attribute(name, attributes[name]) for name in sorted(attributes))
         self.nodes.append(Node(operator, tuple(inputs), tuple(outputs), domain, made, outputs[0]))
         return outputs[0]
@@ -106,7 +128,13 @@ class Graph:
         return name
 
 
-def _attribute(name: str, value: int | float) -> Attribute:
+def _attribute(name: str, value: int | float | str | list[int] | Graph) -> Attribute:
+    if isinstance(value, Graph):
+        return Attribute(name, "graph", Subgraph(tuple(value.nodes), tuple(value.outputs)))
+    if isinstance(value, list):
+        return Attribute(name, "ints", tuple(value))
+    if isinstance(value, str):
+        return Attribute(name, "string", value.encode())
     if isinstance(value, int):
         return Attribute(name, "int", value)
     # ONNX stores attributes in fp32.

@@ -8,7 +8,8 @@
  -> logits          [batch_size, kept_length, n_vocab]
     present.{i}.{key,value}          [batch_size, n_head, total_sequence_length, head_dim]
 
-`GroupQueryAttention` writes new keys and values in place when past and present are the same memory.
+This is the interface of `model.onnx`. A folder may have a second graph over the same weights, `model_int8_cache.onnx`,
+whose keys and values are int8 and which has no mask: see `runtime.graph.attention`.
 
 GPT has post-norm blocks: LayerNorm follows each residual sum, what it puts out is the next residual too, and no `ln_f`
 follows the last layer.
@@ -23,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.graph.architecture import Architecture
-from runtime.graph.data import INT32, MICROSOFT, Graph, Value
+from runtime.graph.attention import Attention, CacheType, Fp32Cache, Int8Cache
+from runtime.graph.data import MICROSOFT, Graph, Value
 from runtime.graph.kernels import Kernel
 
 # Keys of the graph's metadata.
@@ -32,6 +34,8 @@ KERNEL_KEY = "gpt2_edge_kernel"
 EVEN_ROWS_KEY = "gpt2_edge_needs_even_rows"
 FORMAT = "1"
 """The value of FORMAT_KEY; it tells the runtime that past and present may share memory."""
+GRAPH_FILES: dict[CacheType, str] = {"fp32": "model.onnx", "int8": "model_int8_cache.onnx"}
+"""The file of the graph by the type of its cache."""
 PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 FACTOR = "wte.factor"
 # Lower bounds of the activation functions.
@@ -73,11 +77,13 @@ class Layout:
     """The choices of a build that the graph depends on.
 
     kernels: by the name of the product, such as h.0.attn.c_attn, and for wte and lm_head. has_factor: rows of the
-    embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`.
+    embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`. cache: the type of
+    keys and values.
     """
 
     kernels: Mapping[str, Kernel]
     has_factor: bool = False
+    cache: CacheType = "fp32"
 
 
 def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
@@ -118,11 +124,11 @@ class Description:
         self.graph = Graph(metadata={FORMAT_KEY: FORMAT})
         self.graph.inputs += [
             Value("input_ids", "int64", ("batch_size", "sequence_length")),
-            Value("attention_mask", "int64", ("batch_size", "total_sequence_length")),
             Value("position_ids", "int64", ("batch_size", "sequence_length")),
             Value("num_logits_to_keep", "int64", (1,)),
         ]
         self.graph.outputs.append(Value("logits", "float32", ("batch_size", "kept_length", architecture.vocab_size)))
+        self.attention: Attention = Int8Cache() if layout.cache == "int8" else Fp32Cache()
         # The input of each product.
         self.read: dict[str, str] = {}
 
@@ -136,24 +142,9 @@ class Description:
         return self.graph
 
     def lengths(self) -> None:
-        """Nodes that are shared by all layers: the positions that get logits, and inputs of GroupQueryAttention.
-
-        These are computed from the mask: seqlens_k [batch] and total_sequence_length, a scalar.
-        """
+        """Nodes that are shared by all layers: for attention, and the positions that get logits."""
         node = self.graph.node
-        one = self.graph.fixed("one", np.array([1], np.int64))
-        node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
-        node("Sub", ["n_tokens", one], ["last_index"])
-        # Padding on the left or between tokens would give wrong results without an error. Such a row makes the index
-        # below run past the end of `one`, so that the graph fails instead.
-        node("ArgMax", ["attention_mask"], ["last_token"], axis=1, keepdims=0, select_last_index=1)
-        node("Sub", ["last_token", "last_index"], ["n_padded_before_last"])
-        node("Gather", [one, "n_padded_before_last"], ["attention_mask_must_be_padded_on_the_right"])
-        node("Mul", ["last_index", "attention_mask_must_be_padded_on_the_right"], ["last_index_or_failure"])
-        node("Cast", ["last_index_or_failure"], ["seqlens_k"], to=INT32)
-        node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
-        node("Squeeze", ["mask_length"], ["total"])
-        node("Cast", ["total"], ["total_sequence_length"], to=INT32)
+        self.attention.prepare(self.graph)
         # An input with a default value: other tools need not know it.
         self.graph.fixed("num_logits_to_keep", np.zeros(1, np.int64))
         node("Neg", ["num_logits_to_keep"], ["first_kept"])
@@ -179,7 +170,8 @@ class Description:
     def layer(self, i: int, x: str, residual: str) -> tuple[str, str]:
         """x and residual of the next layer, from those of layer i."""
         is_last = i + 1 == self.architecture.n_layer
-        attended = self.attention(i, self.add(*self.linear(x, f"h.{i}.attn.c_attn")))
+        qkv = self.add(*self.linear(x, f"h.{i}.attn.c_attn"))
+        attended = self.attention.attend(self.graph, self.architecture, i, qkv)
         # After the last attention, only positions with logits are needed.
         if is_last:
             attended = self.kept(attended)
@@ -190,21 +182,6 @@ class Description:
         floor = ACTIVATIONS[self.architecture.activation_function].floor
         projected, bias = self.linear(hidden, f"h.{i}.mlp.c_proj", floor)
         return self.norm(residual, projected, self.architecture.norm_after_mlp(i), bias)
-
-    def attention(self, i: int, qkv: str) -> str:
-        """Attention: query, key and value side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
-        n_head = self.architecture.n_head
-        head_dim = self.architecture.head_dim
-        past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
-        present = [f"present.{i}.{part}" for part in ("key", "value")]
-        for names, declared, length in (
-            (past, self.graph.inputs, "past_sequence_length"),
-            (present, self.graph.outputs, "total_sequence_length"),
-        ):
-            declared += [Value(name, "float32", ("batch_size", n_head, length, head_dim)) for name in names]
-        inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
-        heads = {"num_heads": n_head, "kv_num_heads": n_head, "scale": self.architecture.attention_scale(i)}
-        return self.graph.node("GroupQueryAttention", inputs, [f"h.{i}.attn", *present], MICROSOFT, **heads)
 
     def linear(self, x: str, name: str, floor: float | None = None) -> tuple[str, str]:
         """The product of x and a weight, and the name of the bias that is left to add: "" for none."""

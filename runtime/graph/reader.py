@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.errors import ModelFolderError
-from runtime.graph.data import Attribute, Node
+from runtime.graph.data import Attribute, Node, Subgraph, Value
 
 Bytes = bytes | mmap.mmap
 Fields = dict[str, Any]
@@ -64,6 +64,18 @@ _SCHEMA: dict[str, dict[int, str]] = {
         15: "sparse weights!",
         16: "metadata_props* Entry",
     },
+    "Subgraph": {
+        1: "node* Node",
+        2: "name string",
+        5: "a constant of a graph inside a node!",
+        10: "doc_string string",
+        11: "an input of a graph inside a node!",
+        12: "output* ValueInfo",
+        13: "a declared value of a graph inside a node!",
+        14: "quantization annotations!",
+        15: "sparse weights!",
+        16: "metadata of a graph inside a node!",
+    },
     "Node": {
         1: "input* string",
         2: "output* string",
@@ -82,7 +94,7 @@ _SCHEMA: dict[str, dict[int, str]] = {
         3: "i int64",
         4: "s bytes",
         5: "t Tensor",
-        6: "a graph inside a node!",
+        6: "g Subgraph",
         7: "floats* float",
         8: "ints* int64",
         9: "strings* bytes",
@@ -136,6 +148,7 @@ _ATTRIBUTES = {
     2: ("int", "i"),
     3: ("string", "s"),
     4: ("tensor", "t"),
+    5: ("graph", "g"),
     6: ("floats", "floats"),
     7: ("ints", "ints"),
     8: ("strings", "strings"),
@@ -181,14 +194,6 @@ class Tensor(NamedTuple):
     value: bytes | None = None
 
 
-class Declared(NamedTuple):
-    """The declared type of an input, an output or a value between them. shape: None if it is not declared."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...] | None
-
-
 @dataclasses.dataclass
 class OnnxModel:
     """The content of an ONNX file. others: the declared types of values that are neither inputs nor outputs."""
@@ -199,9 +204,9 @@ class OnnxModel:
     metadata: dict[str, str]
     nodes: list[Node]
     constants: dict[str, Tensor]
-    inputs: list[Declared]
-    outputs: list[Declared]
-    others: list[Declared]
+    inputs: list[Value]
+    outputs: list[Value]
+    others: list[Value]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -241,7 +246,9 @@ class _Reader:
             "Attribute": self._attribute_at,
             "Entry": self._entry_at,
             "Tensor": self._tensor_at,
+            "Subgraph": self._subgraph_at,
         }
+        self._is_inside = False
 
     def model(self, path: Path) -> OnnxModel:
         fields = self._message(0, len(self._data), _TABLES["Model"])
@@ -349,8 +356,22 @@ class _Reader:
         found = self._attributes.get(written)
         if found is None:
             found = self._attribute(self._message(begin, end, _TABLES["Attribute"]))
-            self._attributes[written] = found
+            # Not a graph, which is read differently inside another.
+            if found.type != "graph":
+                self._attributes[written] = found
         return found
+
+    def _subgraph_at(self, begin: int, end: int) -> Subgraph:
+        """A graph inside a node. Raises ValueError for one inside another, so that nothing is nested deeply."""
+        if self._is_inside:
+            raise ValueError(
+                f"byte {begin} begins a graph inside a graph inside a node, which this runtime does not read"
+            )
+        self._is_inside = True
+        fields = self._message(begin, end, _TABLES["Subgraph"])
+        self._is_inside = False
+        outputs = tuple(_declared(one) for one in _all(fields, "output"))
+        return Subgraph(tuple(fields.get("node", ())), outputs)
 
     def _tensor_at(self, begin: int, end: int) -> Tensor:
         fields = self._tensor_fields(begin, end)
@@ -431,9 +452,9 @@ class _Reader:
         kind, holder = _ATTRIBUTES[fields["type"]]
         if others := fields.keys() - {"name", "type", "doc_string", holder}:
             raise ValueError(f"attribute {name!r} of type {kind} has {min(others)}, too")
-        if kind == "tensor":
+        if kind in ("tensor", "graph"):
             if holder not in fields:
-                raise ValueError(f"attribute {name!r} has no tensor")
+                raise ValueError(f"attribute {name!r} has no {kind}")
             return Attribute(name, kind, fields[holder])
         value = fields.get(holder, _DEFAULTS[holder])
         return Attribute(name, kind, tuple(value) if isinstance(value, list) else value)
@@ -526,7 +547,7 @@ def _place(name: str, entries: list[tuple[str, str]], n_bytes: int) -> Place:
     return Place(found["location"], int(numbers["offset"]), n_bytes)
 
 
-def _declared(fields: Fields) -> Declared:
+def _declared(fields: Fields) -> Value:
     name = fields.get("name", "")
     if "tensor_type" not in fields.get("type", {}):
         raise ValueError(f"value {name!r} is not said to be a tensor")
@@ -534,7 +555,7 @@ def _declared(fields: Fields) -> Declared:
     shape = None
     if "shape" in tensor:
         shape = tuple(_dimension(name, one) for one in _all(tensor["shape"], "dim"))
-    return Declared(name, _dtype(name, tensor.get("elem_type", 0)), shape)
+    return Value(name, _dtype(name, tensor.get("elem_type", 0)), shape)
 
 
 def _dimension(name: str, fields: Fields) -> int | str | None:

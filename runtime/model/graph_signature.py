@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ModelFolderError
+from runtime.graph.attention import CacheType
 from runtime.graph.check import check_layers
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
@@ -14,22 +15,29 @@ from runtime.model.session import Session
 
 _IDS = "tensor(int64)"
 _FLOATS = "tensor(float)"
+_INT8 = "tensor(int8)"
 Dimensions = Sequence[int | None]
 """A shape; None is a dimension for which the graph must take any number."""
 Values = dict[str, tuple[str, Dimensions]]
 """Type and shape of inputs or outputs, by name."""
 
 
-def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool) -> None:
-    """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies."""
+def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool, cache: CacheType = "fp32") -> None:
+    """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies.
+
+    cache: the type of keys and values. The graph of an int8 cache has no mask.
+    """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     check_layers(path, list(inputs), config.n_layer)
     _check_heads(path, config)
     names = tensor_names(config)
     past = (None, config.n_head, None, config.head_dim)
-    expected: Values = {name.format("past_key_values"): (_FLOATS, past) for name in names}
-    expected |= {"input_ids": (_IDS, (None, None)), "attention_mask": (_IDS, (None, None))}
+    of_cache = (_INT8 if cache == "int8" else _FLOATS, past)
+    expected: Values = {name.format("past_key_values"): of_cache for name in names}
+    expected |= {"input_ids": (_IDS, (None, None))}
+    if cache == "fp32":
+        expected |= {"attention_mask": (_IDS, (None, None))}
     optional: Values = {"position_ids": (_IDS, (None, None))}
     if is_fused:
         expected |= optional
@@ -37,7 +45,7 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
         given = {value.name: value for value in session.get_overridable_initializers()}
         _check_values(path, "default", given, {"num_logits_to_keep": (_IDS, (1,))}, {})
     _check_values(path, "input", inputs, expected, optional)
-    results: Values = {name.format("present"): (_FLOATS, past) for name in names}
+    results: Values = {name.format("present"): of_cache for name in names}
     results |= {"logits": (_FLOATS, (None, None, config.vocab_size))}
     _check_values(path, "output", outputs, results, {})
 

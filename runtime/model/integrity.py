@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, get_args
 
 from runtime.errors import ModelFolderError
+from runtime.graph.data import DATA_FILE
+from runtime.graph.gpt2 import GRAPH_FILES
 from runtime.graph.reader import OnnxModel, read_model
 from runtime.model.folder import COPY_AGAIN, FileState, ModelFolder
 
@@ -51,7 +53,7 @@ _TOKENIZER_FILES = {
     "vocab.json",
     "vocab.txt",
 }
-_BUILT = {*KEPT, "README.md", "genai_config.json", "model.onnx", "model.onnx_data"}
+_BUILT = {*KEPT, "README.md", "genai_config.json", *GRAPH_FILES.values(), DATA_FILE}
 # Suffixes of text files, whose line ends git may change.
 _TEXTS = {".json", ".md", ".jinja"}
 # All files are open at the same time, and systems limit how many a process may have open.
@@ -147,7 +149,7 @@ def _read(names: Collection[str]) -> set[str]:
 
 def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified:
     """With verify="off": open the files that a load reads, and follow all links."""
-    weights = {name for name in there if name.startswith(graph)}
+    weights = {name for name in there if name.startswith(graph)} | ({DATA_FILE} & there)
     for name in sorted(_read(there) | {graph} | weights | (set(KEPT) & there)):
         files.open(name, any_link=True)
     checksums = None
@@ -160,10 +162,10 @@ def _open_unchecked(files: ModelFolder, graph: str, there: set[str]) -> Verified
 def _check_built(files: ModelFolder, graph: str, how: Verify | None, now: Stamp) -> Verified:
     """Check files that have checksums: by their bytes, their state or their size."""
     checksums = {name: checksum for name, (_, checksum) in now.items()}
-    data = tuple(name for name in sorted(checksums) if PurePosixPath(name).suffix not in _TEXTS)
     folder = str(files.folder.resolve())
     kept = read_stamp(folder)
     model = _read_graph(files, graph, checksums)
+    data = tuple(sorted({graph} | model.locations))
     if how != "full" and kept == now:
         return Verified(checksums, True, data, model, TOKENIZER in checksums)
     began = time.time_ns()

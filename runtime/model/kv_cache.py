@@ -11,11 +11,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue, OrtValueVector, RunOptions
 
+from runtime.graph.attention import CacheType
 from runtime.model.config import Config
 
 Logits = NDArray[np.float32]
-KeysValues = NDArray[np.float32]
-"""Keys and values of n tokens, [n_layer, 2, n_head, n, head_dim]: keys first."""
+KeysValues = NDArray[np.float32 | np.int8]
+"""Keys and values of n tokens, [n_layer, 2, n_head, n, head_dim]: keys first. int8: in units of the graph's scales."""
 _CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
 
 
@@ -76,8 +77,8 @@ def tensor_names(config: Config) -> list[str]:
 class InPlaceCache:
     """A cache of one buffer for each layer: past and present are the same memory, and the graph writes it in place.
 
-    `GroupQueryAttention` writes the new keys and values into the buffer. The mask is as long as the buffer, with ones
-    for the tokens held, so that every tensor of a decoding step is made only once. The operator takes several tokens on
+    The graph writes the new keys and values into the buffer. The mask is as long as the buffer, with ones for the
+    tokens held, so that every tensor of a decoding step is made only once. The operator takes several tokens on
     top of a past for one row only, so rows are prefilled one by one, each into its own part of the buffers.
     `run_with_ortvaluevector` is the call of onnxruntime that takes an overridable initializer (num_logits_to_keep) and
     writes into given outputs.
@@ -90,11 +91,13 @@ class InPlaceCache:
         capacity: int,
         rows: int = 1,
         *,
+        kind: CacheType = "fp32",
         needs_even_rows: bool = False,
     ) -> None:
         """Allocate memory for `capacity` tokens in each of `rows` rows.
 
-        needs_even_rows: compute a step of an odd number of rows with a spare row, whose only token is id 0.
+        kind: the type of the session's keys and values. needs_even_rows: compute a step of an odd number of rows with a
+            spare row, whose only token is id 0.
         """
         self._session = session
         self._options = RunOptions()
@@ -105,14 +108,18 @@ class InPlaceCache:
         self._n_spare = int(needs_even_rows)
         n_all = self._n_spare + rows
         # The dimension of 2 is for keys and values.
-        self._all_buffers = np.zeros((config.n_layer, 2, n_all, config.n_head, capacity, config.head_dim), np.float32)
+        shape = (config.n_layer, 2, n_all, config.n_head, capacity, config.head_dim)
+        self._all_buffers = np.zeros(shape, np.int8 if kind == "int8" else np.float32)
         self._all_masks = np.zeros((n_all, capacity), np.int64)
         self._all_masks[: self._n_spare, 0] = 1
         self._buffers = self._all_buffers[:, :, self._n_spare :]
         self._mask = self._all_masks[self._n_spare :]
         past = [name.format("past_key_values") for name in tensor_names(config)]
         present = [name.format("present") for name in tensor_names(config)]
-        self._feed_names = ["num_logits_to_keep", "input_ids", "position_ids", "attention_mask", *past]
+        # The graph of an int8 cache has no mask.
+        self._takes_mask = kind == "fp32"
+        masks = ["attention_mask"] if self._takes_mask else []
+        self._feed_names = ["num_logits_to_keep", "input_ids", "position_ids", *masks, *past]
         self._fetch_names = ["logits", *present]
         self._devices = [_CPU] * len(self._fetch_names)
         # The tensors of decoding steps by their number of rows.
@@ -229,7 +236,8 @@ class InPlaceCache:
         values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
         feeds = OrtValueVector()
         fetches = OrtValueVector()
-        for value in (*map(_share, (kept, ids, positions, self._all_masks[rows])), *values):
+        masks = [self._all_masks[rows]] if self._takes_mask else []
+        for value in (*map(_share, (kept, ids, positions, *masks)), *values):
             feeds.push_back(value)
         for value in (_share(logits), *values):
             fetches.push_back(value)
@@ -262,6 +270,6 @@ def named_failure() -> Iterator[None]:
         raise RuntimeError(f"onnxruntime could not run the model: {error}") from error
 
 
-def _share(array: NDArray[np.int64] | Logits) -> OrtValue:
+def _share(array: NDArray[np.int64 | np.int8 | np.float32]) -> OrtValue:
     """An OrtValue on the array's own memory, which the caller keeps alive."""
     return OrtValue.ortvalue_from_numpy(array, _CPU)

@@ -16,7 +16,9 @@ from typing import Protocol
 from runtime._checks import check_count
 from runtime._lock import Lock
 from runtime.errors import MemoryBudgetError
+from runtime.graph.attention import CacheType
 from runtime.model import integrity
+from runtime.model.cache_type import check_cache_type, choose_cache_type
 from runtime.model.config import Config, read_config
 from runtime.model.kv_cache import Cache
 from runtime.model.prefill import PREFILL_STEP
@@ -63,15 +65,18 @@ class Estimate:
         return self.process + self.tokenizer + self.weights + max(self.loading, self.batch)
 
 
-def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows: int = 1) -> Estimate:
+def estimate(
+    folder: str | os.PathLike[str], *, context: int | None = None, rows: int = 1, cache: CacheType | None = None
+) -> Estimate:
     """Estimate the memory for loading a model folder and decoding a batch, from config.json and the sizes of its files.
 
     context: positions of each row, for prompt and continuation; None is the model's n_positions.
     rows: how many rows decode together; at most `batch_size` do.
+    cache: the type of keys and values, as in `load`.
     The estimate is within 15 % of the peak of resident memory of a process that does nothing else. Scoring a text takes
     256 * vocab_size * 4 bytes more; a plain export, which copies its cache at each step, takes twice the cache.
-    Raises FileNotFoundError or ValueError for a folder without config.json or weights, or for a context longer than
-    n_positions; TypeError for a value that is not a whole number.
+    Raises FileNotFoundError or ValueError for a folder without config.json or weights, for a context longer than
+    n_positions, or for a cache that the folder has no graph for; TypeError for a value that is not a whole number.
 
     Example:
         >>> estimate = runtime.estimate("models/demo-int8", context=256, rows=4)
@@ -86,7 +91,10 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
         raise ValueError(f"context is {context}; the model has {config.n_positions} positions")
     weights = sum(path.stat().st_size for path in place.glob("*.onnx*"))
     tokenizer = place / "tokenizer.json"
-    has_tokenizer = integrity.has_tokenizer(os.listdir(place))  # noqa: PTH208  names alone
+    names = os.listdir(place)  # noqa: PTH208  names alone
+    has_tokenizer = integrity.has_tokenizer(names)
+    check_cache_type(cache)
+    kind = choose_cache_type(place, names, cache)
     if not weights or (has_tokenizer and not tokenizer.is_file()):
         raise FileNotFoundError(
             f"{place} has no {'tokenizer.json' if weights else 'model.onnx'}: it is no model folder"
@@ -101,8 +109,8 @@ def estimate(folder: str | os.PathLike[str], *, context: int | None = None, rows
         # The output layer has a rearranged copy, while the embedding reads the original.
         weights=weights + (quantized if is_quantized else FLOAT * embedding),
         loading=quantized if is_quantized else 0,
-        cache=cache_bytes(config, context, check_count("rows", rows)),
-        activations=activation_bytes(config, context, rows),
+        cache=cache_bytes(config, context, check_count("rows", rows), kind),
+        activations=activation_bytes(config, context, rows, kind),
     )
 
 
@@ -118,16 +126,19 @@ class CachedModel(Protocol):
         """The width."""
 
 
-def cache_bytes(config: CachedModel, context: int, rows: int) -> int:
-    """Bytes of the fp32 keys and values of `rows` rows of `context` positions."""
-    return 2 * FLOAT * config.n_layer * config.n_embd * context * rows
+def cache_bytes(config: CachedModel, context: int, rows: int, cache: CacheType = "fp32") -> int:
+    """Bytes of the keys and values of `rows` rows of `context` positions."""
+    item = 1 if cache == "int8" else FLOAT
+    return 2 * item * config.n_layer * config.n_embd * context * rows
 
 
-def activation_bytes(config: Config, context: int, rows: int) -> int:
+def activation_bytes(config: Config, context: int, rows: int, cache: CacheType = "fp32") -> int:
     """Bytes of the largest pass of a batch: a chunk of one row's prompt, or a step of all rows, and the logits."""
     n_ids = min(PREFILL_STEP, context)
     scores = config.n_head * n_ids * context
-    return int(FLOAT * (scores + PER_WIDTH * n_ids * config.n_embd + rows * config.vocab_size))
+    # Prefill reads an int8 cache as fp32, layer by layer.
+    dequantized = 2 * config.n_embd * context if cache == "int8" else 0
+    return int(FLOAT * (scores + dequantized + PER_WIDTH * n_ids * config.n_embd + rows * config.vocab_size))
 
 
 def _n_weights(config: Config) -> int:
@@ -137,9 +148,10 @@ def _n_weights(config: Config) -> int:
 class Budget:
     """The memory that a model and its open batches may take together. Threads may share it."""
 
-    def __init__(self, folder: Path, config: Config, max_memory: int) -> None:
+    def __init__(self, folder: Path, config: Config, max_memory: int, cache: CacheType) -> None:
         """Raises MemoryError if the model alone takes more than `max_memory` bytes."""
-        needed = estimate(folder, context=1)
+        needed = estimate(folder, context=1, cache=cache)
+        self._cache = cache
         self._folder = folder
         self._config = config
         self._max_memory = max_memory
@@ -156,7 +168,8 @@ class Budget:
     def take(self, capacity: int, rows: int) -> int:
         """Reserve the bytes of a batch, and return how many. Raises MemoryError if they exceed max_memory."""
         capacity = min(capacity, self._config.n_positions)
-        size = cache_bytes(self._config, capacity, rows) + activation_bytes(self._config, capacity, rows)
+        size = cache_bytes(self._config, capacity, rows, self._cache)
+        size += activation_bytes(self._config, capacity, rows, self._cache)
         with self._lock:
             while self._given_back:
                 self._taken -= self._given_back.popleft()

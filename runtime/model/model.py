@@ -14,11 +14,13 @@ from tokenizers import Tokenizer
 from runtime._checks import check_count, check_flag, check_ids, check_valid_text
 from runtime._json import parse_json
 from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
+from runtime.graph.attention import CacheType
 from runtime.graph.check import check_format, check_graph
-from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, KERNEL_KEY
+from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, GRAPH_FILES, KERNEL_KEY
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
+from runtime.model.cache_type import check_cache_type, choose_cache_type
 from runtime.model.config import Config, read_config
 from runtime.model.dynamic_kv_cache import GrowingCache
 from runtime.model.folder import ModelFolder, load_unchanged
@@ -58,6 +60,7 @@ class Model:
         verify: Verify | None = None,
         expect: str | None = None,
         max_memory: int | None = None,
+        cache: CacheType | None = None,
         prepack: bool = True,
     ) -> None:
         """See `runtime.load`. prepack: False decodes slower, but keeps the weights in pages of the mapped file."""
@@ -69,8 +72,11 @@ class Model:
         if max_memory is not None:
             max_memory = check_count("max_memory", max_memory)
         integrity.check_arguments(verify, expect)
+        check_cache_type(cache)
         self.folder = folder
-        files = load_unchanged(folder, lambda files: self._open(files, verify, expect, max_memory, threads, prepack))
+        files = load_unchanged(
+            folder, lambda files: self._open(files, verify, expect, max_memory, cache, threads, prepack)
+        )
         files.keep_open(self._verified.identifying)
         self._files: ModelFolder | None = files
         if concern := advice(self.kernel, suitable_kernel()):
@@ -82,16 +88,19 @@ class Model:
         how: Verify | None,
         expect: str | None,
         max_memory: int | None,
+        cache: CacheType | None,
         threads: int | None,
         prepack: bool,
     ) -> ModelFolder:
         """Check and open everything that decoding needs. All files are read through `files`."""
-        name = _find_graph(files)
+        # The type of its keys and values.
+        self.cache: CacheType = choose_cache_type(files.folder, files.names(), cache)
+        name = _find_graph(files) if self.cache == "fp32" else GRAPH_FILES[self.cache]
         path = files.place / name
         self._verified = integrity.verify(files, name, how, expect)
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
-        self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory)
+        self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory, self.cache)
         self._tokenizer: Tokenizer | None = None
         if self._verified.has_tokenizer:
             path_of_tokenizer = files.place / integrity.TOKENIZER
@@ -114,7 +123,7 @@ class Model:
         # Folders of early versions lack the key; they need even rows if they have blocks of any size.
         default = str(int(self.kernel == "block"))
         self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, default) != "0"
-        check_interface(path, self._session, self.config, is_fused=self.is_fused)
+        check_interface(path, self._session, self.config, is_fused=self.is_fused, cache=self.cache)
         return files
 
     @functools.cached_property
@@ -259,7 +268,8 @@ class Model:
     def _make_cache(self, session: Session, capacity: int, rows: int) -> Cache:
         if not self.is_fused:
             return GrowingCache(session, self.config, self._check_pass)
-        return InPlaceCache(session, self.config, capacity, rows, needs_even_rows=self.needs_even_rows)
+        even = self.needs_even_rows
+        return InPlaceCache(session, self.config, capacity, rows, kind=self.cache, needs_even_rows=even)
 
     @property
     def is_closed(self) -> bool:
@@ -298,8 +308,8 @@ class Model:
 def _find_graph(files: ModelFolder) -> str:
     """`model.onnx`, or the folder's only graph (optimum's quantizer writes model_quantized.onnx)."""
     graphs = [name for name in files.names() if name.endswith(".onnx")]
-    if "model.onnx" in graphs:
-        return "model.onnx"
+    if GRAPH_FILES["fp32"] in graphs:
+        return GRAPH_FILES["fp32"]
     if len(graphs) == 1:
         return graphs[0]
     found = f"there are {', '.join(graphs)}" if graphs else "there is no .onnx file"

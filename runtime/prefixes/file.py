@@ -1,4 +1,4 @@
-"""A safetensors file of one float32 tensor and some strings, so that other tools open it.
+"""A safetensors file of one tensor, float32 or int8, and some strings, so that other tools open it.
 
 The reader trusts nothing: every number is bounded before it is used, and the tensor is read only after the header
 turned out to describe the rest of the file exactly.
@@ -20,6 +20,8 @@ import numpy as np
 from runtime.model.kv_cache import KeysValues
 
 _TENSOR = "keys_values"
+# safetensors' name of a type -> that of numpy.
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 _DIGEST = "sha256"
 # Raised where a header is not JSON, or not of such objects.
 _NO_HEADER = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -35,6 +37,7 @@ class Header(NamedTuple):
 
     about: dict[str, str]  # the metadata
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]  # little-endian float32, or int8
 
 
 def write(path: Path, about: Mapping[str, str], tensor: KeysValues) -> None:
@@ -46,12 +49,13 @@ def write(path: Path, about: Mapping[str, str], tensor: KeysValues) -> None:
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is no regular file; name another")
-    values = np.ascontiguousarray(tensor, "<f4")
+    kind, dtype = next((kind, dtype) for kind, dtype in _DTYPES.items() if dtype == tensor.dtype)
+    values = np.ascontiguousarray(tensor, dtype)
     digest = hashlib.sha256(values.data).hexdigest()
     header = json.dumps(
         {
             "__metadata__": {**about, _DIGEST: digest},
-            _TENSOR: {"dtype": "F32", "shape": values.shape, "data_offsets": [0, values.nbytes]},
+            _TENSOR: {"dtype": kind, "shape": values.shape, "data_offsets": [0, values.nbytes]},
         }
     ).encode("utf-8")
     # The values are aligned, as safetensors has them.
@@ -79,8 +83,8 @@ def read_header(file: BinaryIO) -> Header:
     try:
         header = _parse(json.loads(file.read(n_header).decode("utf-8")))
     except _NO_HEADER:
-        raise ValueError(f"it is no safetensors file of one float32 tensor called {_TENSOR}") from None
-    expected = 8 + n_header + 4 * math.prod(header.shape)
+        raise ValueError(f"it is no safetensors file of one float32 or int8 tensor called {_TENSOR}") from None
+    expected = 8 + n_header + header.dtype.itemsize * math.prod(header.shape)
     if size != expected:
         raise ValueError(f"it is damaged: it has {size} bytes, not {expected}")
     return header
@@ -96,11 +100,10 @@ def _parse(raw: Any) -> Header:
     # Before their product: thousands of dimensions of thousands of digits would take minutes to multiply.
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n <= _MAX_DIMENSION for n in shape):
         raise ValueError("a tensor of another shape")
-    if tensor["dtype"] != "F32":
-        raise ValueError("a tensor of another kind")
-    if tensor["data_offsets"] != [0, 4 * math.prod(shape)] or _DIGEST not in about:
+    dtype = _DTYPES[tensor["dtype"]]
+    if tensor["data_offsets"] != [0, dtype.itemsize * math.prod(shape)] or _DIGEST not in about:
         raise ValueError("a tensor elsewhere, or without what is said of it")
-    return Header(about, shape)
+    return Header(about, shape, dtype)
 
 
 def read_values(file: BinaryIO, header: Header) -> KeysValues:
@@ -108,7 +111,8 @@ def read_values(file: BinaryIO, header: Header) -> KeysValues:
     data = file.read()
     if hashlib.sha256(data).hexdigest() != header.about[_DIGEST]:
         raise ValueError("it is damaged: its values differ from their checksum")
-    values = np.frombuffer(data, "<f4").reshape(header.shape).astype(np.float32, copy=False)
+    stored = np.frombuffer(data, header.dtype).reshape(header.shape)
+    values = stored.astype(header.dtype.newbyteorder("="), copy=False)
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
     return values

@@ -30,7 +30,7 @@ from runtime.model.resolve import ModelOrPath, resolve
 from runtime.prefixes.file import Header, read_header, read_values, write
 from runtime.tokenization.encode import check_fits, encode_prompt, ids_of_prompt
 
-FORMAT = "gpt2-edge prefix 1"
+FORMAT = "gpt2-edge prefix 2"
 # characters of each text in an error
 _SHOWN = 24
 # ids of the pass whose logits have to be the same on the machine that made the file
@@ -42,6 +42,7 @@ _DIFFERENCES = {
     "model": "it is of another model, or another build or precision of it: {found:.12}, not {own:.12}",
     "special_tokens": "it says {found!r} of special_tokens",
     "ids": "its text has other ids by this model's tokenizer",
+    "cache": "its keys and values are {found}, and this model was loaded with cache={own!r}",
     "prefill_step": "it was computed {found} tokens a pass, and this runtime takes {own}",
     "onnxruntime": "it was computed by onnxruntime {found}, and this is {own}",
     "probe": "its machine does not compute the same bits as this one, by another processor, say",
@@ -173,6 +174,11 @@ def open_model(model: ModelOrPath, prefix: Prefix | None) -> Model:
             f"the prefix is of another model: {prefix.model.folder}, not {opened.folder}; leave model out, or make the "
             "prefix with this model"
         )
+    if opened.cache != prefix.model.cache:
+        raise ValueError(
+            f"the keys and values of the prefix are {prefix.model.cache}, and the model was loaded with "
+            f"cache={opened.cache!r}; leave model out, or make the prefix with this model"
+        )
     return opened
 
 
@@ -228,6 +234,8 @@ def _prefix_of(model: Model, header: Header) -> Prefix:
         _compare(name, about[name], own)
     if header.shape != shape:
         raise ValueError(f"its tensor is {list(header.shape)}, not {list(shape)}")
+    if (header.dtype == np.int8) != (model.cache == "int8"):
+        raise ValueError(f"its tensor is {header.dtype}, and says that it is {model.cache}")
     _compare("probe", about["probe"], _probe(prefix))
     return prefix
 
@@ -251,6 +259,7 @@ def _about(prefix: Prefix) -> dict[str, str]:
         "model": prefix.identity,
         "special_tokens": json.dumps(prefix.special_tokens),
         "ids": json.dumps(prefix.ids),
+        "cache": prefix.model.cache,
         "prefill_step": str(PREFILL_STEP),
         "onnxruntime": onnxruntime.__version__,
     }

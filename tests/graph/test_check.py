@@ -16,12 +16,14 @@ from onnx import helper, numpy_helper
 
 from export.checkpoint.config import Config
 from export.graph.graph import build
+from export.graph.int8_cache import write_int8_cache_graph
 from export.quantize.kernels import Mixed, make_kernel
 from export.quantize.precision import Floats, Precision
 from runtime import load
+from runtime.graph.attention import CacheType
 from runtime.graph.check import check_graph
 from runtime.graph.data import Attribute, Node
-from runtime.graph.gpt2 import ACTIVATIONS
+from runtime.graph.gpt2 import ACTIVATIONS, GRAPH_FILES
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
 from tests.support.damaging import build_small, copy_aged, list_again
 
@@ -76,6 +78,33 @@ def test_what_a_build_writes_is_the_description(tmp_path: Path, case: str, has_f
     check_graph(read_model(write(tmp_path, *CASES[case], has_factor=has_factor)))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_graph_of_an_int8_cache_is_its_description(tmp_path: Path, case: str) -> None:
+    write(tmp_path, *CASES[case])
+    sizes = SIZES | CASES[case][1]
+    shape = (sizes["n_layer"], 2, sizes["n_head"], sizes["n_embd"] // sizes["n_head"])
+    write_int8_cache_graph(tmp_path, np.full(shape, 0.5, np.float32))
+    model = read_model(tmp_path / GRAPH_FILES["int8"])
+    check_graph(model)
+    assert model.locations == {"model.onnx_data"}
+
+
+def test_every_node_inside_a_branch_is_compared(tmp_path: Path) -> None:
+    write(tmp_path, *CASES["dense"])
+    write_int8_cache_graph(tmp_path, np.full((2, 2, 4, 32), 0.5, np.float32))
+    model = read_model(tmp_path / GRAPH_FILES["int8"])
+    at = next(index for index, node in enumerate(model.nodes) if node.operator == "If")
+    node = model.nodes[at]
+    for index, attribute in enumerate(node.attributes):
+        for inner, one in enumerate(attribute.value.nodes):
+            for other in changed(one):
+                nodes = (*attribute.value.nodes[:inner], other, *attribute.value.nodes[inner + 1 :])
+                wrong = attribute._replace(value=attribute.value._replace(nodes=nodes))
+                attributes = (*node.attributes[:index], wrong, *node.attributes[index + 1 :])
+                changed_nodes = [*model.nodes[:at], node._replace(attributes=attributes), *model.nodes[at + 1 :]]
+                assert "node" in refused(model, nodes=changed_nodes)
+
+
 # SHA-256 of model.onnx, as it was written before there was a description
 EARLIER = {
     "dense": "0c8bc2eb2c3ca491",
@@ -104,7 +133,7 @@ def model(path: Path) -> OnnxModel:
 
 
 def refused(model: OnnxModel, **changes: Any) -> str:
-    with pytest.raises(ValueError, match=r"model\.onnx") as error:
+    with pytest.raises(ValueError, match=r"\.onnx") as error:
         check_graph(dataclasses.replace(model, **changes))
     return str(error.value)
 
@@ -119,7 +148,8 @@ def test_the_graph_may_hold_its_weights_itself(path: Path, tmp_path: Path) -> No
 
 
 def other_attribute(one: Attribute) -> Attribute:
-    return one._replace(value=one.value + 1)
+    more: Any = {"ints": (7,), "string": b"x"}.get(one.type, 1)
+    return one._replace(value=one.value + more)
 
 
 def other_type(one: Attribute) -> Attribute:
@@ -287,16 +317,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_small(tmp_path_factory.mktemp("whole"))
 
 
-def edit_graph(folder: Path, edit: Callable[[onnx.GraphProto], object]) -> None:
+# The graph that a load opens, by the type of its cache.
+GRAPHS = pytest.mark.parametrize("cache", GRAPH_FILES)
+
+
+def edit_graph(folder: Path, edit: Callable[[onnx.GraphProto], object], cache: CacheType) -> None:
     """Change the graph as someone would who writes new checksums too."""
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    path = folder / GRAPH_FILES[cache]
+    model = onnx.load(path, load_external_data=False)
     edit(model.graph)
-    onnx.save(model, folder / "model.onnx")
+    onnx.save(model, path)
     list_again(folder)
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Those inside branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g)
+
+
 def set_heads(graph: onnx.GraphProto) -> None:
-    node = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
+    node = next(node for node in all_nodes(graph) if node.op_type == "GroupQueryAttention")
     next(one for one in node.attribute if one.name == "kv_num_heads").i = 1
 
 
@@ -311,15 +354,21 @@ def add_bomb(graph: onnx.GraphProto) -> None:
 
 @pytest.mark.parametrize("edit", [set_heads, drop_input, add_bomb])
 @pytest.mark.parametrize("how", [None, "full", "size"])
+@GRAPHS
 def test_a_hostile_graph_is_refused_before_onnxruntime_opens_it(
-    whole: Path, tmp_path: Path, edit: Callable[[onnx.GraphProto], object], how: Any, monkeypatch: pytest.MonkeyPatch
+    whole: Path,
+    tmp_path: Path,
+    edit: Callable[[onnx.GraphProto], object],
+    how: Any,
+    cache: CacheType,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = copy_aged(whole, tmp_path)
-    load(folder).close()
-    edit_graph(folder, edit)
+    load(folder, cache=cache).close()
+    edit_graph(folder, edit, cache)
     monkeypatch.setattr("runtime.model.model.Session", None)
     with pytest.raises(ValueError, match="is not the graph that config"):
-        load(folder, verify=how)
+        load(folder, verify=how, cache=cache)
 
 
 def test_the_graph_is_compared_even_where_a_stamp_says_that_it_was(
@@ -336,18 +385,19 @@ def test_the_graph_is_compared_even_where_a_stamp_says_that_it_was(
 
 
 @pytest.mark.parametrize("location", ["../outside", "/etc/passwd", "sub/../../outside", "C:/outside", "..\\outside"])
-def test_weights_outside_the_folder_are_refused(whole: Path, tmp_path: Path, location: str) -> None:
+@GRAPHS
+def test_weights_outside_the_folder_are_refused(whole: Path, tmp_path: Path, location: str, cache: CacheType) -> None:
     folder = copy_aged(whole, tmp_path)
 
     def move(graph: onnx.GraphProto) -> None:
         first = next(tensor for tensor in graph.initializer if tensor.external_data)
         next(entry for entry in first.external_data if entry.key == "location").value = location
 
-    edit_graph(folder, move)
-    with pytest.raises(ValueError, match=r"model\.onnx has its weights in .*outside the model folder"):
-        load(folder)
+    edit_graph(folder, move, cache)
+    with pytest.raises(ValueError, match=r"\.onnx has its weights in .*outside the model folder"):
+        load(folder, cache=cache)
     # this onnxruntime refuses them, too
     if location in ("../outside", "/etc/passwd"):
         (tmp_path / "outside").write_bytes((folder / "model.onnx_data").read_bytes())
         with pytest.raises(ValueError, match=r"(escapes|Absolute)"):
-            load(folder, verify="off")
+            load(folder, verify="off", cache=cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -59,9 +60,19 @@ def test_numbers_of_every_type(path: Path, name: str, expected: np.ndarray) -> N
     assert (found.dtype, found.shape, found.value) == (expected.dtype.name, expected.shape, expected.tobytes())
 
 
+def branch(*nodes: onnx.NodeProto, **parts: Any) -> onnx.GraphProto:
+    return helper.make_graph(nodes, "branch", [], parts.pop("outputs", []), **parts)
+
+
 def add_branch(model: onnx.ModelProto) -> None:
-    branch = helper.make_graph([], "branch", [], [])
-    model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+    inner = helper.make_node("If", ["x"], ["y"], then_branch=branch())
+    model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch(inner)))
+
+
+def add_branch_with_constant(model: onnx.ModelProto) -> None:
+    constant = numpy_helper.from_array(np.arange(3), "inner")
+    one = branch(initializer=[constant])
+    model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=one))
 
 
 def add_function(model: onnx.ModelProto) -> None:
@@ -106,7 +117,8 @@ def edit_tensor(**changes: object) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (add_branch, "a graph inside a node, which this runtime does not read"),
+        (add_branch, "a graph inside a graph inside a node, which this runtime does not read"),
+        (add_branch_with_constant, "a constant of a graph inside a node, which this runtime does not read"),
         (add_function, "functions, which this runtime does not read"),
         (add_sparse, "sparse weights"),
         (add_training, "training information"),

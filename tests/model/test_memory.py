@@ -28,7 +28,7 @@ def test_the_total_grows_with_context_and_rows(demo_int8_folder: Path) -> None:
 
 
 def test_a_folder_is_estimated_without_being_opened(demo_int8_folder: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "model.onnx", "model.onnx_data"):
+    for name in ("config.json", "tokenizer.json", "model.onnx", "model.onnx_data", "model_int8_cache.onnx"):
         (tmp_path / name).write_bytes(b"\0" * (demo_int8_folder / name).stat().st_size)
     (tmp_path / "config.json").write_bytes((demo_int8_folder / "config.json").read_bytes())
     assert estimate(str(tmp_path)) == estimate(demo_int8_folder)

@@ -47,7 +47,7 @@ def test_a_loaded_prefix_is_the_saved_one(tiny: Model, tmp_path: Path, text: str
     same = ("model", "text", "ids", "special_tokens", "identity", "n_kept", "nbytes")
     assert [getattr(loaded, name) for name in same] == [getattr(saved, name) for name in same]
     np.testing.assert_array_equal(loaded.keys_values, saved.keys_values)
-    assert loaded.keys_values.dtype == np.float32
+    assert loaded.keys_values.dtype == saved.keys_values.dtype == np.int8
     assert not loaded.keys_values.flags.writeable
     assert repr(loaded) == repr(saved)
     options: dict[str, Any] = {"logprobs": 3, "max_new_tokens": 5, "special_tokens": special_tokens}
@@ -261,25 +261,25 @@ def without_text(ids: str) -> Callable[[dict[str, Any]], object]:
         *((without_text(ids), "its ids are not") for ids in ("[1", "1", "[-1]", "[99999999]", "[1.5]", "[" * 100_000)),
         (without_text("[]"), "it has no ids"),
         (without_text("[1, 2]"), "its tensor is"),
-        (without("sha256"), "no safetensors file of one float32"),
-        (lambda header: header["__metadata__"].update(ids=[1]), "no safetensors file of one float32"),
+        (without("sha256"), "no safetensors file of one float32 or int8"),
+        (lambda header: header["__metadata__"].update(ids=[1]), "no safetensors file of one float32 or int8"),
         (lambda header: header["__metadata__"].update(text="\ud800"), "surrogate"),
         (lambda header: header["__metadata__"].update(text=""), "empty"),
         (lambda header: header["__metadata__"].update(text=TEXT + "a"), "other ids"),
-        (lambda header: header["__metadata__"].update(format="gpt2-edge prefix 2"), "format is 'gpt2-edge prefix 2'"),
+        (lambda header: header["__metadata__"].update(format="gpt2-edge prefix 3"), "format is 'gpt2-edge prefix 2'"),
         (lambda header: header["__metadata__"].update(special_tokens="maybe"), "'maybe' of special_tokens"),
         (lambda header: header["__metadata__"].update(sha256="0" * 64), "damaged: its values differ"),
-        (lambda header: header.update(more={}), "no safetensors file of one float32"),
-        (lambda header: header.pop("__metadata__"), "no safetensors file of one float32"),
-        (lambda header: header.update(__metadata__="text"), "no safetensors file of one float32"),
-        (lambda header: header.update(keys_values=[]), "no safetensors file of one float32"),
-        (with_tensor(dtype="F16"), "no safetensors file of one float32"),
-        (with_tensor(shape=7), "no safetensors file of one float32"),
-        (with_tensor(shape=[-1, -1]), "no safetensors file of one float32"),
-        (with_tensor(shape=[True] * 5), "no safetensors file of one float32"),
-        (with_tensor(shape=[1] * 9), "no safetensors file of one float32"),
-        (with_tensor(shape=[2**31, 1, 1, 1, 1]), "no safetensors file of one float32"),
-        (with_tensor(data_offsets=[4, 8]), "no safetensors file of one float32"),
+        (lambda header: header.update(more={}), "no safetensors file of one float32 or int8"),
+        (lambda header: header.pop("__metadata__"), "no safetensors file of one float32 or int8"),
+        (lambda header: header.update(__metadata__="text"), "no safetensors file of one float32 or int8"),
+        (lambda header: header.update(keys_values=[]), "no safetensors file of one float32 or int8"),
+        (with_tensor(dtype="F16"), "no safetensors file of one float32 or int8"),
+        (with_tensor(shape=7), "no safetensors file of one float32 or int8"),
+        (with_tensor(shape=[-1, -1]), "no safetensors file of one float32 or int8"),
+        (with_tensor(shape=[True] * 5), "no safetensors file of one float32 or int8"),
+        (with_tensor(shape=[1] * 9), "no safetensors file of one float32 or int8"),
+        (with_tensor(shape=[2**31, 1, 1, 1, 1]), "no safetensors file of one float32 or int8"),
+        (with_tensor(data_offsets=[4, 8]), "no safetensors file of one float32 or int8"),
     ],
 )
 def test_a_header_that_says_otherwise_is_refused(
@@ -297,9 +297,27 @@ def test_other_shapes_types_and_values_are_refused(tiny: Model, prefix: Prefix, 
     save_elsewhere(path, about, np.ascontiguousarray(values[:, :, :, 1:]))
     assert f"its tensor is [2, 2, 4, {PREFILL_STEP - 1}, 16]" in refusal(path, tiny)
     save_elsewhere(path, about, values.astype(np.float16))
-    assert "one float32 tensor" in refusal(path, tiny)
-    dataclasses.replace(prefix, keys_values=np.full_like(values, np.nan)).save(path)
-    assert "not finite" in refusal(path, tiny)
+    assert "one float32 or int8 tensor" in refusal(path, tiny)
+    save_elsewhere(path, about, values.astype(np.float32))
+    assert "its tensor is float32, and says that it is int8" in refusal(path, tiny)
+
+
+def test_values_that_are_not_finite_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with load(folders["int8"], cache="fp32") as model:
+        prefix = runtime.prefix(TEXT, model=model)
+        dataclasses.replace(prefix, keys_values=np.full_like(prefix.keys_values, np.nan)).save(tmp_path / "wrong")
+        assert "not finite" in refusal(tmp_path / "wrong", model)
+
+
+def test_a_prefix_is_of_one_type_of_cache(folders: dict[str, Path], path: Path, prefix: Prefix) -> None:
+    with load(folders["int8"], cache="fp32") as model:
+        assert "its keys and values are int8, and this model was loaded with cache='fp32'" in refusal(path, model)
+        with pytest.raises(ValueError, match=r"the prefix are int8, and the model was loaded with cache='fp32'"):
+            generate(TEXT, prefix=prefix, model=model)
+        other = runtime.prefix(TEXT, model=model)
+        assert other.nbytes == 4 * prefix.nbytes
+        other.save(path)
+        assert generate(TEXT, prefix=load_prefix(path, model=model)) == generate(TEXT, model=model)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 100, 5000, -1, -1000])

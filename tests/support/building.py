@@ -34,6 +34,7 @@ FILES = {
     "golden.json",
     "model.onnx",
     "model.onnx_data",
+    "model_int8_cache.onnx",
     "quality.json",
     "tokenizer.json",
     "tokenizer_config.json",

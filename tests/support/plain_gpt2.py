@@ -47,8 +47,17 @@ def random_state(
     return state | {"lm_head.weight": state["transformer.wte.weight"]}
 
 
-def logits(state: Mapping[str, Any], ids: Sequence[int], n_head: int, gelu: str) -> NDArray[np.float32]:
-    """[n, n_vocab] for ids [n]; gelu: "none" is exact, "tanh" OpenAI's approximation."""
+def logits(
+    state: Mapping[str, Any],
+    ids: Sequence[int],
+    n_head: int,
+    gelu: str,
+    scales: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """[n, n_vocab] for ids [n]; gelu: "none" is exact, "tanh" OpenAI's approximation.
+
+    scales: keys and values are rounded to int8 in units of these, [n_layer, 2, n_head, head_dim].
+    """
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return functional.linear(x, state[f"transformer.{name}.weight"], state.get(f"transformer.{name}.bias"))
@@ -57,12 +66,18 @@ def logits(state: Mapping[str, Any], ids: Sequence[int], n_head: int, gelu: str)
         weight, bias = state[f"transformer.{name}.weight"], state.get(f"transformer.{name}.bias")
         return functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
 
+    def rounded(x: torch.Tensor, scale: NDArray[np.float32]) -> torch.Tensor:
+        step = torch.from_numpy(scale)[:, None]
+        return (x / step).round().clamp(-128, 127) * step
+
     def attention(x: torch.Tensor, layer: int) -> torch.Tensor:
         n, width = x.shape
         query, key, value = (
             part.reshape(n, n_head, -1).transpose(0, 1)
             for part in linear(x, f"h.{layer}.attn.c_attn").split(width, dim=-1)
         )
+        if scales is not None:
+            key, value = (rounded(part, scale) for part, scale in zip((key, value), scales[layer], strict=True))
         scores = query @ key.transpose(1, 2) / math.sqrt(width // n_head)
         weights = (scores + torch.full((n, n), -math.inf).triu(1)).softmax(-1)
         return linear((weights @ value).transpose(0, 1).reshape(n, width), f"h.{layer}.attn.c_proj")
