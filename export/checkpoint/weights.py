@@ -170,6 +170,10 @@ class Tensors:
     def embedding_factor(self) -> None:
         """None: rows of `wte.weight` are not scaled after their lookup, see `Weights`."""
 
+    @property
+    def hidden_factor(self) -> None:
+        """None: the output layer reads the hidden states as they are, see `Weights`."""
+
 
 def write_weights(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path) -> None:
     """Write safetensors in transformers' layout: one file, or shards of about `SHARD_BYTES` with an index.

@@ -17,6 +17,8 @@ from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
     FACTOR,
+    FORMAT,
+    HIDDEN_FACTOR,
     KERNEL_KEY,
     PRODUCTS,
     Description,
@@ -35,6 +37,10 @@ class Weights(Protocol):
     def embedding_factor(self) -> Floats | None:
         """What a looked-up row of `wte.weight` is multiplied by, [n_embd]; None for nothing."""
 
+    @property
+    def hidden_factor(self) -> Floats | None:
+        """What the input of the output layer is multiplied by to be the last hidden states, [n_embd]; or None."""
+
     def __getitem__(self, name: str) -> Floats:
         """The tensor, fp32."""
 
@@ -50,10 +56,16 @@ def build(
     precision: Precision,
     folder: Path,
     progress: Progress = iter,
+    format_: str = FORMAT,
 ) -> None:
-    """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers."""
+    """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers.
+
+    format_: an earlier one writes what earlier versions wrote.
+    """
     kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
-    graph = describe(config, Layout(kernels, has_factor=tensors.embedding_factor is not None))
+    has_factor = tensors.embedding_factor is not None
+    has_hidden_factor = tensors.hidden_factor is not None
+    graph = describe(config, Layout(kernels, has_factor, has_hidden_factor, format_))
     if precision.kernel:
         graph.metadata[KERNEL_KEY] = precision.kernel
     graph.metadata[EVEN_ROWS_KEY] = str(int(precision.needs_even_rows))
@@ -129,6 +141,8 @@ class _Arrays:
         owner, _, part = name.rpartition(".")
         if name == FACTOR and self._tensors.embedding_factor is not None:
             return {name: self._tensors.embedding_factor}
+        if name == HIDDEN_FACTOR and self._tensors.hidden_factor is not None:
+            return {name: self._tensors.hidden_factor}
         if name == "wpe":
             return {name: self._tensors["wpe.weight"]}
         for matrix in ("wte", "lm_head"):

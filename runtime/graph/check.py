@@ -19,8 +19,10 @@ from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
     FACTOR,
+    FIRST_FORMAT,
     FORMAT,
     FORMAT_KEY,
+    HIDDEN_FACTOR,
     KERNEL_KEY,
     Layout,
     describe,
@@ -63,8 +65,10 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
 
 def check_format(path: object, format_: str | None) -> None:
     """Raise ValueError for one of our graphs that a later version wrote. format_: None for a plain export."""
-    if format_ not in (None, FORMAT):
-        raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+    if format_ not in (None, FIRST_FORMAT, FORMAT):
+        raise ModelFolderError(
+            f"{path} has format {format_}, this runtime reads {FIRST_FORMAT} and {FORMAT}: upgrade gpt2-edge"
+        )
 
 
 def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
@@ -98,9 +102,10 @@ def _refuse(model: OnnxModel, what: str) -> NoReturn:
 
 
 def _layout(model: OnnxModel, architecture: Architecture) -> Layout:
-    """The kernel of each product in this file."""
+    """The kernel of each product in this file, and what else the graph depends on."""
     kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
-    return Layout(kernels, has_factor=FACTOR in model.constants)
+    found = {"has_factor": FACTOR in model.constants, "has_hidden_factor": HIDDEN_FACTOR in model.constants}
+    return Layout(kernels, **found, format=model.metadata[FORMAT_KEY])
 
 
 def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
