@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
 from export.graph.onnx_file import OnnxFile, fixed_array
 from export.quantize.precision import Float32, Floats, Precision
+from runtime.graph.classifier import describe_any
 from runtime.graph.data import Constant, Graph, Value
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
@@ -23,10 +25,11 @@ from runtime.graph.gpt2 import (
     PRODUCTS,
     Description,
     Layout,
-    describe,
     product_sizes,
 )
 
+HEADS = ("score", "classifier")
+"""The layers of classifiers, in fp32 at every precision."""
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
@@ -65,7 +68,7 @@ def build(
     kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
     has_factor = tensors.embedding_factor is not None
     has_hidden_factor = tensors.hidden_factor is not None
-    graph = describe(config, Layout(kernels, has_factor, has_hidden_factor, format_))
+    graph = describe_any(config, Layout(kernels, has_factor, has_hidden_factor, format_))
     if precision.kernel:
         graph.metadata[KERNEL_KEY] = precision.kernel
     graph.metadata[EVEN_ROWS_KEY] = str(int(precision.needs_even_rows))
@@ -150,4 +153,7 @@ class _Arrays:
                 return self._precision.round_matrix(matrix, self._tensors[f"{matrix}.weight"])
         if owner.endswith(PRODUCTS) and part != "bias":
             return self._precision.round_linear(owner, self._tensors[f"{owner}.weight"])
+        if owner in HEADS and part == "weight":
+            # nn.Linear stores weights as [n_out, n_in].
+            return {name: np.ascontiguousarray(self._tensors[name].T)}
         return {name: self._tensors[name]}

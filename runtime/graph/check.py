@@ -14,6 +14,7 @@ from typing import NoReturn
 from runtime.errors import ModelFolderError
 from runtime.graph import plain
 from runtime.graph.architecture import Architecture, read_architecture
+from runtime.graph.classifier import describe_any
 from runtime.graph.data import DATA_FILE, IR_VERSION, OPSETS, Constant, Graph, Node
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
@@ -25,7 +26,6 @@ from runtime.graph.gpt2 import (
     HIDDEN_FACTOR,
     KERNEL_KEY,
     Layout,
-    describe,
     product_sizes,
 )
 from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, Kernel
@@ -50,7 +50,7 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
     format_ = model.metadata.get(FORMAT_KEY)
     check_format(model.path, format_)
     architecture = read_architecture(model.path.parent)
-    check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
+    _check_layers(model, architecture)
     if format_ is not None:
         _check_described(model, architecture)
         return lambda _: None
@@ -61,6 +61,20 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
     check_pass = functools.cache(functools.partial(sizes.check_sizes, model, architecture))
     check_pass(1)
     return check_pass
+
+
+def _check_layers(model: OnnxModel, architecture: Architecture) -> None:
+    if architecture.head is None:
+        check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
+        return
+    if FORMAT_KEY not in model.metadata:
+        raise ModelFolderError(
+            f"{model.path} is a plain ONNX export of a classifier, which is not loaded: build a model folder from its "
+            "checkpoint"
+        )
+    n_layer = sum(node.operator == "GroupQueryAttention" for node in model.nodes)
+    if n_layer != architecture.n_layer:
+        _refuse(model, f"it has {n_layer} layers of attention for n_layer {architecture.n_layer}")
 
 
 def check_format(path: object, format_: str | None) -> None:
@@ -89,7 +103,7 @@ def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
 def _check_described(model: OnnxModel, architecture: Architecture) -> None:
     if architecture.activation_function not in ACTIVATIONS:
         _refuse(model, f"config.json has activation_function {architecture.activation_function!r}")
-    graph = describe(architecture, _layout(model, architecture))
+    graph = describe_any(architecture, _layout(model, architecture))
     _check_header(model, graph)
     _check_equal(model, "input", model.inputs, graph.inputs)
     _check_equal(model, "output", model.outputs, graph.outputs)

@@ -104,7 +104,7 @@ def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
         "mlp.c_fc": (n_embd, inner),
         "mlp.c_proj": (inner, n_embd),
     }
-    matrices = ("wte",) if architecture.tie_word_embeddings else ("wte", "lm_head")
+    matrices = ("wte", "lm_head") if architecture.output_matrix == "lm_head" else ("wte",)
     sizes = dict.fromkeys(matrices, (architecture.vocab_size, n_embd))
     for layer in range(architecture.n_layer):
         sizes |= {f"h.{layer}.{name}": size for name, size in in_layer.items()}
@@ -112,7 +112,7 @@ def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
 
 
 def describe(architecture: Architecture, layout: Layout) -> Graph:
-    """The whole graph, from ids to logits, without weights; its metadata has only the format."""
+    """The whole graph of a language model, from ids to logits, without weights; its metadata has only the format."""
     return Description(architecture, layout).whole()
 
 
@@ -150,10 +150,20 @@ class Description:
         return self.graph
 
     def lengths(self) -> None:
-        """Nodes that are shared by all layers: the positions that get logits, and inputs of GroupQueryAttention.
+        """Nodes that are shared by all layers: the positions that get logits, and inputs of GroupQueryAttention."""
+        self.mask_lengths()
+        node = self.graph.node
+        # An input with a default value: other tools need not know it.
+        self.graph.fixed("num_logits_to_keep", np.zeros(1, np.int64))
+        kept = "num_logits_to_keep"
+        if self.has_hidden:
+            self.graph.fixed(KEEP_HIDDEN, np.zeros(1, np.int64))
+            kept = node("Max", ["num_logits_to_keep", KEEP_HIDDEN], ["num_kept"])
+        node("Neg", [kept], ["first_kept"])
+        self.graph.fixed("end", np.array([2**62], np.int64))
 
-        These are computed from the mask: seqlens_k [batch] and total_sequence_length, a scalar.
-        """
+    def mask_lengths(self) -> None:
+        """Inputs of GroupQueryAttention that the mask gives: seqlens_k [batch], total_sequence_length (a scalar)."""
         node = self.graph.node
         one = self.graph.fixed("one", np.array([1], np.int64))
         node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
@@ -168,14 +178,6 @@ class Description:
         node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
         node("Squeeze", ["mask_length"], ["total"])
         node("Cast", ["total"], ["total_sequence_length"], to=INT32)
-        # An input with a default value: other tools need not know it.
-        self.graph.fixed("num_logits_to_keep", np.zeros(1, np.int64))
-        kept = "num_logits_to_keep"
-        if self.has_hidden:
-            self.graph.fixed(KEEP_HIDDEN, np.zeros(1, np.int64))
-            kept = node("Max", ["num_logits_to_keep", KEEP_HIDDEN], ["num_kept"])
-        node("Neg", [kept], ["first_kept"])
-        self.graph.fixed("end", np.array([2**62], np.int64))
 
     def embeddings(self) -> tuple[str, str]:
         """x and residual of the first layer, from tokens and positions."""
@@ -211,7 +213,7 @@ class Description:
 
     def attention(self, i: int, qkv: str) -> str:
         """Attention: query, key and value side by side [batch, sequence, 3 n_embd] -> [batch, sequence, n_embd]."""
-        n_head = self.architecture.n_head
+        shape = ("batch_size", self.architecture.n_head)
         head_dim = self.architecture.head_dim
         past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         present = [f"present.{i}.{part}" for part in ("key", "value")]
@@ -219,10 +221,15 @@ class Description:
             (past, self.graph.inputs, "past_sequence_length"),
             (present, self.graph.outputs, "total_sequence_length"),
         ):
-            declared += [Value(name, "float32", ("batch_size", n_head, length, head_dim)) for name in names]
+            declared += [Value(name, "float32", (*shape, length, head_dim)) for name in names]
         inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
-        heads = {"num_heads": n_head, "kv_num_heads": n_head, "scale": self.architecture.attention_scale(i)}
-        return self.graph.node("GroupQueryAttention", inputs, [f"h.{i}.attn", *present], MICROSOFT, **heads)
+        outputs = [f"h.{i}.attn", *present]
+        return self.graph.node("GroupQueryAttention", inputs, outputs, MICROSOFT, **self.attention_attributes(i))
+
+    def attention_attributes(self, i: int) -> dict[str, int | float]:
+        """The attributes of GroupQueryAttention in layer i."""
+        n_head = self.architecture.n_head
+        return {"num_heads": n_head, "kv_num_heads": n_head, "scale": self.architecture.attention_scale(i)}
 
     def linear(self, x: str, name: str, floor: float | None = None) -> tuple[str, str]:
         """The product of x and a weight, and the name of the bias that is left to add: "" for none."""
@@ -274,7 +281,7 @@ class Description:
 
     def logits(self, x: str) -> None:
         """The output layer."""
-        name = "wte" if self.architecture.tie_word_embeddings else "lm_head"
+        name = self.architecture.output_matrix
         kernel = self.layout.kernels[name]
         if name == "lm_head":
             kernel.store(self.graph, name, self.sizes[name])

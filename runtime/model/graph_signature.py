@@ -9,6 +9,7 @@ from typing import Any
 from runtime.errors import ModelFolderError
 from runtime.graph.check import check_layers
 from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
+from runtime.graph.head import SEQUENCE
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
 from runtime.model.session import Session
@@ -25,6 +26,12 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
     """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies."""
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
+    if config.head is not None:
+        row = (None,) if config.head.kind == SEQUENCE else (None, None)
+        ids: Values = dict.fromkeys(("input_ids", "attention_mask"), (_IDS, (None, None)))
+        _check_values(path, "input", inputs, ids, {})
+        _check_values(path, "output", outputs, {"logits": (_FLOATS, (*row, len(config.head.labels)))}, {})
+        return
     check_layers(path, list(inputs), config.n_layer)
     _check_heads(path, config)
     names = tensor_names(config)
