@@ -38,7 +38,7 @@ _ROWS = 4096
 # Tensors that older versions of transformers store, and that hold no weights.
 _UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids")
 # Names of the embeddings in a GPT, and ours.
-_GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
+GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
@@ -101,7 +101,7 @@ class Tensors:
         # Our name of each tensor -> its file, and its name there.
         self._files: dict[str, tuple[Path, str]] = {}
         self._shapes = config.tensor_shapes()
-        names = _GPT_NAMES if config.model_type == GPT else {}
+        names = GPT_NAMES if config.model_type == GPT else {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with _opened(path) as handle:
