@@ -15,6 +15,7 @@ from export.checkpoint.sources import RANDOM
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.verify import quality
+from export.verify.labels import LABELS_PER_LOSS
 from runtime.cli.arguments import Parser
 
 _DESCRIPTION = """\
@@ -35,7 +36,7 @@ class BuildOptions:
 
     kernel: block, dense, or auto, which is dense with blocks for products that lose too much. block_size: None for
     weights that are not in blocks. max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as
-    the user typed it, for the model card.
+    the user typed it, for the model card. is_classifier: of the checkpoint, known once it is open.
     """
 
     checkpoint: str
@@ -57,6 +58,7 @@ class BuildOptions:
     allow_pickle: bool
     force: bool
     command: str
+    is_classifier: bool = False
 
     @property
     def is_random(self) -> bool:
@@ -118,7 +120,9 @@ class BuildOptions:
         """The name of the text that the model is calibrated on, for the card and the progress."""
         if not self.calibrates:
             return "none"
-        return self.calibration_text.name if self.calibration_text else "text that the model writes"
+        if self.calibration_text:
+            return self.calibration_text.name
+        return "every other sentence of the text to verify on" if self.is_classifier else "text that the model writes"
 
     @property
     def less_memory(self) -> str:
@@ -264,7 +268,10 @@ def _add_verification(parser: argparse.ArgumentParser) -> None:
     about = "your own text to verify on, UTF-8, at least 2,000 tokens (default: one that comes with the build)"
     add("--eval-text", type=Path, metavar="FILE", help=about)
     bounds = ", ".join(f"{precision} {bound.loss_percent}" for precision, bound in quality.BOUNDS.items())
-    about = f"loss of perplexity from which products get better kernels (default: {bounds})"
+    about = (
+        f"loss of perplexity from which products get better kernels (default: {bounds}); of a classifier "
+        f"{LABELS_PER_LOSS} times as many labels may differ"
+    )
     add("--max-loss", type=float, metavar="PERCENT", help=about)
     bounds = ", ".join(f"{precision} {bound.mean_kl}" for precision, bound in quality.BOUNDS.items())
     about = f"mean KL divergence, in nats, from which products get better kernels (default: {bounds})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from export.quantize.calibration import calibrate as calibrate_products
 from export.quantize.equalization import OUTPUT, EqualizedTensors, from_weights
 from export.quantize.kernels import DENSE, FP32, Mixed, make_kernel, output_kernel
 from export.quantize.precision import Precision
-from export.verify import own_writing
+from export.verify import labels, own_writing
 from export.verify.quality import read_text
 
 N_CACHE_TEXTS = 8
@@ -64,21 +65,25 @@ def add_int8_cache(checkpoint: Checkpoint, calibration: Calibration | None, targ
     write_int8_cache_graph(target, measure_scales(target, [*own, *others]))
 
 
-def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Calibration:
+def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path, text: Path | None) -> Calibration:
     """Choose how each product is equalized, on the user's text or on a text that the model writes.
 
-    Raises ValueError for a text that is too short or not UTF-8, and for a model whose activations overflow fp32.
+    A classifier writes none, and is calibrated on half of the text that it is verified on. text: that text. Raises
+    ValueError for a text that is too short or not UTF-8, and for a model whose activations overflow fp32.
     """
-    ids = calibration_texts(checkpoint, options, work)
+    ids = calibration_texts(checkpoint, options, work, text)
     only_dense = options.kernel == "dense"
     return calibrate_products(
         checkpoint.config, checkpoint.tensors, ids, options.usual_kernel, work, only_dense=only_dense
     )
 
 
-def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> texts.Ids:
+def calibration_texts(checkpoint: Checkpoint, options: BuildOptions, work: Path, text: Path | None) -> texts.Ids:
     """The text to calibrate on, cut into texts of equal length: ids [n_texts, n_tokens]."""
     amount = texts.AMOUNTS[options.precision]
+    if options.calibration_text is None and text is not None and checkpoint.config.head is not None:
+        encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
+        return labels.calibration_ids(text.read_text(encoding="utf-8"), encode, checkpoint.config.n_positions)
     if options.calibration_text is None:
         return write_texts(checkpoint, amount, work)
     ids = read_calibration_text(checkpoint, options.calibration_text)
@@ -108,7 +113,7 @@ def usual_kernels(config: Config, options: BuildOptions) -> dict[str, str]:
     """The kernel of every product before any is upgraded, the output layer last."""
     matrices = [name for name, shape in config.tensor_shapes().items() if name.startswith("h.") and len(shape) == 2]
     kernels = {name.removesuffix(".weight"): options.usual_kernel for name in matrices}
-    return kernels | {OUTPUT: output_kernel(options.usual_kernel)}
+    return kernels if config.head is not None else kernels | {OUTPUT: output_kernel(options.usual_kernel)}
 
 
 def make_fp32(checkpoint: Checkpoint, target: Path) -> None:

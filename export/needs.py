@@ -96,7 +96,7 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
         is_split = not options.no_reference and reference > PROTOBUF_BYTES
         exporting = kept + reference * (2 if is_split else 1)
         kept += reference
-    if options.verify != "none":
+    if options.verify != "none" and config.head is None:
         kept += math.ceil(n_text_bytes / BYTES_PER_TOKEN) * config.vocab_size * 4
     # At int4 the rounded products are kept in files until the model is written.
     rounded = model_bytes(config, options) if options.precision == "int4" else 0
@@ -115,7 +115,7 @@ def _memory(config: Config, options: BuildOptions) -> float:
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.calibrates:
         stages.append(_measuring(config, options))
-        if not options.calibration_text:
+        if not options.calibration_text and config.head is None:
             stages.append(_writing(config, options))
     if options.verify != "none":
         stages.append(running + PASS_BYTES)

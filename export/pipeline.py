@@ -24,7 +24,7 @@ from export.folder.genai_config import genai_config
 from export.graph import reference
 from export.json_file import write_json
 from export.quantize.calibration import Calibration
-from export.verify import golden, own_writing, quality
+from export.verify import golden, labels, own_writing, quality
 from export.verify import upgrades as kernel_upgrades
 from runtime.graph.architecture import GPT
 from runtime.graph.gpt2 import GRAPH_FILES
@@ -43,6 +43,7 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
     with workspaces(options) as (work, reference_work):
         announce(1, f"checkpoint: {options.checkpoint}")
         checkpoint = open_within_limits(options, work)
+        options = dataclasses.replace(options, is_classifier=checkpoint.config.head is not None)
         options = choose_reference(checkpoint, options)
         options.check_widths(product_widths(checkpoint))
         check_texts(checkpoint, options)
@@ -51,7 +52,8 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
         make_reference(checkpoint, options, reference_work / "reference")
 
         announce(3, f"calibration: {options.calibration_text_name}")
-        calibration = conversion.calibrate(checkpoint, options, work) if options.calibrates else None
+        text = evaluation_text(checkpoint, options)
+        calibration = conversion.calibrate(checkpoint, options, work, text) if options.calibrates else None
 
         # Steps 4 and 5, model and verification, repeat with more exact kernels while the model loses too much.
         built = make_and_verify(checkpoint, options, calibration, reference_work / "reference", work)
@@ -111,23 +113,29 @@ def open_within_limits(options: BuildOptions, work: Path) -> Checkpoint:
 
 
 def choose_reference(checkpoint: Checkpoint, options: BuildOptions) -> BuildOptions:
-    """The options with `no_reference` for a GPT: optimum exports none.
+    """The options with `no_reference` for a GPT, which optimum does not export, and for a classifier.
 
     Raises ValueError where optimum's export was to be kept.
     """
-    if checkpoint.config.model_type != GPT or options.no_reference:
+    if options.no_reference or (checkpoint.config.model_type != GPT and not options.is_classifier):
         return options
+    why = f"optimum exports no {GPT} model" if checkpoint.config.model_type == GPT else "the model is a classifier"
     if options.keep_reference:
         raise ValueError(
-            f"--keep-reference keeps optimum's export, and optimum exports no {GPT} model; leave it out, and the model "
-            "is verified against this project's own fp32 graph"
+            f"--keep-reference keeps optimum's export, and {why}; leave it out, and the model is verified against this "
+            "project's own fp32 graph"
         )
-    print(f"      optimum exports no {GPT} model: the reference is this project's own fp32 graph", flush=True)
+    print(f"      {why}: the reference is this project's own fp32 graph", flush=True)
     return dataclasses.replace(options, no_reference=True)
 
 
 def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
     """Raise ValueError for a text that is too short, not UTF-8, or that the model's vocabulary does not cover."""
+    if options.is_classifier and evaluation_text(checkpoint, options) is None and needs_text(options):
+        raise ValueError(
+            "the classifier's vocabulary does not cover the text that comes with the build, and a classifier writes "
+            "none of its own; --eval-text FILE names a text of what it labels"
+        )
     if options.calibration_text:
         conversion.read_calibration_text(checkpoint, options.calibration_text)
     text = None if options.verify == "none" else evaluation_text(checkpoint, options)
@@ -135,6 +143,11 @@ def check_texts(checkpoint: Checkpoint, options: BuildOptions) -> None:
         encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
         content, _ = quality.read_text(text, encode, options.least_tokens)
         own_writing.check_written(tokenizer.read(checkpoint.tokenizer_folder), content, text, "--eval-text")
+
+
+def needs_text(options: BuildOptions) -> bool:
+    """Whether a classifier's build reads a text: to verify on, or to calibrate on."""
+    return options.verify != "none" or (options.calibrates and not options.calibration_text)
 
 
 def check_needs(config: Config, options: BuildOptions, text: Path | None) -> None:
@@ -155,6 +168,9 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
         folder.write_tokenizer_and_config(checkpoint, target)
 
 
+Measured = quality.Quality | labels.LabelQuality
+
+
 @dataclasses.dataclass(frozen=True)
 class Built:
     """The result of making a model.
@@ -163,7 +179,7 @@ class Built:
     more exact kernel than usual.
     """
 
-    measured: quality.Quality | None
+    measured: Measured | None
     calibration: Calibration | None
     upgraded: conversion.Kernels
 
@@ -181,7 +197,7 @@ def make_and_verify(
     while True:
         announce(4, f"model: the fused graph, {options.precision_text}{upgrades_text(upgraded)}")
         conversion.make_model(checkpoint, options, work, calibration, upgraded)
-        if options.precision != "fp32":
+        if options.precision != "fp32" and not options.is_classifier:
             conversion.add_int8_cache(checkpoint, calibration, work / "model")
         announce(5, f"verification: {text}")
         if options.verify == "none":
@@ -198,11 +214,15 @@ def make_and_verify(
         shutil.rmtree(work / "model")
 
 
-def measure(checkpoint: Checkpoint, options: BuildOptions, verifier: quality.Verifier, model: Path) -> quality.Quality:
+def measure(
+    checkpoint: Checkpoint, options: BuildOptions, verifier: quality.Verifier | labels.LabelVerifier, model: Path
+) -> Measured:
     """Measure the quality with the int8 cache, or without where it loses too much; its graph is then deleted."""
     measured = verifier.measure(model)
     int8_cache = model / GRAPH_FILES["int8"]
-    if checkpoint.is_random or not int8_cache.exists() or measured.excess(options.bounds) <= 1:
+    if checkpoint.is_random or measured.excess(options.bounds) <= 1:
+        return measured
+    if not isinstance(verifier, quality.Verifier) or not int8_cache.exists():
         return measured
     with_fp32_cache = verifier.measure(model, cache="fp32")
     if with_fp32_cache.excess(options.bounds) <= 1:
@@ -211,9 +231,15 @@ def measure(checkpoint: Checkpoint, options: BuildOptions, verifier: quality.Ver
     return with_fp32_cache
 
 
-def open_verifier(checkpoint: Checkpoint, options: BuildOptions, reference: Path, work: Path) -> quality.Verifier:
+def open_verifier(
+    checkpoint: Checkpoint, options: BuildOptions, reference: Path, work: Path
+) -> quality.Verifier | labels.LabelVerifier:
     """Run the reference over the evaluation text."""
     text = quality.Text(evaluation_text(checkpoint, options), text_name(checkpoint, options))
+    if options.is_classifier:
+        encode = functools.partial(tokenizer.encode, checkpoint.tokenizer_folder)
+        is_half = options.calibrates and not options.calibration_text
+        return labels.LabelVerifier(reference, options.reference_text, text, encode, is_half=is_half)
     return quality.Verifier(reference, options.reference_text, text, work, at_least=options.least_tokens)
 
 
@@ -222,7 +248,7 @@ def better_kernels(
     options: BuildOptions,
     calibration: Calibration | None,
     upgraded: dict[str, str],
-    measured: quality.Quality,
+    measured: Measured,
 ) -> dict[str, str]:
     """The kernels for the next attempt. Raises ValueError where no product has a more exact one."""
     print(f"      too much is lost: {measured.summary(options.bounds)}", flush=True)
@@ -250,13 +276,15 @@ def upgrades_text(upgraded: conversion.Kernels) -> str:
 def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target: Path) -> None:
     """Write golden outputs, genai_config.json, quality.json, the card and the checksums."""
     known = provenance.recognize(checkpoint.folder)
-    outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
-    write_json(target / GOLDEN, outputs)
-    write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
+    if options.is_classifier:
+        write_json(target / GOLDEN, golden.record_labels(target, options.precision))
+    else:
+        write_json(target / GOLDEN, golden.record(target, options.precision) | provenance.recorded_outputs(known))
+        write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel_kind, "block_size": options.block_size}
-    report |= {"cache": "int8" if (target / GRAPH_FILES["int8"]).exists() else "fp32"}
+    report |= {} if options.is_classifier else {"cache": "int8" if (target / GRAPH_FILES["int8"]).exists() else "fp32"}
     report |= {"calibrated": built.calibration is not None, "upgraded": upgrades(built)}
     report |= {"weights": known.description} if known else {}
     report |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONED}}

@@ -11,7 +11,9 @@ from runtime import _telemetry  # noqa: F401
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.api import (
+        classify,
         complete,
+        embed,
         evaluate,
         generate,
         load,
@@ -57,7 +59,9 @@ __all__ = [
     "Score",
     "Session",
     "Surprisal",
+    "classify",
     "complete",
+    "embed",
     "estimate",
     "evaluate",
     "generate",

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime._checks import Prompt, check_count, check_flag, check_prompt, check_prompt_ids, check_prompts
 from runtime._lock import importing
 from runtime.errors import NoTokenizerError, OptionError
@@ -37,6 +40,8 @@ from runtime.prefixes.prefix import Prefix
 # Modules that only some functions need are imported where they are used, so that importing this one stays quick.
 if TYPE_CHECKING:
     from runtime.generation.completion import Completion
+    from runtime.heads.classification import Classification, TokenClassification
+    from runtime.heads.embedding import Pooling
     from runtime.model.integrity import Verify
     from runtime.scoring.perplexity import Progress
     from runtime.scoring.scoring import Score, ScoreOverflow
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 MAX_SAMPLES = 2**16  # continuations of one prompt: each has a row, which is made before any is decoded
 One = str | list[int]  # a text, or its token ids
 Several = list[str] | list[list[int]] | tuple[str, ...]
+Floats = NDArray[np.float32]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -1121,6 +1127,89 @@ def surprisal(
     opened = resolve(model)
     check_prompt_ids("text", texts, opened.config.vocab_size, is_one=is_one)
     found = list(measuring.measure(opened, texts, settings, lists))
+    return found[0] if is_one else found
+
+
+def embed(
+    texts: str | Sequence[int] | Sequence[str | Sequence[int]], *, model: ModelOrPath = None, pooling: Pooling = "mean"
+) -> Floats:
+    """Embeddings: the hidden states of the last layer (after `ln_f`), pooled over the tokens of each text.
+
+    Equal to transformers' `last_hidden_state` pooled by its attention mask. Ids are those that its tokenizer gives:
+    what it puts around a text (for GPT-2 nothing) counts, too. Short texts share passes, with exactly the results that
+    each has alone.
+
+    Args:
+        texts: one text or several. A list of ints is one text of token ids, a list of such lists several.
+        model: as for `generate`. A plain ONNX export puts out no hidden states.
+        pooling: "mean" over all tokens, or "last", the last token alone, the only one that sees the whole text.
+
+    Returns:
+        A float32 array, [n_texts, n_embd]; [n_embd] for one text that is given by itself. They are not normalized.
+
+    Raises:
+        TypeError: what is neither a text nor token ids.
+        ValueError: a text of no tokens, or another `pooling`.
+        ContextLengthError: a text is longer than the model's n_positions; nothing is truncated.
+        ModelFolderError: the model's graph puts out no hidden states; the message says why.
+
+    Example:
+        >>> found = runtime.embed(["The old king slept.", "A king was asleep.", "12 + 5 = 17"], model=model)
+        >>> found.shape
+        (3, 256)
+
+    """
+    with importing:
+        from runtime.heads import embedding
+
+    given, is_one = check_prompts("texts", texts)
+    checked = embedding.check_pooling(pooling)
+    found = list(embedding.embed(resolve(model), given, checked))
+    return found[0] if is_one else np.stack(found)
+
+
+@overload
+def classify(texts: One, *, model: ModelOrPath = None) -> Classification | TokenClassification: ...
+@overload
+def classify(texts: Several, *, model: ModelOrPath = None) -> list[Classification] | list[TokenClassification]: ...
+def classify(texts: str | Sequence[int] | Sequence[str | Sequence[int]], *, model: ModelOrPath = None) -> Any:
+    """The labels that a classifier gives texts, or their tokens, with the names in the checkpoint's `id2label`.
+
+    Equal to transformers' pipelines `text-classification` and `token-classification`. Ids are those that its tokenizer
+    gives: what it puts around a text (for GPT-2 nothing) counts, too. Texts share passes, with exactly the results that
+    each has alone.
+
+    A classifier is a model folder that was built from a checkpoint of GPT2ForSequenceClassification,
+    OpenAIGPTForSequenceClassification or GPT2ForTokenClassification. A text is labelled by its last token; where the
+    checkpoint has a `pad_token_id`, by the last that is not that token.
+
+    Args:
+        texts: one text or several. A list of ints is one text of token ids, a list of such lists several.
+        model: as for `generate`, of a classifier.
+
+    Returns:
+        For each text a `runtime.heads.classification.Classification`: `label`, `score` and `scores`, the probabilities
+        by label. They sum to 1; with `problem_type` "multi_label_classification" each label has a probability of its
+        own, with "regression" scores are values as they are. Of a classifier of tokens a
+        `runtime.heads.classification.TokenClassification`: `tokens`, and `spans` of neighbouring tokens of one label.
+        A list of these for several texts.
+
+    Raises:
+        TypeError: what is neither a text nor token ids.
+        ValueError: the model is a language model; a text of no tokens.
+        ContextLengthError: a text is longer than the model's n_positions; nothing is truncated.
+
+    Example:
+        >>> found = runtime.classify("What a lovely day!", model="models/mood-int8")  # doctest: +SKIP
+        >>> found.label, found.scores  # doctest: +SKIP
+        ('positive', {'negative': 0.0187, 'positive': 0.9813})
+
+    """
+    with importing:
+        from runtime.heads import classification
+
+    given, is_one = check_prompts("texts", texts)
+    found = list(classification.classify(resolve(model), given))
     return found[0] if is_one else found
 
 

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint.diagnosis import check_head
+from export.checkpoint.heads import with_head
 from runtime._json import shown
 from runtime.graph.architecture import GPT, GPT2, MODEL_TYPES, Architecture, as_gpt2
 from runtime.graph.gpt2 import ACTIVATIONS
+from runtime.graph.head import read_head
 from runtime.model.config import SIZES, check_end_ids, check_size, check_token_id
 
 # GPT2Config reads these names too; they take precedence where both are given.
@@ -97,8 +98,12 @@ class Config(Architecture):
                 shapes |= {f"h.{layer}.{norm}.weight": (width,), f"h.{layer}.{norm}.bias": (width,)}
             for name, shape in products.items():
                 shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[1:]}
-        if not self.tie_word_embeddings:
+        if self.output_matrix == "lm_head":
             shapes["lm_head.weight"] = (self.vocab_size, width)
+        if self.head is not None:
+            n_labels = len(self.head.labels)
+            shapes[f"{self.head.name}.weight"] = (n_labels, width)
+            shapes |= {f"{self.head.name}.bias": (n_labels,)} if self.head.has_bias else {}
         return shapes
 
 
@@ -117,13 +122,14 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         kind = raw.get("model_type", "missing") if isinstance(raw, dict) else "missing"
         needed = " or ".join(map(repr, MODEL_TYPES))
         raise ValueError(f"{path} is not a GPT-2 checkpoint's: model_type is {shown(kind)}, {needed} is needed")
-    check_head(path.parent, raw)
+    raw = with_head(path.parent, raw)
     if raw.get("add_cross_attention"):
         raise ValueError(f"{path}: add_cross_attention is set; only GPT-2 as a plain language model is exported")
     defaults = _GPT_DEFAULTS if raw["model_type"] == GPT else {}
     renamed = defaults | raw | {name: raw[other] for other, name in _OTHER_NAMES.items() if other in raw}
-    known = {field.name for field in dataclasses.fields(Config)}
+    known = {field.name for field in dataclasses.fields(Config)} - {"head"}
     try:
-        return Config(**{key: value for key, value in as_gpt2(renamed).items() if key in known}), raw
+        values = {key: value for key, value in as_gpt2(renamed).items() if key in known}
+        return Config(**values, head=read_head(raw)), raw
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ ADAPTER = "adapter_config.json"
 NANOGPT = "ckpt.pt"
 WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-# transformers' classes of GPT-2 with another head, and optimum's name of their task.
-_TASKS = {
-    "GPT2ForSequenceClassification": "text-classification",
-    "GPT2ForTokenClassification": "token-classification",
-    "GPT2ForQuestionAnswering": "question-answering",
+_STRAYS = {
+    re.compile(r"multiple_choice_head\..*"): "a head for multiple choice",
+    re.compile(r"qa_outputs\..*"): "a head for question answering",
+    re.compile(r"(v_head|value_head|reward_head|v_head\.summary)\..*"): "a value or reward head",
+    re.compile(r"(score|classifier)\..*"): "a classifier's head",
 }
+"""Names of tensors, and the heads that they belong to."""
+
 # The folders that transformers' Trainer writes.
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -81,18 +83,15 @@ def _built(folder: Path, *, is_ours: bool) -> str:
     )
 
 
-def check_head(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a GPT-2 with another head than the language model's, such as a classifier.
+def describe_strays(names: Collection[str]) -> str:
+    """What heads these tensors belong to, as the end of an error message; "" for none that is known."""
+    found = sorted(set(_heads_of(names)))
+    return f" ({' and '.join(found)})" if found else ""
 
-    config: the content of its config.json.
-    """
-    architectures = config.get("architectures")
-    for name in architectures if isinstance(architectures, list) else ():
-        if isinstance(name, str) and name in _TASKS:
-            raise ValueError(
-                f"{folder} is a {name}: it labels text and writes none, and only models that write are built here. "
-                f"optimum exports it: optimum-cli export onnx --model {folder} --task {_TASKS[name]} DIR"
-            )
+
+def _heads_of(names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        yield from (head for pattern, head in _STRAYS.items() if pattern.fullmatch(name))
 
 
 def check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.checkpoint.config import Config
-from export.checkpoint.weights import write_weights
+from export.checkpoint.weights import GPT_NAMES, write_weights
 from export.json_file import write_json
+from runtime.graph.architecture import GPT
 
 SIZES = {
     "distilgpt2": Config(n_layer=6),
@@ -22,6 +23,7 @@ SIZES = {
     "gpt2-medium": Config(n_layer=24, n_embd=1024, n_head=16),
     "gpt2-large": Config(n_layer=36, n_embd=1280, n_head=20),
     "gpt2-xl": Config(n_layer=48, n_embd=1600, n_head=25),
+    "openai-gpt": Config(model_type=GPT, vocab_size=40478, n_positions=512, bos_token_id=None, eos_token_id=None),
 }
 DEMO_TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "demo" / "tokenizer.json"
 END = "<|endoftext|>"
@@ -64,15 +66,20 @@ def stand_in_tokenizer(source: Path, vocab_size: int) -> dict[str, Any]:
 def _config_json(config: Config) -> dict[str, Any]:
     sizes = {key: getattr(config, key) for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **ends}
+    architecture = "OpenAIGPTLMHeadModel" if config.model_type == GPT else "GPT2LMHeadModel"
+    return {"model_type": config.model_type, "architectures": [architecture], **sizes, **ends}
 
 
 def _tensors(config: Config) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """GPT-2's initialization: standard deviation 0.02, and less for the products that add to the residual."""
+    """GPT-2's initialization: standard deviation 0.02, and less for the products that add to the residual.
+
+    Names are those of transformers, without the prefix `transformer.`.
+    """
+    names = {ours: theirs for theirs, ours in GPT_NAMES.items()} if config.model_type == GPT else {}
     generator = np.random.Generator(np.random.Philox(key=0))
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 1:
-            yield name, np.full(shape, float(name.endswith("weight")), np.float32)
+            yield names.get(name, name), np.full(shape, float(name.endswith("weight")), np.float32)
         else:
             deviation = 0.02 * ((2 * config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1)
-            yield name, generator.standard_normal(shape, np.float32) * np.float32(deviation)
+            yield names.get(name, name), generator.standard_normal(shape, np.float32) * np.float32(deviation)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from export.checkpoint.config import Config
+from export.checkpoint.diagnosis import describe_strays
 from export.json_file import write_json
 from runtime.graph.architecture import GPT
+
+if TYPE_CHECKING:
+    from export.checkpoint.config import Config
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,10 +35,10 @@ SHARD_BYTES = 1_000_000_000
 """The size of a file of weights that is written; no more than this is in memory at a time."""
 # How many rows of two matrices are compared at a time.
 _ROWS = 4096
-# Tensors that older versions of transformers store, or that serve other tasks; the language model does not use them.
-_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids|multiple_choice_head\..*")
+# Tensors that older versions of transformers store, and that hold no weights.
+_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids")
 # Names of the embeddings in a GPT, and ours.
-_GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
+GPT_NAMES = {"tokens_embed.weight": INPUT, "positions_embed.weight": "wpe.weight"}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 CURE = (
     "is a pickle, which is not read. With transformers and torch installed, this writes safetensors: python -c "
@@ -98,7 +101,7 @@ class Tensors:
         # Our name of each tensor -> its file, and its name there.
         self._files: dict[str, tuple[Path, str]] = {}
         self._shapes = config.tensor_shapes()
-        names = _GPT_NAMES if config.model_type == GPT else {}
+        names = GPT_NAMES if config.model_type == GPT else {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with _opened(path) as handle:
@@ -132,7 +135,8 @@ class Tensors:
         unknown = [n for n in found if n not in self._shapes and n not in ignored and not _UNUSED.fullmatch(n)]
         if unknown:
             listed = ", ".join(sorted(unknown)[:5])
-            raise ValueError(f"{folder}: tensors that are no part of GPT-2 would be lost: {listed}")
+            heads = describe_strays(unknown)
+            raise ValueError(f"{folder}: tensors that are no part of GPT-2 would be lost: {listed}{heads}")
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """The tensor, converted to fp32. Raises ValueError if it holds NaN or infinity."""
@@ -169,6 +173,10 @@ class Tensors:
     @property
     def embedding_factor(self) -> None:
         """None: rows of `wte.weight` are not scaled after their lookup, see `Weights`."""
+
+    @property
+    def hidden_factor(self) -> None:
+        """None: the output layer reads the hidden states as they are, see `Weights`."""
 
 
 def write_weights(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path) -> None:

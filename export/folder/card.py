@@ -11,9 +11,14 @@ from typing import Any
 
 from export.arguments import BuildOptions
 from export.checkpoint.checkpoint import Checkpoint, model_name
+from export.checkpoint.config import Config
+from export.verify.labels import LabelQuality
 from export.verify.quality import Quality
 from runtime.graph.architecture import GPT
+from runtime.graph.head import SEQUENCE
 
+# So many labels are named in the card.
+_MOST_LABELS = 20
 # Options whose value is a path on the machine of the build.
 _PATH_OPTIONS = (
     "--output",
@@ -26,12 +31,12 @@ _PATH_OPTIONS = (
 _CARD = """\
 ---
 {base_model}library_name: onnxruntime
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [{model_type}, onnx, {precision}]
 ---
 # {name}, {precision}
 
-{family} as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
+{family} {labels}as one fused ONNX graph for CPUs, made by gpt2-edge from {source}.
 
 | | |
 |---|---|
@@ -54,14 +59,14 @@ it to other machines.
 import runtime
 
 model = runtime.load("{folder}")
-print(runtime.generate("Once upon a time", model=model, temperature=0.8, top_p=0.9))
+print({call})
 ```
 
-`gpt2-edge generate "Once upon a time" --model {folder} --temperature 0.8 --top-p 0.9` does the same in a shell, and
+`{shell}` does the same in a shell, and
 `gpt2-edge check {folder}` tells whether a device runs the model as it should: it verifies the checksums and scores
 `golden.json`, recorded outputs of this very model. `sha256sum -c SHA256SUMS` checks the files alone.
 
-Other runtimes open the folder too: optimum, transformers.js and onnxruntime-genai among them. Give them one prompt
+Other runtimes open the folder too: {others}. Give them one prompt
 at a time, or pad on the right: a mask that begins with 0 (padding on the left) makes the graph fail, since its
 attention operator would read the wrong positions.
 
@@ -79,6 +84,12 @@ likeliest token is the same at {top1:.2f} % of positions; the KL divergence is {
 {n_tokens:,} tokens of `{text}` ({protocol})."""
 
 
+_MEASURED_LABELS = """\
+{agreement}The KL divergence of the scores from those of {reference} is {mean_kl:.5f} in
+the mean, and under {p99_kl:.4f} at 99 of 100; no score differs by more than {largest:.4f}. Measured over
+{n:,} {what} of `{text}` ({protocol})."""
+
+
 _UPGRADED = """\
 These products lose too much with the usual kernel and have a more exact one. Errors are mean squares relative to the
 variance of the output, over the calibration text:
@@ -94,7 +105,7 @@ def write_card(
     folder: Path,
     checkpoint: Checkpoint,
     options: BuildOptions,
-    quality: Quality | None,
+    quality: Quality | LabelQuality | None,
     upgraded: Sequence[Mapping[str, Any]] = (),
     *,
     weights: str | None = None,
@@ -106,6 +117,7 @@ def write_card(
     """
     config = checkpoint.config
     card = _CARD.format(
+        **_use(config, options.output.name),
         name=checkpoint.name,
         family="GPT" if config.model_type == GPT else "GPT-2",
         model_type=config.model_type,
@@ -127,6 +139,47 @@ def write_card(
         command=_shorten_paths(options.command, checkpoint),
     )
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def _use(config: Config, folder: str) -> dict[str, str]:
+    """The parts of the card that differ between a language model and a classifier."""
+    if config.head is None:
+        options = "model=model, temperature=0.8, top_p=0.9"
+        return {
+            "task": "text-generation",
+            "labels": "",
+            "call": f'runtime.generate("Once upon a time", {options})',
+            "shell": f'gpt2-edge generate "Once upon a time" --model {folder} --temperature 0.8 --top-p 0.9',
+            "others": "optimum, transformers.js and onnxruntime-genai among them",
+        }
+    is_sequence = config.head.kind == SEQUENCE
+    labels = ", ".join(f"`{label}`" for label in config.head.labels[:_MOST_LABELS])
+    more = len(config.head.labels) - _MOST_LABELS
+    return {
+        "task": "text-classification" if is_sequence else "token-classification",
+        "labels": f"as a classifier of {'texts' if is_sequence else 'tokens'} ({labels}"
+        f"{f' and {more} more' if more > 0 else ''}), ",
+        "call": 'runtime.classify("A text to label.", model=model)',
+        "shell": f'gpt2-edge classify "A text to label." --model {folder}',
+        "others": f"optimum's ORTModelFor{'Sequence' if is_sequence else 'Token'}Classification among them",
+    }
+
+
+def _label_text(quality: LabelQuality) -> str:
+    agreement = ""
+    if quality.label_agreement is not None:
+        agreement = f"The labels are those of {quality.reference} in {100 * quality.label_agreement:.2f} % of cases. "
+    return _MEASURED_LABELS.format(
+        agreement=agreement,
+        reference=quality.reference,
+        mean_kl=quality.mean_kl,
+        p99_kl=quality.p99_kl,
+        largest=quality.largest_difference,
+        n=quality.n_labelled,
+        what=quality.labelled,
+        text=quality.text,
+        protocol=quality.protocol,
+    )
 
 
 def _upgraded_text(upgraded: Sequence[Mapping[str, Any]]) -> str:
@@ -181,10 +234,12 @@ def _size(file: Path) -> str:
     return f"{file.stat().st_size / 1e6:.2f} MB"
 
 
-def quality_text(checkpoint: Checkpoint, quality: Quality | None) -> str:
+def quality_text(checkpoint: Checkpoint, quality: Quality | LabelQuality | None) -> str:
     """The measured figures in words."""
     if quality is None:
         return "Not verified: this model was built with `--verify none`."
+    if isinstance(quality, LabelQuality):
+        return _label_text(quality)
     measured = _MEASURED.format(
         perplexity=quality.perplexity,
         reference=quality.reference,

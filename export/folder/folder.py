@@ -141,8 +141,9 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer.write(checkpoint.tokenizer_folder, folder)
     if (template := checkpoint.tokenizer_folder / CHAT_TEMPLATE).is_file():
         shutil.copyfile(template, folder / CHAT_TEMPLATE)
-    defaults: dict[str, dict[str, Any]] = {
-        GENERATION_CONFIG: ends,
+    # A classifier generates nothing.
+    generation: dict[str, dict[str, Any]] = {} if config.head is not None else {GENERATION_CONFIG: ends}
+    defaults = generation | {
         TOKENIZER_CONFIG: {
             "tokenizer_class": tokenizer.class_name(folder),
             "model_max_length": config.n_positions,

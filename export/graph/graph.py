@@ -7,24 +7,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint.config import Config
 from export.graph.onnx_file import OnnxFile, fixed_array
 from export.quantize.precision import Float32, Floats, Precision
+from runtime.graph.classifier import describe_any
 from runtime.graph.data import Constant, Graph, Value
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
     FACTOR,
+    FORMAT,
+    HIDDEN_FACTOR,
     KERNEL_KEY,
     PRODUCTS,
     Description,
     Layout,
-    describe,
     product_sizes,
 )
 
+HEADS = ("score", "classifier")
+"""The layers of classifiers, in fp32 at every precision."""
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
@@ -34,6 +39,10 @@ class Weights(Protocol):
     @property
     def embedding_factor(self) -> Floats | None:
         """What a looked-up row of `wte.weight` is multiplied by, [n_embd]; None for nothing."""
+
+    @property
+    def hidden_factor(self) -> Floats | None:
+        """What the input of the output layer is multiplied by to be the last hidden states, [n_embd]; or None."""
 
     def __getitem__(self, name: str) -> Floats:
         """The tensor, fp32."""
@@ -50,10 +59,16 @@ def build(
     precision: Precision,
     folder: Path,
     progress: Progress = iter,
+    format_: str = FORMAT,
 ) -> None:
-    """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers."""
+    """Write `model.onnx` and `model.onnx_data` into `folder`; `progress` wraps the walk over the layers.
+
+    format_: an earlier one writes what earlier versions wrote.
+    """
     kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
-    graph = describe(config, Layout(kernels, has_factor=tensors.embedding_factor is not None))
+    has_factor = tensors.embedding_factor is not None
+    has_hidden_factor = tensors.hidden_factor is not None
+    graph = describe_any(config, Layout(kernels, has_factor, has_hidden_factor, format=format_))
     if precision.kernel:
         graph.metadata[KERNEL_KEY] = precision.kernel
     graph.metadata[EVEN_ROWS_KEY] = str(int(precision.needs_even_rows))
@@ -129,6 +144,8 @@ class _Arrays:
         owner, _, part = name.rpartition(".")
         if name == FACTOR and self._tensors.embedding_factor is not None:
             return {name: self._tensors.embedding_factor}
+        if name == HIDDEN_FACTOR and self._tensors.hidden_factor is not None:
+            return {name: self._tensors.hidden_factor}
         if name == "wpe":
             return {name: self._tensors["wpe.weight"]}
         for matrix in ("wte", "lm_head"):
@@ -136,4 +153,7 @@ class _Arrays:
                 return self._precision.round_matrix(matrix, self._tensors[f"{matrix}.weight"])
         if owner.endswith(PRODUCTS) and part != "bias":
             return self._precision.round_linear(owner, self._tensors[f"{owner}.weight"])
+        if owner in HEADS and part == "weight":
+            # nn.Linear stores weights as [n_out, n_in].
+            return {name: np.ascontiguousarray(self._tensors[name].T)}
         return {name: self._tensors[name]}

@@ -78,7 +78,9 @@ class _Calibrator:
                 self._found.keep(name, self._choose(name, inputs[name]))
             if self._is_int4:
                 self._round(inputs)
-        self._found.keep(OUTPUT, self._choose_output(layers.output(OUTPUT)))
+        # A classifier has no output layer, and its head stays in fp32.
+        if self._config.head is None:
+            self._found.keep(OUTPUT, self._choose_output(layers.output(OUTPUT)))
         return self._found
 
     def _choose(self, name: str, inputs: Inputs) -> Choice:

@@ -144,6 +144,12 @@ class EqualizedTensors:
         factor: Floats = (1 / output.scale).astype(np.float32)
         return factor
 
+    @property
+    def hidden_factor(self) -> Floats | None:
+        """The factor [n_embd] from what the output layer reads to the last hidden states; None for no factor."""
+        output = self._equalizations.get(OUTPUT)
+        return None if output is None else output.scale
+
     def __getitem__(self, name: str) -> Floats:
         """The equalized tensor, in fp32."""
         tensor = self._tensors[name]

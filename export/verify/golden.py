@@ -9,10 +9,11 @@ import numpy as np
 
 from export.verify import own_writing
 from runtime._math import log_softmax
+from runtime.heads.classification import label_logits
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
 from runtime.model.tokenizer.detokenizer import Detokenizer
-from runtime.tokenization.encode import encode_prompt
+from runtime.tokenization.encode import encode, encode_prompt
 
 N_IDS = 24
 # The length of a prompt that the model writes itself.
@@ -27,6 +28,8 @@ PROMPTS = (
 # processors (`make emulate`: AVX-512 VNNI, AVX2, AVX, SSE, arm64 with and without dot product) and between versions of
 # onnxruntime (1.23, 1.32): fp32 0.00002, int8 0.133, int4 0.098.
 TOLERANCE = {"fp32": 0.001, "int8": 0.25, "int4": 0.25}
+# Differences of scores that are allowed: where a log-probability differs by 0.25, no probability differs by more.
+LABEL_TOLERANCE = {"fp32": 0.001, "int8": 0.07, "int4": 0.07}
 
 
 def record(folder: Path, precision: str) -> dict[str, Any]:
@@ -37,6 +40,26 @@ def record(folder: Path, precision: str) -> dict[str, Any]:
     with Model(folder) as model:
         records = [_record(model, *_begin(model, prompt, seed)) for seed, prompt in enumerate(PROMPTS)]
     return {"tolerance": TOLERANCE[precision], "records": records}
+
+
+def record_labels(folder: Path, precision: str) -> dict[str, Any]:
+    """The scores that a classifier gives a few texts: [n_labels], of a classifier of tokens [n_tokens, n_labels]."""
+    with Model(folder) as model:
+        head = model.check_classifier()
+        rows = [_label_ids(model, prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+        scores = [head.scores_of(logits).tolist() for logits in label_logits(model, rows)]
+    records = [{"ids": ids, "scores": found} for ids, found in zip(rows, scores, strict=True)]
+    return {"tolerance": LABEL_TOLERANCE[precision], "records": records}
+
+
+def _label_ids(model: Model, prompt: str, seed: int) -> list[int]:
+    """The ids of a text; random ones where the vocabulary cannot express it."""
+    n_most = model.config.n_positions
+    if model.has_tokenizer and own_writing.can_write(model.tokenizer, prompt):
+        return encode(model, prompt)[:n_most]
+    generator = np.random.default_rng(seed)
+    ids: list[int] = generator.integers(0, model.config.vocab_size, min(N_PROMPT_IDS, n_most)).tolist()
+    return ids
 
 
 def _begin(model: Model, prompt: str, seed: int) -> tuple[str, list[int]]:

@@ -8,10 +8,10 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import runtime
 from runtime._checks import check_count
@@ -25,6 +25,9 @@ from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP
 from runtime.model.resolve import find
 from runtime.options import make_options, make_seeded
+
+if TYPE_CHECKING:
+    from runtime.cli.surprisal import Source
 
 # The values of transformers' early_stopping.
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
@@ -187,6 +190,32 @@ def surprisal(given: argparse.Namespace) -> int:
         n = print_surprisals(given, texts, model, reference)
     if given.verbose:
         say(f"{n} tokens in {timer.seconds:.2f} s: {n / timer.seconds:.1f} tokens/s")
+    return 0
+
+
+def classify(given: argparse.Namespace) -> int:
+    """The labels that a classifier gives some texts."""
+    from runtime.cli.heads import print_labels, read_texts
+
+    return _of_texts(given, read_texts(given, _read_input), print_labels)
+
+
+def embed(given: argparse.Namespace) -> int:
+    """Embeddings of some texts."""
+    from runtime.cli.heads import read_texts, write_embeddings
+
+    return _of_texts(given, read_texts(given, _read_input), write_embeddings)
+
+
+def _of_texts(
+    given: argparse.Namespace,
+    sources: Sequence[Source],
+    work: Callable[[argparse.Namespace, Sequence[Source], Model], int],
+) -> int:
+    with _open(given) as opened, _Timer() as timer:
+        n = work(given, sources, opened.model)
+    if given.verbose:
+        say(f"{n} texts in {timer.seconds:.2f} s: {n / timer.seconds:.1f} texts/s")
     return 0
 
 

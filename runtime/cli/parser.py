@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import runtime
 from runtime.cli import commands
@@ -40,6 +41,12 @@ _EXAMPLES = {
   gpt2-edge surprisal story.txt
   gpt2-edge surprisal sentences.txt --lines --tsv > surprisals.tsv
   gpt2-edge surprisal story.txt --model models/gpt2-int8 --reference models/gpt2-fp32""",
+    "classify": """\
+  gpt2-edge classify "What a lovely day!" --model models/mood-int8
+  gpt2-edge classify reviews.txt --lines --tsv --model models/mood-int8 > labels.tsv""",
+    "embed": """\
+  gpt2-edge embed sentences.txt --lines --npy embeddings.npy
+  gpt2-edge embed "The old king slept." --jsonl""",
     "perform": """\
   gpt2-edge perform translate "Where is the train station?" --field to=Spanish
   gpt2-edge perform choose "The sky is _." --field 'options=["blue", "loud"]'
@@ -206,6 +213,34 @@ def _define_surprisal(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="close with the speed, on standard error")
 
 
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    about = "a text, or a file that holds one; - or nothing reads standard input"
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help=about)
+    about = "every line is a text of its own; blank lines are left out"
+    parser.add_argument("--lines", action="store_true", help=about)
+
+
+def _define_classify(parser: argparse.ArgumentParser) -> None:
+    _add_texts(parser)
+    formats = parser.add_mutually_exclusive_group()
+    about = "print tab-separated values, with a line of names: a row for each text, or for each token"
+    formats.add_argument("--tsv", action="store_true", help=about)
+    formats.add_argument("--jsonl", action="store_true", help="print a line of JSON for each text")
+    add_loading_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="close with the speed, on standard error")
+
+
+def _define_embed(parser: argparse.ArgumentParser) -> None:
+    _add_texts(parser)
+    about = "of the hidden states of a text: their mean, or the last token's (default: mean)"
+    parser.add_argument("--pooling", choices=["mean", "last"], default="mean", help=about)
+    formats = parser.add_mutually_exclusive_group(required=True)
+    formats.add_argument("--jsonl", action="store_true", help="print a line of JSON for each text")
+    formats.add_argument("--npy", type=Path, metavar="FILE", help="write a float32 array [n_texts, n_embd] of numpy")
+    add_loading_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="close with the speed, on standard error")
+
+
 def _define_perform(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("task", help="summarize, translate, answer, read, choose or last_word")
@@ -261,6 +296,8 @@ _COMMANDS = {
     "complete": ("continue several prompts together", _define_complete),
     "score": ("how likely a model finds a text", _define_score),
     "surprisal": ("the surprisal of every word or token of texts, in bits", _define_surprisal),
+    "classify": ("the labels that a classifier gives texts or their tokens", _define_classify),
+    "embed": ("embeddings of texts: the hidden states of the last layer, pooled", _define_embed),
     "perform": ("summarize, translate, answer, read, choose or complete a word", _define_perform),
     "prefix": ("compute what many prompts begin with, once", _define_prefix),
     "evaluate": ("accuracy or perplexity on a file", _define_evaluate),

@@ -36,7 +36,7 @@ def read_texts(given: argparse.Namespace, read_input: Callable[[], str]) -> list
         raise ValueError("--reference compares words: leave --tokens out")
     sources: list[Source] = []
     for name in given.files or ["-"]:
-        text = read_input() if name == "-" else _read(Path(name))
+        text = read_input() if name == "-" else read_file(Path(name))
         if not given.lines:
             sources.append(Source(name, text))
             continue
@@ -47,7 +47,8 @@ def read_texts(given: argparse.Namespace, read_input: Callable[[], str]) -> list
     return sources
 
 
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """The text of a file. Raises ValueError, naming it, where it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -127,7 +128,7 @@ def _print_word_tsv(source: Source, one: Surprisal, other: Surprisal | None) -> 
         if other is not None:
             reference = other.words[index].surprisal
             cells += [reference, _minus(word.surprisal, reference)]
-        _print_cells(cells)
+        print_cells(cells)
 
 
 def _print_token_tsv(source: Source, one: Surprisal, _other: Surprisal | None, *, has_top: bool) -> None:
@@ -136,14 +137,15 @@ def _print_token_tsv(source: Source, one: Surprisal, _other: Surprisal | None, *
         if has_top:
             likeliest = [[alternative.text, alternative.surprisal] for alternative in token.top]
             cells.append(_Json(json.dumps(likeliest, ensure_ascii=False)) if likeliest else None)
-        _print_cells(cells)
+        print_cells(cells)
 
 
 class _Json(str):
     """JSON on one line, which has no tab or line end of its own."""
 
 
-def _print_cells(cells: Sequence[Any]) -> None:
+def print_cells(cells: Sequence[Any]) -> None:
+    """Print a line of tab-separated values."""
     print("\t".join(map(_cell, cells)))
 
 

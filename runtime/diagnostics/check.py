@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime._json import shown
 from runtime._math import log_softmax
+from runtime.graph.head import TOKEN, Head
 from runtime.model.integrity import CHECKSUMS, GOLDEN, find_damaged, read_checksums
 from runtime.model.model import Model
 from runtime.model.prefill import prefill
@@ -34,6 +35,8 @@ class Check:
     n_unlikely: how many of these ids are not the likeliest, although their recorded margin exceeds the tolerance.
     largest_difference: the largest difference of a log-probability from the recorded one.
     n_exact: how many log-probabilities equal the recorded ones to the last bit.
+    is_of_labels: the model is a classifier: in place of ids and log-probabilities, texts (or tokens) that are labelled,
+        and scores of labels.
 
     A folder of OpenAI's gpt2 also holds outputs of that model that others have published. They are for information,
     since int8 may differ from them:
@@ -49,6 +52,7 @@ class Check:
     largest_difference: float
     tolerance: float
     n_exact: int
+    is_of_labels: bool = False
     n_openai: int = 0
     n_openai_likeliest: int = 0
     openai_difference: float = 0.0
@@ -62,8 +66,10 @@ class Check:
         if self.damaged:
             return f"NOT OK: {', '.join(self.damaged)} missing or damaged; copy the model folder again"
         exact = "exactly" if self.n_exact == self.n_tokens else f"{self.n_exact} of them exactly"
+        counted = "recorded texts or tokens labelled" if self.is_of_labels else "recorded tokens scored"
+        numbers = "scores" if self.is_of_labels else "log-probabilities"
         figures = (
-            f"{self.n_tokens} recorded tokens scored, {exact}; log-probabilities differ by at most "
+            f"{self.n_tokens} {counted}, {exact}; {numbers} differ by at most "
             f"{self.largest_difference:.4f}, {self.tolerance} is allowed"
         )
         if self.n_openai:
@@ -125,7 +131,7 @@ def check_folder(folder: Path, threads: int | None = None) -> Check:
             return Check(damaged, 0, 0, 0.0, 0.0, 0)
         raise
     with model:
-        return _check_model(model)
+        return _check_model(model) if model.config.head is None else _check_classifier(model)
 
 
 def _check_model(model: Model) -> Check:
@@ -144,6 +150,26 @@ def _check_model(model: Model) -> Check:
         n_openai=sum(n for n, _ in openai),
         n_openai_likeliest=sum(likeliest for _, likeliest in openai),
         openai_difference=float(np.mean(openai_differences)) if openai_differences else 0.0,
+    )
+
+
+def _check_classifier(model: Model) -> Check:
+    """Label the recorded ids again. A label counts as unlikely if it was ahead by more than twice the tolerance."""
+    head = model.check_classifier()
+    tolerance, records = _read_label_golden(model, head)
+    found = np.concatenate([_label(model, head, ids) for ids, _ in records])
+    expected = np.concatenate([scores for _, scores in records])
+    differences = np.abs(found - expected).max(-1)
+    ordered = np.sort(expected, -1)
+    sure = ordered[:, -1] - ordered[:, -2] > 2 * tolerance if len(head.labels) > 1 else np.zeros(len(expected), bool)
+    return Check(
+        damaged=[],
+        n_tokens=len(differences),
+        n_unlikely=int(((found.argmax(-1) != expected.argmax(-1)) & sure).sum()),
+        largest_difference=float((differences / np.maximum(1, np.abs(expected).max(-1))).max()),
+        tolerance=tolerance,
+        n_exact=int((differences == 0).sum()),
+        is_of_labels=True,
     )
 
 
@@ -167,6 +193,33 @@ def _read_golden(model: Model) -> _Golden:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_label_golden(model: Model, head: Head) -> tuple[float, list[tuple[list[int], NDArray[np.float32]]]]:
+    """The tolerance of a classifier's golden.json, and its records: ids with scores [n_labelled, n_labels].
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    path = model.folder / GOLDEN
+    raw = model.read_json(GOLDEN)
+    if raw is None:
+        raise FileNotFoundError(f"{path} is missing; a model folder has one: copy the model folder again")
+    try:
+        tolerance = _number("tolerance", raw.get("tolerance"), least=0)
+        return tolerance, _records(raw, "records", lambda name, value: _read_labelled(model, head, name, value))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_labelled(model: Model, head: Head, name: str, raw: Any) -> tuple[list[int], NDArray[np.float32]]:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{name} is {shown(raw)}; an object is expected")
+    ids = _ids(f"{name}.ids", raw.get("ids"), model)
+    given = raw.get("scores")
+    rows = _several(f"{name}.scores", given, len(ids)) if head.kind == TOKEN else [given]
+    if head.kind == TOKEN and len(rows) != len(ids):
+        raise ValueError(f"{name}.scores has {len(rows)} rows for {len(ids)} ids")
+    return ids, np.array([_numbers(f"{name}.scores", row, len(head.labels)) for row in rows], np.float32)
 
 
 def _records(raw: dict[str, Any], name: str, read: Callable[[str, Any], T]) -> list[T]:
@@ -208,7 +261,7 @@ def _ids(name: str, value: Any, model: Model) -> list[int]:
 def _numbers(name: str, value: Any, n: int) -> list[float]:
     numbers = _several(name, value, n)
     if len(numbers) != n:
-        raise ValueError(f"{name} has {len(numbers)} numbers for {n} ids")
+        raise ValueError(f"{name} has {len(numbers)} numbers; {n} are expected")
     return [_number(name, number) for number in numbers]
 
 
@@ -234,6 +287,13 @@ def _score(model: Model, record: _Record, tolerance: float) -> tuple[NDArray[np.
     differences = np.abs(logprobs[np.arange(len(ids)), ids] - np.array(record.logprobs, np.float32))
     sure = np.array(record.margins) >= tolerance
     return differences, int(((logprobs.argmax(-1) != ids) & sure).sum())
+
+
+def _label(model: Model, head: Head, ids: list[int]) -> NDArray[np.float32]:
+    """The scores of one text: [1, n_labels], of a classifier of tokens [n_tokens, n_labels]."""
+    row = np.array([ids], np.int64)
+    logits = model.run_classifier(row, np.ones_like(row))
+    return head.scores_of(logits[0] if head.kind == TOKEN else logits)
 
 
 def _agreement(model: Model, record: _Record) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime._json import read_json, shown
+from runtime.graph.head import Head, read_head
 
 GPT2 = "gpt2"
 # the first GPT, which GPT-2 scales up
@@ -49,7 +50,8 @@ def as_gpt2(raw: Mapping[str, Any]) -> dict[str, Any]:
 class Architecture:
     """The sizes and settings of a model; names and defaults of the fields are those of transformers' `GPT2Config`.
 
-    n_inner: None is 4 n_embd. See `as_gpt2` for the names of a GPT.
+    n_inner: None is 4 n_embd. See `as_gpt2` for the names of a GPT. head: of a classifier, which has no output layer;
+    None for a language model.
 
     >>> Architecture(n_layer=12, n_head=12, n_embd=768, n_positions=1024, vocab_size=50257).head_dim
     64
@@ -67,6 +69,14 @@ class Architecture:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
     model_type: str = GPT2
+    head: Head | None = None
+
+    @property
+    def output_matrix(self) -> str:
+        """The matrix of the output layer: `wte` or `lm_head`; "" in a classifier."""
+        if self.head is not None:
+            return ""
+        return "wte" if self.tie_word_embeddings else "lm_head"
 
     @property
     def is_post_norm(self) -> bool:
@@ -104,7 +114,8 @@ class Architecture:
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
 
-_FIELDS = dataclasses.fields(Architecture)
+# `head` is no key of config.json, but read from several.
+_FIELDS = [field for field in dataclasses.fields(Architecture) if field.name != "head"]
 _TYPES: dict[str, tuple[type, ...]] = {
     **{field.name: (int,) for field in _FIELDS if field.name.startswith("n_")},
     "vocab_size": (int,),
@@ -140,7 +151,10 @@ def read_architecture(folder: Path) -> Architecture:
         _check(path, key, value)
     if known["n_embd"] % known["n_head"]:
         raise ValueError(f"{path}: n_embd {known['n_embd']} is no multiple of n_head {known['n_head']}")
-    return Architecture(**known)
+    try:
+        return Architecture(**known, head=read_head(raw))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _check(path: Path, key: str, value: Any) -> None:

@@ -33,22 +33,9 @@ class Fp32Cache:
     """The standard interface: an fp32 cache, and a mask that says how many tokens each row holds."""
 
     def prepare(self, graph: Graph) -> None:
-        """See `Attention.prepare`. The mask gives seqlens_k [batch] and total_sequence_length, a scalar."""
+        """See `Attention.prepare`."""
         graph.inputs.insert(1, Value("attention_mask", "int64", ("batch_size", "total_sequence_length")))
-        node = graph.node
-        one = graph.fixed("one", np.array([1], np.int64))
-        node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
-        node("Sub", ["n_tokens", one], ["last_index"])
-        # Padding on the left or between tokens would give wrong results without an error. Such a row makes the index
-        # below run past the end of `one`, so that the graph fails instead.
-        node("ArgMax", ["attention_mask"], ["last_token"], axis=1, keepdims=0, select_last_index=1)
-        node("Sub", ["last_token", "last_index"], ["n_padded_before_last"])
-        node("Gather", [one, "n_padded_before_last"], ["attention_mask_must_be_padded_on_the_right"])
-        node("Mul", ["last_index", "attention_mask_must_be_padded_on_the_right"], ["last_index_or_failure"])
-        node("Cast", ["last_index_or_failure"], ["seqlens_k"], to=INT32)
-        node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
-        node("Squeeze", ["mask_length"], ["total"])
-        node("Cast", ["total"], ["total_sequence_length"], to=INT32)
+        _read_mask(graph)
 
     def attend(self, graph: Graph, architecture: Architecture, layer: int, qkv: str) -> str:
         """See `Attention.attend`."""
@@ -56,6 +43,20 @@ class Fp32Cache:
         past = _tensors("past_key_values", layer)
         outputs = [f"h.{layer}.attn", *_tensors("present", layer)]
         inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
+        return graph.node("GroupQueryAttention", inputs, outputs, MICROSOFT, **_heads(architecture, layer))
+
+
+class NoCache:
+    """Whole texts in one pass, with neither past nor present. The mask is declared by whoever uses it."""
+
+    def prepare(self, graph: Graph) -> None:
+        """See `Attention.prepare`."""
+        _read_mask(graph)
+
+    def attend(self, graph: Graph, architecture: Architecture, layer: int, qkv: str) -> str:
+        """See `Attention.attend`."""
+        inputs = [qkv, "", "", "", "", "seqlens_k", "total_sequence_length"]
+        outputs = [f"h.{layer}.attn", f"h.{layer}.key", f"h.{layer}.value"]
         return graph.node("GroupQueryAttention", inputs, outputs, MICROSOFT, **_heads(architecture, layer))
 
 
@@ -148,6 +149,24 @@ class Int8Cache:
         node("Reshape", [f"{here}.heads.beside", width], [f"{here}.joined"])
         node("Mul", [f"{here}.joined", value_scale], [attended])
         return branch
+
+
+def _read_mask(graph: Graph) -> None:
+    """Append what `GroupQueryAttention` reads of the mask: seqlens_k [batch], and total_sequence_length, a scalar."""
+    node = graph.node
+    one = graph.fixed("one", np.array([1], np.int64))
+    node("ReduceSum", ["attention_mask", one], ["n_tokens"], keepdims=0)
+    node("Sub", ["n_tokens", one], ["last_index"])
+    # Padding on the left or between tokens would give wrong results without an error. Such a row makes the index below
+    # run past the end of `one`, so that the graph fails instead.
+    node("ArgMax", ["attention_mask"], ["last_token"], axis=1, keepdims=0, select_last_index=1)
+    node("Sub", ["last_token", "last_index"], ["n_padded_before_last"])
+    node("Gather", [one, "n_padded_before_last"], ["attention_mask_must_be_padded_on_the_right"])
+    node("Mul", ["last_index", "attention_mask_must_be_padded_on_the_right"], ["last_index_or_failure"])
+    node("Cast", ["last_index_or_failure"], ["seqlens_k"], to=INT32)
+    node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
+    node("Squeeze", ["mask_length"], ["total"])
+    node("Cast", ["total"], ["total_sequence_length"], to=INT32)
 
 
 def _branch(graph: Graph, outputs: list[str]) -> Graph:

@@ -14,16 +14,18 @@ from typing import NoReturn
 from runtime.errors import ModelFolderError
 from runtime.graph import plain
 from runtime.graph.architecture import Architecture, read_architecture
+from runtime.graph.classifier import describe_any
 from runtime.graph.data import DATA_FILE, Constant, Graph, Node, Subgraph
 from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
     FACTOR,
+    FIRST_FORMAT,
     FORMAT,
     FORMAT_KEY,
+    HIDDEN_FACTOR,
     KERNEL_KEY,
     Layout,
-    describe,
     product_sizes,
 )
 from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, Kernel
@@ -48,7 +50,7 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
     format_ = model.metadata.get(FORMAT_KEY)
     check_format(model.path, format_)
     architecture = read_architecture(model.path.parent)
-    check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
+    _check_layers(model, architecture)
     if format_ is not None:
         _check_described(model, architecture)
         return lambda _: None
@@ -61,10 +63,26 @@ def check_graph(model: OnnxModel) -> Callable[[int], None]:
     return check_pass
 
 
+def _check_layers(model: OnnxModel, architecture: Architecture) -> None:
+    if architecture.head is None:
+        check_layers(model.path, [value.name for value in model.inputs], architecture.n_layer)
+        return
+    if FORMAT_KEY not in model.metadata:
+        raise ModelFolderError(
+            f"{model.path} is a plain ONNX export of a classifier, which is not loaded: build a model folder from its "
+            "checkpoint"
+        )
+    n_layer = sum(node.operator == "GroupQueryAttention" for node in model.nodes)
+    if n_layer != architecture.n_layer:
+        _refuse(model, f"it has {n_layer} layers of attention for n_layer {architecture.n_layer}")
+
+
 def check_format(path: object, format_: str | None) -> None:
     """Raise ValueError for one of our graphs that a later version wrote. format_: None for a plain export."""
-    if format_ not in (None, FORMAT):
-        raise ModelFolderError(f"{path} has format {format_}, this runtime reads {FORMAT}: upgrade gpt2-edge")
+    if format_ not in (None, FIRST_FORMAT, FORMAT):
+        raise ModelFolderError(
+            f"{path} has format {format_}, this runtime reads {FIRST_FORMAT} and {FORMAT}: upgrade gpt2-edge"
+        )
 
 
 def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
@@ -85,7 +103,7 @@ def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
 def _check_described(model: OnnxModel, architecture: Architecture) -> None:
     if architecture.activation_function not in ACTIVATIONS:
         _refuse(model, f"config.json has activation_function {architecture.activation_function!r}")
-    graph = describe(architecture, layout_of(model, architecture))
+    graph = describe_any(architecture, layout_of(model, architecture))
     _check_header(model, graph)
     _check_equal(model, "input", model.inputs, graph.inputs)
     _check_equal(model, "output", model.outputs, graph.outputs)
@@ -98,10 +116,16 @@ def _refuse(model: OnnxModel, what: str) -> NoReturn:
 
 
 def layout_of(model: OnnxModel, architecture: Architecture) -> Layout:
-    """The kernel of each product in this file."""
+    """The kernel of each product in this file, and what else the graph depends on."""
     kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
-    past = next(value for value in model.inputs if value.name.startswith("past_key_values."))
-    return Layout(kernels, has_factor=FACTOR in model.constants, cache="int8" if past.dtype == "int8" else "fp32")
+    has_int8_cache = any(value.dtype == "int8" for value in model.inputs)
+    return Layout(
+        kernels,
+        has_factor=FACTOR in model.constants,
+        has_hidden_factor=HIDDEN_FACTOR in model.constants,
+        cache="int8" if has_int8_cache else "fp32",
+        format=model.metadata[FORMAT_KEY],
+    )
 
 
 def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:

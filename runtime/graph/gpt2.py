@@ -4,9 +4,11 @@
     attention_mask  [batch_size, total_sequence_length]   1 for tokens, then 0 for padding: never 0 before 1
     position_ids    [batch_size, sequence_length]
     num_logits_to_keep [1]   default 0: logits of every position; 1: of the last only
+    num_hidden_to_keep [1]   default 0: hidden states of the positions with logits; more than those: of the last so many
     past_key_values.{i}.{key,value}  [batch_size, n_head, past_sequence_length, head_dim]
  -> logits          [batch_size, kept_length, n_vocab]
     present.{i}.{key,value}          [batch_size, n_head, total_sequence_length, head_dim]
+    last_hidden_state                [batch_size, hidden_length, n_embd]   what the output layer reads
 
 This is the interface of `model.onnx`. A folder may have a second graph over the same weights, `model_int8_cache.onnx`,
 whose keys and values are int8 and which has no mask: see `runtime.graph.attention`.
@@ -32,12 +34,17 @@ from runtime.graph.kernels import Kernel
 FORMAT_KEY = "gpt2_edge_format"
 KERNEL_KEY = "gpt2_edge_kernel"
 EVEN_ROWS_KEY = "gpt2_edge_needs_even_rows"
-FORMAT = "1"
+FORMAT = "2"
 """The value of FORMAT_KEY; it tells the runtime that past and present may share memory."""
 GRAPH_FILES: dict[CacheType, str] = {"fp32": "model.onnx", "int8": "model_int8_cache.onnx"}
 """The file of the graph by the type of its cache."""
+FIRST_FORMAT = "1"
+"""The format of graphs without `last_hidden_state` and `num_hidden_to_keep`."""
+HIDDEN = "last_hidden_state"
+KEEP_HIDDEN = "num_hidden_to_keep"
 PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 FACTOR = "wte.factor"
+HIDDEN_FACTOR = f"{HIDDEN}.factor"
 # Lower bounds of the activation functions.
 _GELU_FLOOR = -0.1701
 _SILU_FLOOR = -0.2785
@@ -77,13 +84,16 @@ class Layout:
     """The choices of a build that the graph depends on.
 
     kernels: by the name of the product, such as h.0.attn.c_attn, and for wte and lm_head. has_factor: rows of the
-    embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`. cache: the type of
-    keys and values.
+    embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`. has_hidden_factor:
+    `last_hidden_state` is what the output layer reads, multiplied by a factor, since that is equalized. cache: the type
+    of keys and values. format: with FIRST_FORMAT there is no `last_hidden_state`.
     """
 
     kernels: Mapping[str, Kernel]
     has_factor: bool = False
+    has_hidden_factor: bool = False
     cache: CacheType = "fp32"
+    format: str = FORMAT
 
 
 def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
@@ -99,7 +109,7 @@ def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
         "mlp.c_fc": (n_embd, inner),
         "mlp.c_proj": (inner, n_embd),
     }
-    matrices = ("wte",) if architecture.tie_word_embeddings else ("wte", "lm_head")
+    matrices = ("wte", "lm_head") if architecture.output_matrix == "lm_head" else ("wte",)
     sizes = dict.fromkeys(matrices, (architecture.vocab_size, n_embd))
     for layer in range(architecture.n_layer):
         sizes |= {f"h.{layer}.{name}": size for name, size in in_layer.items()}
@@ -107,7 +117,7 @@ def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
 
 
 def describe(architecture: Architecture, layout: Layout) -> Graph:
-    """The whole graph, from ids to logits, without weights; its metadata has only the format."""
+    """The whole graph of a language model, from ids to logits, without weights; its metadata has only the format."""
     return Description(architecture, layout).whole()
 
 
@@ -121,12 +131,15 @@ class Description:
         self.architecture = architecture
         self.layout = layout
         self.sizes = product_sizes(architecture)
-        self.graph = Graph(metadata={FORMAT_KEY: FORMAT})
+        self.graph = Graph(metadata={FORMAT_KEY: layout.format})
         self.graph.inputs += [
             Value("input_ids", "int64", ("batch_size", "sequence_length")),
             Value("position_ids", "int64", ("batch_size", "sequence_length")),
             Value("num_logits_to_keep", "int64", (1,)),
         ]
+        self.has_hidden = layout.format != FIRST_FORMAT
+        if self.has_hidden:
+            self.graph.inputs.append(Value(KEEP_HIDDEN, "int64", (1,)))
         self.graph.outputs.append(Value("logits", "float32", ("batch_size", "kept_length", architecture.vocab_size)))
         self.attention: Attention = Int8Cache() if layout.cache == "int8" else Fp32Cache()
         # The input of each product.
@@ -138,16 +151,20 @@ class Description:
         x, residual = self.embeddings()
         for layer in range(self.architecture.n_layer):
             x, residual = self.layer(layer, x, residual)
-        self.logits(x)
+        self.logits(self.hidden_states(x) if self.has_hidden else x)
         return self.graph
 
     def lengths(self) -> None:
-        """Nodes that are shared by all layers: for attention, and the positions that get logits."""
+        """Nodes that are shared by all layers: for attention, and the positions that get logits or hidden states."""
         node = self.graph.node
         self.attention.prepare(self.graph)
         # An input with a default value: other tools need not know it.
         self.graph.fixed("num_logits_to_keep", np.zeros(1, np.int64))
-        node("Neg", ["num_logits_to_keep"], ["first_kept"])
+        kept = "num_logits_to_keep"
+        if self.has_hidden:
+            self.graph.fixed(KEEP_HIDDEN, np.zeros(1, np.int64))
+            kept = node("Max", ["num_logits_to_keep", KEEP_HIDDEN], ["num_kept"])
+        node("Neg", [kept], ["first_kept"])
         self.graph.fixed("end", np.array([2**62], np.int64))
 
     def embeddings(self) -> tuple[str, str]:
@@ -172,7 +189,7 @@ class Description:
         is_last = i + 1 == self.architecture.n_layer
         qkv = self.add(*self.linear(x, f"h.{i}.attn.c_attn"))
         attended = self.attention.attend(self.graph, self.architecture, i, qkv)
-        # After the last attention, only positions with logits are needed.
+        # After the last attention, only positions with logits or hidden states are needed.
         if is_last:
             attended = self.kept(attended)
             residual = self.kept(residual)
@@ -199,7 +216,7 @@ class Description:
         return self.graph.node(found.operator, inputs, [out], found.domain, **found.attributes)
 
     def kept(self, x: str) -> str:
-        """x at the last num_logits_to_keep positions; 0 keeps all."""
+        """x at the last positions that anything is put out of: num_logits_to_keep or more; 0 keeps all."""
         return self.graph.node("Slice", [x, "first_kept", "end", "one"], [f"{x}.kept"])
 
     def norm(self, x: str, skip: str, name: str, bias: str = "") -> tuple[str, str]:
@@ -219,9 +236,21 @@ class Description:
         epsilon = self.architecture.layer_norm_epsilon
         return self.graph.node("LayerNormalization", [x, gamma, beta], [f"{name}.out"], axis=-1, epsilon=epsilon)
 
+    def hidden_states(self, x: str) -> str:
+        """Put out the hidden states of the last layer; returns x at the positions with logits."""
+        width = self.architecture.n_embd
+        self.graph.outputs.append(Value(HIDDEN, "float32", ("batch_size", "hidden_length", width)))
+        if self.layout.has_hidden_factor:
+            factor = self.graph.weight(HIDDEN_FACTOR, "float32", (width,))
+            self.graph.node("Mul", [x, factor], [HIDDEN])
+        else:
+            self.graph.node("Identity", [x], [HIDDEN])
+        self.graph.node("Neg", ["num_logits_to_keep"], ["first_with_logits"])
+        return self.graph.node("Slice", [x, "first_with_logits", "end", "one"], [f"{x}.with_logits"])
+
     def logits(self, x: str) -> None:
         """The output layer."""
-        name = "wte" if self.architecture.tie_word_embeddings else "lm_head"
+        name = self.architecture.output_matrix
         kernel = self.layout.kernels[name]
         if name == "lm_head":
             kernel.store(self.graph, name, self.sizes[name])

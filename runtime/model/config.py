@@ -9,6 +9,7 @@ from typing import Any
 from runtime._json import read_json, shown
 from runtime.errors import ModelFolderError
 from runtime.graph.architecture import MODEL_TYPES
+from runtime.graph.head import Head, read_head
 
 # The largest allowed value of each size. The largest of OpenAI's models has 48 layers of width 1600; GPT-2 models with
 # 13 billion weights have width 5120. A larger value is a mistake or an attack, and must not lead to an allocation.
@@ -28,7 +29,10 @@ MAX_END_IDS = 1_024
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The sizes of a model, under the names of GPT-2's `config.json`, and the ids that begin and end a text."""
+    """The sizes of a model, under the names of GPT-2's `config.json`, and the ids that begin and end a text.
+
+    head: of a classifier; None for a language model.
+    """
 
     n_layer: int
     n_head: int
@@ -37,6 +41,7 @@ class Config:
     vocab_size: int
     bos_token_id: int | None
     eos_token_ids: frozenset[int]
+    head: Head | None = None
 
     @property
     def head_dim(self) -> int:
@@ -59,10 +64,15 @@ def read_config(folder: Path) -> Config:
     generation = folder / "generation_config.json"
     ids = raw | (read_json(generation) if generation.is_file() else {})
     sizes = {key: _size(path, raw, key) for key in SIZES}
+    try:
+        head = read_head(raw)
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
     return Config(
         **sizes,
         bos_token_id=_token_id(path, "bos_token_id", ids.get("bos_token_id")),
         eos_token_ids=_end_ids(path, ids.get("eos_token_id")),
+        head=head,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from runtime.errors import ModelFolderError
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_layers
+from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
+from runtime.graph.head import SEQUENCE
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
 from runtime.model.session import Session
@@ -29,6 +31,12 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
     """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
+    if config.head is not None:
+        row = (None,) if config.head.kind == SEQUENCE else (None, None)
+        ids: Values = dict.fromkeys(("input_ids", "attention_mask"), (_IDS, (None, None)))
+        _check_values(path, "input", inputs, ids, {})
+        _check_values(path, "output", outputs, {"logits": (_FLOATS, (*row, len(config.head.labels)))}, {})
+        return
     check_layers(path, list(inputs), config.n_layer)
     _check_heads(path, config)
     names = tensor_names(config)
@@ -43,11 +51,13 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
         expected |= optional
         optional = {}
         given = {value.name: value for value in session.get_overridable_initializers()}
-        _check_values(path, "default", given, {"num_logits_to_keep": (_IDS, (1,))}, {})
+        kept: Values = {"num_logits_to_keep": (_IDS, (1,))}
+        _check_values(path, "default", given, kept, {KEEP_HIDDEN: (_IDS, (1,))})
     _check_values(path, "input", inputs, expected, optional)
     results: Values = {name.format("present"): of_cache for name in names}
     results |= {"logits": (_FLOATS, (None, None, config.vocab_size))}
-    _check_values(path, "output", outputs, results, {})
+    hidden: Values = {HIDDEN: (_FLOATS, (None, None, config.n_embd))} if is_fused else {}
+    _check_values(path, "output", outputs, results, hidden)
 
 
 def _check_heads(path: Path, config: Config) -> None:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue, OrtValueVector, RunOptions
 
 from runtime.graph.attention import CacheType
+from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
 from runtime.model.config import Config
 
 Logits = NDArray[np.float32]
 KeysValues = NDArray[np.float32 | np.int8]
 """Keys and values of n tokens, [n_layer, 2, n_head, n, head_dim]: keys first. int8: in units of the graph's scales."""
 _CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
+_ONE = np.ones(1, np.int64)
 
 
 class Cache(Protocol):
@@ -93,15 +95,18 @@ class InPlaceCache:
         *,
         kind: CacheType = "fp32",
         needs_even_rows: bool = False,
+        hidden: bool = False,
     ) -> None:
         """Allocate memory for `capacity` tokens in each of `rows` rows.
 
         kind: the type of the session's keys and values. needs_even_rows: compute a step of an odd number of rows with a
-            spare row, whose only token is id 0.
+            spare row, whose only token is id 0. hidden: passes return the hidden states of the last layer,
+            [.., n_embd], in place of logits [.., n_vocab].
         """
         self._session = session
         self._options = RunOptions()
         self._n_vocab = config.vocab_size
+        self._width = config.n_embd if hidden else config.vocab_size
         self.lengths = [0] * rows
         # The spare row is the first in memory, and so beside any number of first rows. It takes little memory: the
         # system provides only pages that are written to, and only its first position is.
@@ -119,8 +124,11 @@ class InPlaceCache:
         # The graph of an int8 cache has no mask.
         self._takes_mask = kind == "fp32"
         masks = ["attention_mask"] if self._takes_mask else []
-        self._feed_names = ["num_logits_to_keep", "input_ids", "position_ids", *masks, *past]
-        self._fetch_names = ["logits", *present]
+        # With hidden states, logits are computed for one position.
+        self._fixed = [_share(_ONE)] if hidden else []
+        kept = ["num_logits_to_keep", KEEP_HIDDEN] if hidden else ["num_logits_to_keep"]
+        self._feed_names = [*kept, "input_ids", "position_ids", *masks, *past]
+        self._fetch_names = [HIDDEN if hidden else "logits", *present]
         self._devices = [_CPU] * len(self._fetch_names)
         # The tensors of decoding steps by their number of rows.
         self._steps: dict[int, _Pass] = {}
@@ -232,12 +240,12 @@ class InPlaceCache:
         ids = np.zeros((n_rows, n_ids), np.int64)
         positions = np.zeros((n_rows, n_ids), np.int64)
         kept = np.array([keep], np.int64)
-        logits = np.empty((n_rows, keep, self._n_vocab), np.float32)
+        logits = np.empty((n_rows, keep, self._width), np.float32)
         values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
         feeds = OrtValueVector()
         fetches = OrtValueVector()
         masks = [self._all_masks[rows]] if self._takes_mask else []
-        for value in (*map(_share, (kept, ids, positions, *masks)), *values):
+        for value in (*self._fixed, *map(_share, (kept, ids, positions, *masks)), *values):
             feeds.push_back(value)
         for value in (_share(logits), *values):
             fetches.push_back(value)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from runtime._checks import check_count, check_flag, check_ids, check_valid_text
@@ -16,7 +18,8 @@ from runtime._json import parse_json
 from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_format, check_graph
-from runtime.graph.gpt2 import EVEN_ROWS_KEY, FORMAT_KEY, GRAPH_FILES, KERNEL_KEY
+from runtime.graph.gpt2 import EVEN_ROWS_KEY, FIRST_FORMAT, FORMAT_KEY, GRAPH_FILES, KERNEL_KEY
+from runtime.graph.head import CLASSIFIERS, Head
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
@@ -26,7 +29,8 @@ from runtime.model.dynamic_kv_cache import GrowingCache
 from runtime.model.folder import ModelFolder, load_unchanged
 from runtime.model.graph_signature import check_interface
 from runtime.model.integrity import Verify
-from runtime.model.kv_cache import Cache, InPlaceCache
+from runtime.model.kv_cache import Cache, InPlaceCache, Logits, named_failure
+from runtime.model.kv_cache import check_ids as check_ids_within
 from runtime.model.memory import Budget
 from runtime.model.recovery import recover
 from runtime.model.session import Session
@@ -36,7 +40,9 @@ from runtime.model.tokenizer.file import read_tokenizer
 
 # Functions of `runtime` that callers may look for as methods of Model; an AttributeError names them.
 _FUNCTIONS = (
+    "classify",
     "complete",
+    "embed",
     "evaluate",
     "generate",
     "perform",
@@ -118,6 +124,7 @@ class Model:
         format_ = metadata.get(FORMAT_KEY)
         check_format(path, format_)
         self.is_fused: bool = format_ is not None
+        self.has_hidden_states: bool = format_ not in (None, FIRST_FORMAT)
         # The kernel of int8 and int4 products: block, dense or mixed. None for fp32.
         self.kernel: str | None = metadata.get(KERNEL_KEY)
         # Folders of early versions lack the key; they need even rows if they have blocks of any size.
@@ -245,31 +252,76 @@ class Model:
                 )
         return files
 
-    def new_cache(self, capacity: int, rows: int = 1) -> Cache:
+    def new_cache(self, capacity: int, rows: int = 1, *, hidden: bool = False) -> Cache:
         """An empty key-value cache of `rows` rows of up to `capacity` tokens each; the model can use n_positions.
 
-        Raises ValueError for several rows of a plain export, which decodes one at a time; MemoryError if the cache
-        would exceed the model's max_memory.
+        hidden: its passes return the hidden states of the last layer in place of logits.
+        Raises ValueError for several rows of a plain export, which decodes one at a time, and for hidden states of a
+        graph that does not put them out; MemoryError if the cache would exceed the model's max_memory.
         """
         session = self.session
+        self._check_language_model()
+        if hidden:
+            self._check_hidden_states()
         if rows > 1 and not self.is_fused:
             raise ValueError(f"{self.folder} is a plain ONNX export and decodes one row at a time, not {rows}")
         if self._budget is None:
-            return self._make_cache(session, capacity, rows)
+            return self._make_cache(session, capacity, rows, hidden=hidden)
         size = self._budget.take(capacity, rows)
         try:
-            cache = self._make_cache(session, capacity, rows)
+            cache = self._make_cache(session, capacity, rows, hidden=hidden)
             self._budget.until_freed(cache, size)
         except BaseException:
             self._budget.give_back(size)
             raise
         return cache
 
-    def _make_cache(self, session: Session, capacity: int, rows: int) -> Cache:
+    def _make_cache(self, session: Session, capacity: int, rows: int, *, hidden: bool) -> Cache:
         if not self.is_fused:
             return GrowingCache(session, self.config, self._check_pass)
         even = self.needs_even_rows
-        return InPlaceCache(session, self.config, capacity, rows, kind=self.cache, needs_even_rows=even)
+        return InPlaceCache(session, self.config, capacity, rows, kind=self.cache, needs_even_rows=even, hidden=hidden)
+
+    def run_classifier(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
+        """The logits of labels of rows that are padded on the right; ids and mask are [n_rows, length].
+
+        Returns [n_rows, n_labels], of a classifier of tokens [n_rows, length, n_labels]. Raises ValueError for a
+        language model, and for an id outside the vocabulary; MemoryError if the pass would exceed max_memory.
+        """
+        session = self.session
+        self.check_classifier()
+        check_ids_within(ids.ravel().tolist(), self.config.vocab_size)
+        size = None if self._budget is None else self._budget.take(ids.shape[1], len(ids))
+        try:
+            with named_failure():
+                logits: Logits = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+            return logits
+        finally:
+            if self._budget is not None and size is not None:
+                self._budget.give_back(size)
+
+    def check_classifier(self) -> Head:
+        """The head of a classifier. Raises ValueError for a language model."""
+        if self.config.head is None:
+            raise ValueError(
+                f"{self.folder} is a language model, not a classifier: build one from a checkpoint of "
+                f"{' or '.join(CLASSIFIERS)}; runtime.perform('choose', ...) lets a language model choose"
+            )
+        return self.config.head
+
+    def _check_language_model(self) -> None:
+        if self.config.head is not None:
+            raise ValueError(
+                f"{self.folder} is a classifier, and writes, scores and embeds no text: runtime.classify(texts, "
+                "model=...) labels them, and gpt2-edge classify; give a language model here"
+            )
+
+    def _check_hidden_states(self) -> None:
+        if not self.has_hidden_states:
+            kind = "was built by an earlier version" if self.is_fused else "is a plain ONNX export"
+            raise ModelFolderError(
+                f"{self.folder} {kind}, whose graph does not put out hidden states: build it again from its checkpoint"
+            )
 
     @property
     def is_closed(self) -> bool:

@@ -211,11 +211,11 @@ def _plan_of_ids(model: Model, ids: list[int], words: Sequence[str] | None, sett
         if words is not None:
             raise NoTokenizerError(f"{model.folder} has no tokenizer, so its ids have no words; leave words out")
         return _Plan("", ids, [(0, 0)] * len(ids), [], lead)
-    text, spans = _write(model, ids)
+    text, spans = write_ids(model, ids)
     return _Plan(text, ids, spans, split_words(text, words), lead)
 
 
-def _write(model: Model, ids: Sequence[int]) -> tuple[str, list[Span]]:
+def write_ids(model: Model, ids: Sequence[int]) -> tuple[str, list[Span]]:
     """The text of ids, and the characters that each is part of; several tokens of one character have its span."""
     decoder = PieceDecoder(model.tokenizer, skip_special_tokens=False)
     spans: list[Span] = []

@@ -62,15 +62,20 @@ class Request(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Logits [n, n_vocab] after the inputs begin .. begin + n of one of the requests, by its index."""
+    """Logits [n, n_vocab] after the inputs begin .. begin + n of one of the requests, by its index.
+
+    With `hidden`, these are the hidden states [n, n_embd] at the inputs.
+    """
 
     request: int
     begin: int
     logits: Logits
 
 
-def run(model: Model, requests: Sequence[Request]) -> Iterator[Block]:
+def run(model: Model, requests: Sequence[Request], *, hidden: bool = False) -> Iterator[Block]:
     """The wanted logits of every request, a block at a time; the blocks of one request come in their order.
+
+    hidden: the hidden states of the last layer in place of logits.
 
     Requests of up to PREFILL_STEP inputs share passes, sorted by length. The others take a pass for every PREFILL_STEP
     inputs. How a request is run depends on the request alone, and the rows of a pass do not depend on each other, so
@@ -79,11 +84,11 @@ def run(model: Model, requests: Sequence[Request]) -> Iterator[Block]:
     """
     shared = [index for index, request in enumerate(requests) if _may_share(model, request)]
     shared.sort(key=lambda index: len(requests[index].ids))
-    for group in _groups(model, requests, shared):
-        yield from _run_together(model, requests, group)
+    for group in groups([len(request.ids) for request in requests], shared):
+        yield from _run_together(model, requests, group, hidden=hidden)
     for index, request in enumerate(requests):
         if not _may_share(model, request):
-            yield from _run_alone(model, index, request)
+            yield from _run_alone(model, index, request, hidden=hidden)
 
 
 def _may_share(model: Model, request: Request) -> bool:
@@ -91,17 +96,17 @@ def _may_share(model: Model, request: Request) -> bool:
     return model.is_fused and len(request.ids) <= PREFILL_STEP
 
 
-def _padded(model: Model, n: int) -> int:
-    """Some kernels compute the last row of an odd number of rows differently, so such models get an even number."""
-    return n + n % 2 if model.needs_even_rows else n
+def padded(n: int) -> int:
+    """An even number of positions: some kernels compute the last row of an odd number of rows differently."""
+    return n + n % 2
 
 
-def _groups(model: Model, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[int]]:
-    """Requests, shortest first, in groups of up to PASS_SIZE positions each."""
+def groups(lengths: Sequence[int], order: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of these lengths, in an order from short to long, in groups of up to PASS_SIZE positions each."""
     group: list[int] = []
     for index in order:
-        # The newest request is the longest of its group, and the others are padded to its length.
-        if group and (len(group) + 1) * _padded(model, len(requests[index].ids)) > PASS_SIZE:
+        # The newest row is the longest of its group, and the others are padded to its length.
+        if group and (len(group) + 1) * padded(lengths[index]) > PASS_SIZE:
             yield group
             group = []
         group.append(index)
@@ -109,10 +114,10 @@ def _groups(model: Model, requests: Sequence[Request], order: Sequence[int]) -> 
         yield group
 
 
-def _run_together(model: Model, requests: Sequence[Request], group: Sequence[int]) -> Iterator[Block]:
-    length = _padded(model, max(len(requests[index].ids) for index in group))
-    keep = _padded(model, length - min(requests[index].first for index in group))
-    cache = cast(InPlaceCache, model.new_cache(length, len(group)))
+def _run_together(model: Model, requests: Sequence[Request], group: Sequence[int], *, hidden: bool) -> Iterator[Block]:
+    length = padded(max(len(requests[index].ids) for index in group))
+    keep = padded(length - min(requests[index].first for index in group))
+    cache = cast(InPlaceCache, model.new_cache(length, len(group), hidden=hidden))
     logits = cache.begin_rows([requests[index].ids for index in group], keep=keep)
     n_skipped = length - keep
     for row, index in enumerate(group):
@@ -120,8 +125,8 @@ def _run_together(model: Model, requests: Sequence[Request], group: Sequence[int
         yield from _blocks(index, first, logits[row, first - n_skipped : len(ids) - n_skipped])
 
 
-def _run_alone(model: Model, index: int, request: Request) -> Iterator[Block]:
-    cache = model.new_cache(len(request.ids))
+def _run_alone(model: Model, index: int, request: Request, *, hidden: bool) -> Iterator[Block]:
+    cache = model.new_cache(len(request.ids), hidden=hidden)
     end = 0
     for chunk in cut(request.ids):
         end += len(chunk)

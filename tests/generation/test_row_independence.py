@@ -50,6 +50,7 @@ class Noise:
         self._width, self._draw = width, np.random.default_rng(width)
 
     embedding_factor = None
+    hidden_factor = None
 
     def __getitem__(self, name: str) -> Floats:
         width, last = self._width, name.split(".")[-2]

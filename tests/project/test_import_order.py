@@ -16,7 +16,7 @@ ORDER = [
     {"tokenization"},
     {"prefixes", "diagnostics"},
     {"generation", "scoring"},
-    {"tasks"},
+    {"heads", "tasks"},
     {"api", "runtime"},
     {"server", "integrations"},
     {"cli"},

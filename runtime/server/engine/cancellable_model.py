@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from runtime.model.kv_cache import Cache
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.model.kv_cache import Cache, Logits
 from runtime.model.model import Model
 
 
@@ -20,10 +23,15 @@ class CancellableModel(Model):
         self.__dict__.update(vars(model))
         self._check = check
 
-    def new_cache(self, capacity: int, rows: int = 1) -> Cache:
+    def new_cache(self, capacity: int, rows: int = 1, *, hidden: bool = False) -> Cache:
         """See `Model.new_cache`. Raises what `check` raises."""
         self._check()
-        return cast(Cache, _CheckedCache(super().new_cache(capacity, rows), self._check))
+        return cast(Cache, _CheckedCache(super().new_cache(capacity, rows, hidden=hidden), self._check))
+
+    def run_classifier(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
+        """See `Model.run_classifier`. Raises what `check` raises."""
+        self._check()
+        return super().run_classifier(ids, mask)
 
 
 class _CheckedCache:

@@ -13,6 +13,7 @@ from runtime.model.model import Model
 from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.engine.job import Job
 from runtime.server.engine.metrics import Metrics
+from runtime.server.engine.no_scheduler import NoScheduler
 from runtime.server.engine.scheduler import Scheduler
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TokenNames
@@ -37,7 +38,7 @@ class Engine:
         self.names = TokenNames(model)
         self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit
         self.n_rows = settings.rows or (DEFAULT_ROWS if model.is_fused else 1)
-        self._scheduler = Scheduler(model, self.n_rows, settings.prompt_cache_bytes)
+        self._scheduler = _scheduler(model, self.n_rows, settings.prompt_cache_bytes)
         self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
         self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, for structured output
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
@@ -78,6 +79,12 @@ class Engine:
         if model_id is not None and model_id != self.model_id:
             told = f"there is no model {short(model_id)} here; {self.model_id!r} is served"
             raise ApiError(told, status=404, param="model", code="model_not_found")
+
+    def check_writes(self) -> None:
+        """Raises ApiError where the model is a classifier, which writes and embeds no text."""
+        if self.model.config.head is not None:
+            told = 'this model is a classifier, and writes and embeds no text: POST /classify with {"input": TEXT}'
+            raise ApiError(told, code="classifier")
 
     def admit(self, n_units: int) -> Job:
         """A place for a request.
@@ -157,6 +164,10 @@ class Engine:
 
     def _decode(self, rows: Sequence[ServedRow]) -> None:
         self._scheduler.submit(rows)
+
+
+def _scheduler(model: Model, n_rows: int, prompt_cache_bytes: int) -> Scheduler | NoScheduler:
+    return NoScheduler() if model.config.head is not None else Scheduler(model, n_rows, prompt_cache_bytes)
 
 
 def _busy(why: str) -> ApiError:

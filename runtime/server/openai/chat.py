@@ -35,6 +35,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 def _check(engine: Engine, body: ChatRequest) -> ChatTemplate:
     """The template. Raises ApiError where there is none, and for fields that contradict each other or the model."""
     engine.check_model(body.model)
+    engine.check_writes()
     if engine.chat_template is None:
         raise ApiError(engine.no_chat, param="messages", code="no_chat_template")
     if body.top_logprobs and not body.logprobs:

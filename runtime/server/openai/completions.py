@@ -68,6 +68,7 @@ def _mean_logprob(choice: Delta) -> float:
 def _check(engine: Engine, body: CompletionRequest) -> None:
     """Raise ApiError for fields that contradict each other or the model."""
     engine.check_model(body.model)
+    engine.check_writes()
     n = body.n or 1
     if body.suffix:
         told = "suffix is not supported: GPT-2 writes on from a prompt, not towards an end; leave it out"

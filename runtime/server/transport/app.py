@@ -14,7 +14,7 @@ import runtime
 from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
 from runtime.server.errors import add_handlers, server_error
-from runtime.server.openai import chat, completions, tokens
+from runtime.server.openai import chat, classify, completions, embeddings, tokens
 from runtime.server.openai.reply import ERRORS
 from runtime.server.transport import page
 from runtime.server.transport.guard import Guard
@@ -27,7 +27,7 @@ class ModelCard(BaseModel):
     """The model that is served.
 
     max_model_len: tokens of prompt and continuation together. max_tokens: the most new tokens of a request. chat:
-    whether the model has a chat template.
+    whether the model has a chat template. labels: of a classifier, which /classify serves; null for a language model.
     """
 
     id: str
@@ -37,6 +37,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     max_tokens: int
     chat: bool
+    labels: list[str] | None
 
 
 class ModelList(BaseModel):
@@ -75,7 +76,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.engine = engine
-    for part in (completions, chat, tokens, page):
+    for part in (completions, chat, embeddings, classify, tokens, page):
         app.include_router(part.router)
     app.include_router(router)
     app.add_middleware(Guard, settings=settings)
@@ -85,12 +86,14 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
 
 def _card(request: Request) -> ModelCard:
     engine: Engine = request.app.state.engine
+    head = engine.model.config.head
     return ModelCard(
         id=engine.model_id,
         created=engine.created,
         max_model_len=engine.model.config.n_positions,
         max_tokens=engine.settings.max_tokens,
-        chat=engine.chat_template is not None,
+        chat=engine.chat_template is not None and head is None,
+        labels=None if head is None else list(head.labels),
     )
 
 

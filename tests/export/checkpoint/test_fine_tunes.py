@@ -6,18 +6,16 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2ForTokenClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import runtime
 from export import build
 from export.checkpoint import checkpoint, hub
 from export.checkpoint.diagnosis import check_folder
-from tests.support.building import END, QUICK, TINY, byte_tokenizer, contents, error_line, run, run_here, write_tiny
+from tests.support.building import END, QUICK, TINY, byte_tokenizer, contents, error_line, run_here, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -161,30 +159,6 @@ def test_a_merged_adapter_is_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "merged"))
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     check_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("kind", "task"),
-    [
-        (GPT2ForSequenceClassification, "text-classification"),
-        (GPT2ForTokenClassification, "token-classification"),
-    ],
-)
-def test_a_classifier_is_named_and_optimum_exports_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: Any, task: str
-) -> None:
-    sizes = {"vocab_size": 257, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 4, "pad_token_id": 256}
-    folder = tmp_path / "classifier"
-    kind(GPT2Config(**sizes, num_labels=2)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(257), pad_token=END).save_pretrained(folder)
-    line = refused(folder, monkeypatch, capsys)
-    assert f"is a {kind.__name__}: it labels text and writes none" in line
-    command = shlex.split(line[line.index("optimum-cli") :])
-    assert command[-2] == task
-    if task == "text-classification":  # the cure takes a while: once
-        cli = [sys.executable, "-m", "optimum.commands.optimum_cli"]
-        done = run(*cli, *command[1:-1], tmp_path / "DIR", cwd=tmp_path)
-        assert (tmp_path / "DIR" / "model.onnx").is_file(), done.stderr
 
 
 def test_a_model_that_was_built_is_named(

@@ -216,16 +216,22 @@ def test_interface_has_the_names_other_tools_know(tiny_int8: Model) -> None:
         "attention_mask": ["batch_size", "total_sequence_length"],
         "position_ids": ["batch_size", "sequence_length"],
         "num_logits_to_keep": [1],
+        "num_hidden_to_keep": [1],
         **{f"past_key_values.{name}": past for name in names},
     }
     logits = ["batch_size", "kept_length", 300]
-    assert dimensions(list(graph.graph.output)) == {"logits": logits, **{f"present.{name}": present for name in names}}
+    hidden = ["batch_size", "hidden_length", 64]
+    assert dimensions(list(graph.graph.output)) == {
+        "logits": logits,
+        **{f"present.{name}": present for name in names},
+        "last_hidden_state": hidden,
+    }
 
 
 def test_metadata_says_format_and_kernel(tiny_fp32: Model, tiny_int8: Model) -> None:
     fp32, int8 = (model.session.get_modelmeta().custom_metadata_map for model in (tiny_fp32, tiny_int8))
     any_rows = {"gpt2_edge_needs_even_rows": "0"}
-    assert fp32 == {"gpt2_edge_format": "1"} | any_rows
+    assert fp32 == {"gpt2_edge_format": "2"} | any_rows
     assert int8 == fp32 | {"gpt2_edge_kernel": "block"}
 
 

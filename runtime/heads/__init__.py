@@ -1,0 +1,1 @@
+"""What a model computes besides text: embeddings and labels of given texts."""
