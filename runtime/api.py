@@ -36,8 +36,6 @@ from runtime.prefixes.prefix import Prefix
 
 # Modules that only some functions need are imported where they are used, so that importing this one stays quick.
 if TYPE_CHECKING:
-    from runtime.generation.completion import Completion
-    from runtime.model.integrity import Verify
     from runtime.scoring.perplexity import Progress
     from runtime.scoring.scoring import Score, ScoreOverflow
     from runtime.scoring.surprisal import Surprisal

@@ -19,18 +19,19 @@ class ModelHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """See `BuildHookInterface`. version: standard or editable. Raises ValueError unless the model is complete."""
-        package = Path(self.root, PACKAGE)
         if version == "editable":
             raise ValueError(
                 "gpt2-edge-demo cannot be editable: in a clone `make demo` builds models/demo-int8 instead"
             )
-        if (package / MODEL).is_dir():
-            checked_files(package / MODEL)
-            return
+        package = Path(self.root, PACKAGE)
         models = Path(self.root).parents[1] / "models"
-        for path in checked_files(models / MODEL):
+        is_sdist = (package / MODEL).is_dir()
+        model = (package if is_sdist else models) / MODEL
+        card = package / CARD if is_sdist else models / "demo" / "README.md"
+        # In this order in both cases, so that both wheels have the same bytes.
+        for path in checked_files(model):
             build_data["force_include"][str(path)] = f"{PACKAGE}/{MODEL}/{path.name}"
-        build_data["force_include"][str(models / "demo" / "README.md")] = f"{PACKAGE}/{CARD}"
+        build_data["force_include"][str(card)] = f"{PACKAGE}/{CARD}"
 
 
 def checked_files(model: Path) -> list[Path]:

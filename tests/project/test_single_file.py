@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def documented_command() -> list[str]:
 
 @pytest.fixture(scope="module")
 def application(demo_int8_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that PyInstaller writes, where only the runtime's wheel, what it requires and PyInstaller are installed."""
+    """What PyInstaller writes in an environment with the runtime's wheel, what it requires, and no more."""
     optional("PyInstaller")
     place = tmp_path_factory.mktemp("application")
     python = make_environment(place / "environment", {*required(), "pyinstaller"})
@@ -63,6 +64,21 @@ def test_it_runs_where_nothing_is_installed(application: Path, demo_int8: Model,
 def test_it_has_the_size_that_is_stated(application: Path) -> None:
     (stated,) = re.findall(r"a file of about (\d+) MB", PAGE)
     assert application.stat().st_size / 1e6 == pytest.approx(int(stated), rel=0.25)
+
+
+@pytest.mark.slow
+def test_the_hook_takes_every_module_of_the_runtime_but_the_server(tmp_path: Path) -> None:
+    optional("PyInstaller")
+    script = REPOSITORY / "runtime" / "_pyinstaller" / "hook-runtime.py"
+    code = "import runpy, sys; print(*runpy.run_path(sys.argv[1])['hiddenimports'])"
+    done = run(sys.executable, "-c", code, script, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 0, done.stderr
+    taken = set(done.stdout.split())
+    assert not {name for name in taken if re.match(r"runtime\.(server|integrations|_pyinstaller)(\.|$)", name)}
+    left_out = ("__main__", "_pyinstaller", "integrations", "server")
+    files = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "runtime").rglob("*.py")]
+    wanted = {".".join(path.with_suffix("").parts) for path in files if path.parts[1].split(".")[0] not in left_out}
+    assert {name.removesuffix(".__init__") for name in wanted} == taken
 
 
 def test_the_hook_is_found_and_in_the_wheel() -> None:
