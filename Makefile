@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials docs lock licences clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials docs dist lock licences clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -111,6 +111,14 @@ lock: .venv/dev
 # the site of docs/ in build/site
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# what an index would get, in dist/: wheels and source distributions of the runtime, the server and the demo
+dist: .venv/dev models/demo-int8/SHA256SUMS
+	$(BIN)/python -c "import shutil; shutil.rmtree('dist', ignore_errors=True)"
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist runtime/server
+	$(BIN)/python -m build --no-isolation --outdir dist packages/demo
+	$(BIN)/python -m twine check --strict dist/*
 
 licences: .venv/dev
 	$(BIN)/python -m tests.licences

@@ -1,19 +1,24 @@
 """One model inside an application with threads: python examples/embedded_app.py [MODEL FOLDER].
 
-A model is loaded once and shared by all threads. Each request has a time limit, and the user may stop it.
+A model is loaded once and shared by all threads. Each request has a time limit, and the user may stop it. PyInstaller
+makes one file of it, with the model inside: docs/deploying.md.
 """
 
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import runtime
+
+# Where PyInstaller's --add-data models/demo-int8:model puts it.
+BUNDLED = Path(__file__).with_name("model")
 
 
 class Writer:
     """What the rest of an application needs to know of the model."""
 
-    def __init__(self, folder: str, max_memory: int = 2**30) -> None:
+    def __init__(self, folder: str | Path, max_memory: int = 2**30) -> None:
         # Two threads within a pass: the workers below keep the other cores busy.
         # A model or a batch that would need more than max_memory raises MemoryError instead of swapping.
         self._model = runtime.load(folder, threads=2, max_memory=max_memory)
@@ -46,8 +51,13 @@ class Writer:
         self._model.close()
 
 
+def default_folder() -> Path:
+    """The model inside the application, else the one that `make demo` builds."""
+    return BUNDLED if BUNDLED.is_dir() else Path("models/demo-int8")
+
+
 if __name__ == "__main__":
-    writer = Writer(sys.argv[1] if len(sys.argv) > 1 else "models/demo-int8")
+    writer = Writer(sys.argv[1] if len(sys.argv) > 1 else default_folder())
     try:
         for answer in writer.ask_all(["The fox said", "The owl said", "The hen said"]):
             print(answer)

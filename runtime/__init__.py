@@ -87,16 +87,18 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """A public name, imported at its first use: numpy and onnxruntime take a quarter of a second.
+if not TYPE_CHECKING:
+    # Type checkers must not see it: a misspelt name would be an object to them, and no error.
+    def __getattr__(name: str) -> object:
+        """A public name, imported at its first use: numpy and onnxruntime take a quarter of a second.
 
-    The command can therefore prepare for Ctrl-C before they are imported.
-    """
-    if name not in __all__:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    module = "errors" if name.endswith("Error") else _MODULES.get(name, "api")
-    value = globals()[name] = getattr(importlib.import_module(f"runtime.{module}"), name)
-    return value
+        The command can therefore prepare for Ctrl-C before they are imported.
+        """
+        if name not in __all__:
+            raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        module = "errors" if name.endswith("Error") else _MODULES.get(name, "api")
+        value = globals()[name] = getattr(importlib.import_module(f"runtime.{module}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -39,10 +39,8 @@ from runtime.prefixes.prefix import Prefix
 
 # Modules that only some functions need are imported where they are used, so that importing this one stays quick.
 if TYPE_CHECKING:
-    from runtime.generation.completion import Completion
     from runtime.heads.classification import Classification, TokenClassification
     from runtime.heads.embedding import Pooling
-    from runtime.model.integrity import Verify
     from runtime.scoring.perplexity import Progress
     from runtime.scoring.scoring import Score, ScoreOverflow
     from runtime.scoring.surprisal import Surprisal
@@ -89,7 +87,8 @@ def load(
     """Open a model folder: one that `export/build.py` made, or a plain optimum export of GPT-2 with past-key-values.
 
     Args:
-        path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models.
+        path: the folder; None is the one in $GPT2_EDGE_MODEL, else the only built model under ./models, else that of
+            gpt2-edge-demo where it is installed, which is then said once on standard error.
         threads: for the products within a pass; None takes every physical core that the process may use.
         verify: what is checked before anything of the folder is opened.
             "full": every byte of every file, by SHA256SUMS; an error where there is none.
@@ -186,7 +185,7 @@ def generate(
             text-generation pipeline feeds: what the tokenizer puts around a text (for GPT-2 nothing) is there, too.
             Or token ids, a list of ints, which are taken as they are.
         model: a Model, the path of a model folder, or None: the folder in $GPT2_EDGE_MODEL, else the only built model
-            under ./models. A path or None is loaded at its first use and kept.
+            under ./models, else the installed demo. A path or None is loaded at its first use and kept.
         prefix: what the prompt begins with, computed before; the continuation is the same, and comes sooner. See
             `prefix`.
         draft: a smaller model of the same vocabulary that proposes tokens (speculative decoding), so that the text

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """--model."""
-    about = "model folder (default: $GPT2_EDGE_MODEL, else the only one under ./models)"
+    about = "model folder (default: $GPT2_EDGE_MODEL, else the only one under ./models, else the installed demo)"
     parser.add_argument("--model", metavar="FOLDER", help=about)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import runtime
 from runtime._checks import check_count
 from runtime.api import MAX_SAMPLES, check_samples
+from runtime.cli.export_stage import HOW_TO_GET_IT, find_build_script, run_build_script
 from runtime.cli.interactive import ask, is_at_terminal
 from runtime.cli.output import as_json, as_table, print_line, say, say_speed, show_progress, to_json
 from runtime.generation.completion import Completion
@@ -297,6 +298,14 @@ def serve(given: argparse.Namespace) -> int:
     with _open(given) as opened:
         serve_model(opened.model, settings, verbose=given.verbose)
     return 0
+
+
+def build(given: argparse.Namespace) -> int:
+    """Build a model folder: a process of its own, which takes the place of this one."""
+    script = find_build_script()
+    if script is None:
+        raise RuntimeError(f"the export stage is not installed. {HOW_TO_GET_IT}")
+    return run_build_script(script, given.arguments)
 
 
 def check(given: argparse.Namespace) -> int:

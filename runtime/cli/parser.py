@@ -23,6 +23,7 @@ from runtime.cli.arguments import (
     add_prefix_argument,
     read_usage,
 )
+from runtime.cli.export_stage import BUILD, HOW_TO_GET_IT, find_build_script
 from runtime.cli.interactive import SAMPLING
 from runtime.cli.output import PlainStream, in_words_of_command_line
 from runtime.generation.loop import BATCH_SIZE
@@ -56,6 +57,10 @@ _EXAMPLES = {
   (cat rules.txt; echo "Q: Who may enter?") | gpt2-edge generate - --prefix rules.prefix""",
     "evaluate": """\
   gpt2-edge evaluate lambada lambada_test.jsonl --limit 100""",
+    "build": """\
+  gpt2-edge build models/demo --no-reference
+  gpt2-edge build gpt2 --no-reference   OpenAI's GPT-2, downloaded once
+  gpt2-edge build --help                every option, where the export stage is at hand""",
     "serve": """\
   gpt2-edge serve --model models/demo-int8
   curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
@@ -65,6 +70,7 @@ _EXAMPLES = {
     "info": """\
   gpt2-edge info models/demo-int8""",
 }
+_HELP = (["--help"], ["-h"])
 _SAMPLED = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SAMPLING.items())
 _GREEDY = (
     "Without options the likeliest token is taken each time (greedy, as in Python), which soon repeats itself; "
@@ -74,6 +80,7 @@ _NOTES = {
     "generate": f"{_GREEDY}, and is the default where prompts are typed at a terminal.",
     "complete": f"{_GREEDY}.",
     "surprisal": "Each word counts the end of the word as its own: see docs/surprisal.md.",
+    "build": f"It runs export/build.py with the same arguments. {HOW_TO_GET_IT}",
     "perform": "Each task has options of its own, which --show prints.",
 }
 
@@ -98,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_and_run(arguments: list[str]) -> int:
+    if arguments[:1] == [BUILD] and (find_build_script() is not None or arguments[1:] not in _HELP):
+        # Not parsed here: the options and --help are those of the export stage.
+        return _run(argparse.Namespace(command=commands.build, arguments=arguments[1:]))
     parser = argument_parser()
     if not arguments:
         parser.print_help(sys.stderr)
@@ -278,6 +288,11 @@ def _define_serve(parser: argparse.ArgumentParser) -> None:
     add_setting_arguments(parser)
 
 
+def _define_build(parser: argparse.ArgumentParser) -> None:
+    about = "the checkpoint and the options, as of export/build.py"
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help=about)
+
+
 def _define_check(parser: argparse.ArgumentParser) -> None:
     add_folder_argument(parser)
     add_model_argument(parser)
@@ -301,6 +316,7 @@ _COMMANDS = {
     "perform": ("summarize, translate, answer, read, choose or complete a word", _define_perform),
     "prefix": ("compute what many prompts begin with, once", _define_prefix),
     "evaluate": ("accuracy or perplexity on a file", _define_evaluate),
+    "build": ("build a model folder from a checkpoint", _define_build),
     "serve": ("OpenAI's protocol over HTTP, and a page at /", _define_serve),
     "check": ("whether this device runs a model as it should", _define_check),
     "info": ("what a model folder holds, and what this processor is", _define_info),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime._lock import Lock
 from runtime.errors import NoModelError
+from runtime.model.installed_demo import DISTRIBUTION, find_installed_demo
 from runtime.model.model import Model
 from runtime.model.recovery import recover, recover_all
 
@@ -52,9 +53,9 @@ def check_path(path: object) -> Path:
 
 
 def find() -> Path:
-    """The folder in $GPT2_EDGE_MODEL, else the only built model under ./models.
+    """The folder in $GPT2_EDGE_MODEL, else the only built model under ./models, else the installed demo.
 
-    Raises FileNotFoundError when there is none, ValueError when there are several.
+    Raises NoModelError when there is none, ValueError when several are built.
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
@@ -69,6 +70,10 @@ def find() -> Path:
     how = f"name one: model='FOLDER', --model FOLDER, or set {ENVIRONMENT}"
     if built:
         raise ValueError(f"several models are built: {', '.join(map(str, built))}; {how}")
+    demo = find_installed_demo()
+    if demo is not None:
+        return demo
     raise NoModelError(
-        f"no model is built under {Path('models').resolve()}; build one (python export/build.py) or {how}"
+        f"no model is built under {Path('models').resolve()}; build one (python export/build.py), install a small one "
+        f"(pip install {DISTRIBUTION}), or {how}"
     )

@@ -20,8 +20,9 @@ VARIABLE = "GPT2_EDGE_MODEL"
 
 @pytest.fixture(autouse=True)
 def no_model_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Neither named by the environment nor kept by an earlier test, nor under the working directory."""
+    """Neither named by the environment nor installed, nor kept by an earlier test, nor under the working directory."""
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(default_model, "find_installed_demo", lambda: None)
     monkeypatch.chdir(tmp_path)
     kept: dict[Path, Model] = {}
     monkeypatch.setattr(default_model, "_loaded", kept)

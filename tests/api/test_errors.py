@@ -152,6 +152,7 @@ def test_no_token_to_choose(demo_fp32: Model) -> None:
 def test_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPT2_EDGE_MODEL", raising=False)
+    monkeypatch.setattr("runtime.model.resolve.find_installed_demo", lambda: None)
     for call in (runtime.load, lambda: runtime.generate("Once"), lambda: runtime.load("nowhere")):
         with pytest.raises(runtime.NoModelError):
             call()

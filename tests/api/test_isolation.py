@@ -18,6 +18,7 @@ from tests.support.wheels import build_wheel, copy_clone, install
 
 ALLOWED = {"numpy", "onnxruntime", "tokenizers", "runtime"}
 EXTRAS = {  # what modules that `import runtime` never loads may import besides
+    "_pyinstaller": {"PyInstaller"},
     "generation/constrained": {"llguidance"},
     "integrations/lm_eval.py": {"lm_eval", "tqdm"},
     "server": {"fastapi", "h11", "jinja2", "prometheus_client", "pydantic", "starlette", "uvicorn"},

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 import runtime
 from tests.support.building import REPOSITORY
-from tests.support.requirements import RUNTIME, SERVER, asked
+from tests.support.requirements import DEMO, RUNTIME, SERVER, asked
 
 LOCKS = REPOSITORY / "locks"
 ENVIRONMENTS = {"export-light": ["export-light"], "export": ["export"], "dev": ["export", "dev", "server"]}
@@ -78,9 +78,21 @@ def installed(name: str) -> str:
         return "0"
 
 
-def test_the_server_is_of_the_same_version() -> None:
-    assert SERVER["project"]["version"] == runtime.__version__
+def test_the_version_is_in_one_place() -> None:
+    """runtime/__init__.py. The others read it; the server's pin of the runtime is compared."""
+    for project, path in ((RUNTIME, "runtime"), (SERVER, ".."), (DEMO, "../../runtime")):
+        assert "version" in project["project"]["dynamic"]
+        assert project["tool"]["hatch"]["version"]["path"] == f"{path}/__init__.py"
+        assert project["build-system"] == RUNTIME["build-system"]
     assert f"gpt2-edge=={runtime.__version__}" in SERVER["project"]["dependencies"]
-    assert RUNTIME["project"]["optional-dependencies"]["server"] == [f"gpt2-edge-server=={runtime.__version__}"]
-    assert SERVER["build-system"] == RUNTIME["build-system"]
+    assert DEMO["project"]["dependencies"] == ["gpt2-edge>=0.1.0"]
     assert RUNTIME["dependency-groups"]["build"] == RUNTIME["build-system"]["requires"]
+
+
+def test_all_say_the_same_versions_of_python() -> None:
+    assert {project["project"]["requires-python"] for project in (RUNTIME, SERVER, DEMO)} == {">=3.11"}
+    said = [
+        {found[1] for line in project["project"]["classifiers"] if (found := re.search(r":: 3\.(\d+)$", line))}
+        for project in (RUNTIME, SERVER)
+    ]
+    assert said[0] == said[1] == {"11", "12", "13", "14"}

@@ -35,7 +35,8 @@ from tests.support.wheels import RUNTIME, build_wheel, copy_clone
 
 PAGES = {
     str(path.relative_to(REPOSITORY).as_posix()): path.read_text(encoding="utf-8")
-    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.md")]
+    for folder in (".", "docs", "examples", "packages/demo", "runtime", "runtime/server")
+    for path in REPOSITORY.glob(f"{folder}/*.md")
 }
 STORY = "The old king had three sons. One day the youngest found a golden ring in the forest."
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of blocks of commands; others are `text`
@@ -43,6 +44,8 @@ OUTSIDE = {  # commands that need what a test has not
     r"make ": "it makes the environment that tests run in, or takes as long as all of them",
     r"(python3? -m )?(pip|uv|npm|apt-get|docker|git|venv) ": "what an index or a registry has",
     r"python export/build\.py (?!--help|models/demo|random:)": "what the hub has",
+    r"gpt2-edge build ": "it is export/build.py, which other commands run",
+    r"(pyinstaller|sudo|echo) |dist/story$": "tests/project/test_single_file.py and test_deploying.py have them",
     r"python -m (tests|pytest)": "it takes minutes, and is tested elsewhere",
     r"pytest": "it is a test itself",
     r"(scp|ssh|dask) ": "other machines",

@@ -14,7 +14,9 @@ def _read(*folder: str) -> dict[str, Any]:
     return tomllib.loads(REPOSITORY.joinpath(*folder, "pyproject.toml").read_text(encoding="utf-8"))
 
 
-RUNTIME, SERVER = _read(), _read("runtime", "server")
+RUNTIME = _read()
+SERVER = _read("runtime", "server")
+DEMO = _read("packages", "demo")
 
 
 def asked(*extras: str) -> list[Requirement]:
@@ -27,6 +29,9 @@ def asked(*extras: str) -> list[Requirement]:
         elif need.name == "gpt2-edge-server":
             server = map(Requirement, SERVER["project"]["dependencies"])
             needs += [own for own in server if own.name != "gpt2-edge"]
+        elif need.name == "gpt2-edge-demo":
+            # It requires the runtime alone.
+            continue
         else:
             needs.append(need)
     return needs

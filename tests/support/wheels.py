@@ -1,4 +1,4 @@
-"""The project's two wheels, built from copies of the clone and installed without a network."""
+"""The project's three wheels, built from copies of the clone and installed without a network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ import pytest
 
 from tests.support.building import REPOSITORY, run
 
-RUNTIME, SERVER = Path(), Path("runtime", "server")  # where in the clone each has its pyproject.toml
+# Where in the clone each has its pyproject.toml.
+RUNTIME = Path()
+SERVER = Path("runtime", "server")
+DEMO = Path("packages", "demo")
 
 
 def copy_clone(target: Path) -> Path:
     """What wheels are built from, without what a build or a test leaves in a clone."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "models", "build", "dist", "tests")
     return Path(shutil.copytree(REPOSITORY, target, ignore=ignored))
+
+
+def add_demo(clone: Path, demo_int8: Path) -> None:
+    """What the demo's wheel has from outside of its folder: the built model, and its card."""
+    shutil.copytree(demo_int8, clone / "models" / "demo-int8")
+    (clone / "models" / "demo").mkdir()
+    shutil.copyfile(REPOSITORY / "models" / "demo" / "README.md", clone / "models" / "demo" / "README.md")
 
 
 def build_wheel(project: Path, wheels: Path, env: Mapping[str, str] | None = None) -> Path:
