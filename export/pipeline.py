@@ -18,7 +18,7 @@ from export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoint.config import Config
 from export.checkpoint.random_weights import SIZES
 from export.checkpoint.sources import RANDOM
-from export.folder import card, folder
+from export.folder import card, folder, layout
 from export.folder.genai_config import NAME as GENAI_CONFIG
 from export.folder.genai_config import genai_config
 from export.graph import reference
@@ -232,11 +232,18 @@ def upgrades_text(upgraded: conversion.Kernels) -> str:
 
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target: Path) -> None:
-    """Write golden outputs, genai_config.json, quality.json, the card and the checksums."""
+    """Write golden outputs, genai_config.json, quality.json, the card and the checksums.
+
+    In the layout of transformers.js there are no golden outputs and no genai_config.json: what reads them does not open
+    such a folder.
+    """
     known = provenance.recognize(checkpoint.folder)
-    outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
-    write_json(target / GOLDEN, outputs)
-    write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
+    if options.layout == layout.TRANSFORMERS_JS:
+        layout.arrange(target, options.precision)
+    else:
+        outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
+        write_json(target / GOLDEN, outputs)
+        write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel_kind, "block_size": options.block_size}
