@@ -11,6 +11,7 @@ import pytest
 
 from export.arguments import parse
 from export.folder import layout
+from runtime import load
 from tests.support.building import FILES, QUICK, contents, error_line, run_here, write_tiny
 
 NAMES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
@@ -70,6 +71,12 @@ def test_force_replaces_it_and_nothing_else(
     assert run_here(monkeypatch, checkpoint, "--output", made, "--no-calibration", *QUICK, "--force") == 1
     assert "onnx/mine.txt" in error_line(capsys.readouterr().err)
     assert (made / "onnx" / "mine.txt").is_file()
+
+
+def test_the_runtime_says_what_it_is(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(checkpoint, tmp_path / "made", monkeypatch, "int8", "--layout", "transformers.js")
+    with pytest.raises(FileNotFoundError, match=r"has transformers\.js's layout; build it without --layout"):
+        load(made)
 
 
 def test_only_known_layouts_are_taken(capsys: pytest.CaptureFixture[str]) -> None:

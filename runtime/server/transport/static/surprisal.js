@@ -92,7 +92,7 @@ const tint = (bits) => (bin(bits) ? `u${bin(bits) + 1}` : "u0");
 /** What the tip says of a word: its bits, and of each token its rank and what was likelier. */
 function explain(one) {
   const tokens = measured.tokens.slice(...one.tokens);
-  const bits = one.surprisal === null ? "not scored" : `${one.surprisal.toFixed(1)} bits: one in ${round(2 ** one.surprisal)}`;
+  const bits = one.surprisal === null ? "not scored" : `${one.surprisal.toFixed(1)} bits: ${chance(one.surprisal)}`;
   const nodes = [make("p", { className: "bits", textContent: bits })];
   const n = tokens.length > 1 ? N_LIKELIEST / 2 : N_LIKELIEST;
   for (const token of tokens.slice(0, N_SHOWN)) {
@@ -104,6 +104,8 @@ function explain(one) {
   if (tokens.length > N_SHOWN) nodes.push(make("p", { textContent: `and ${tokens.length - N_SHOWN} tokens more` }));
   return nodes;
 }
+
+const chance = (bits) => (bits < 4 ? percent(2 ** -bits) : `one in ${round(2 ** bits)}`);
 
 /** Alternatives as [text, probability, id]; the token itself is always there. */
 function likeliest(token, n) {
