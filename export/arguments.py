@@ -12,6 +12,7 @@ from pathlib import Path
 from export.checkpoint.checkpoint import model_name
 from export.checkpoint.random_weights import SIZES
 from export.checkpoint.sources import RANDOM
+from export.folder import layout
 from export.quantize import kernels
 from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
 from export.verify import quality
@@ -56,6 +57,7 @@ class BuildOptions:
     tokenizer: Path | None
     adapter: list[Path]
     allow_pickle: bool
+    layout: str
     force: bool
     command: str
     is_classifier: bool = False
@@ -123,6 +125,11 @@ class BuildOptions:
         if self.calibration_text:
             return self.calibration_text.name
         return "every other sentence of the text to verify on" if self.is_classifier else "text that the model writes"
+
+    @property
+    def has_int8_cache(self) -> bool:
+        """Whether the folder gets a second graph with an int8 key-value cache, for this project's runtime."""
+        return self.precision != "fp32" and not self.is_classifier and self.layout == layout.GPT2_EDGE
 
     @property
     def less_memory(self) -> str:
@@ -219,6 +226,8 @@ def argument_parser() -> argparse.ArgumentParser:
     _add_source(parser)
     _add_weights(parser)
     _add_verification(parser)
+    about = f"names of the files: this project's, or those that transformers.js expects (default: {layout.GPT2_EDGE})"
+    parser.add_argument("--layout", choices=layout.LAYOUTS, default=layout.GPT2_EDGE, help=about)
     parser.add_argument("--force", action="store_true", help="replace a model folder that is there")
     return parser
 

@@ -18,7 +18,7 @@ from export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoint.config import Config
 from export.checkpoint.random_weights import SIZES
 from export.checkpoint.sources import RANDOM
-from export.folder import card, folder
+from export.folder import card, folder, layout
 from export.folder.genai_config import NAME as GENAI_CONFIG
 from export.folder.genai_config import genai_config
 from export.graph import reference
@@ -197,7 +197,7 @@ def make_and_verify(
     while True:
         announce(4, f"model: the fused graph, {options.precision_text}{upgrades_text(upgraded)}")
         conversion.make_model(checkpoint, options, work, calibration, upgraded)
-        if options.precision != "fp32" and not options.is_classifier:
+        if options.has_int8_cache:
             conversion.add_int8_cache(checkpoint, calibration, work / "model")
         announce(5, f"verification: {text}")
         if options.verify == "none":
@@ -274,12 +274,19 @@ def upgrades_text(upgraded: conversion.Kernels) -> str:
 
 
 def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target: Path) -> None:
-    """Write golden outputs, genai_config.json, quality.json, the card and the checksums."""
+    """Write golden outputs, genai_config.json, quality.json, the card and the checksums.
+
+    In the layout of transformers.js there are no golden outputs and no genai_config.json: what reads them does not open
+    such a folder.
+    """
     known = provenance.recognize(checkpoint.folder)
-    if options.is_classifier:
+    if options.layout == layout.TRANSFORMERS_JS:
+        layout.arrange(target, options.precision)
+    elif options.is_classifier:
         write_json(target / GOLDEN, golden.record_labels(target, options.precision))
     else:
-        write_json(target / GOLDEN, golden.record(target, options.precision) | provenance.recorded_outputs(known))
+        outputs = golden.record(target, options.precision) | provenance.recorded_outputs(known)
+        write_json(target / GOLDEN, outputs)
         write_json(target / GENAI_CONFIG, genai_config(checkpoint.config))
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}

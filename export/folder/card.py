@@ -12,6 +12,7 @@ from typing import Any
 from export.arguments import BuildOptions
 from export.checkpoint.checkpoint import Checkpoint, model_name
 from export.checkpoint.config import Config
+from export.folder.layout import TRANSFORMERS_JS, graph_file
 from export.verify.labels import LabelQuality
 from export.verify.quality import Quality
 from runtime.graph.architecture import GPT
@@ -30,7 +31,7 @@ _PATH_OPTIONS = (
 )
 _CARD = """\
 ---
-{base_model}library_name: onnxruntime
+{base_model}library_name: {library}
 pipeline_tag: {task}
 tags: [{model_type}, onnx, {precision}]
 ---
@@ -44,13 +45,21 @@ tags: [{model_type}, onnx, {precision}]
 | context | {n_positions:,} tokens |
 | vocabulary | {vocab_size:,} tokens |
 | precision | {precision_text} |
-| size | {graph_size} `model.onnx`, {data_size} `model.onnx_data` |
+| size | {graph_size} `{graph}`, {data_size} `{graph}_data` |
 
 ## Quality
 
 {quality}
 
-{upgraded}## Use
+{upgraded}{use}## How it was built
+
+```
+{command}
+```
+"""
+
+_USE = """\
+## Use
 
 In a clone of gpt2-edge `pip install .` installs the runtime; a wheel that `pip wheel --no-deps .` makes there carries
 it to other machines.
@@ -70,11 +79,27 @@ Other runtimes open the folder too: {others}. Give them one prompt
 at a time, or pad on the right: a mask that begins with 0 (padding on the left) makes the graph fail, since its
 attention operator would read the wrong positions.
 
-## How it was built
+"""
 
+_USE_TRANSFORMERS_JS = """\
+## Use
+
+The names of the files are those that transformers.js expects, so `from_pretrained` needs no options:
+
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+
+const model = await pipeline("{task}", "{folder}");
+console.log(await model({in_javascript}));
 ```
-{command}
-```
+
+For a folder on disk set `env.localModelPath` to the folder above it, and `env.allowRemoteModels = false`.
+`sha256sum -c SHA256SUMS` checks the files. gpt2-edge's own runtime opens the layout that its builds have without
+`--layout`.
+
+Pad prompts on the right: a mask that begins with 0 (padding on the left) makes the graph fail, since its attention
+operator would read the wrong positions.
+
 """
 
 _MEASURED = """\
@@ -116,12 +141,16 @@ def write_card(
     `quality.json`. weights: a description of published weights that were recognized.
     """
     config = checkpoint.config
+    graph = graph_file(options.layout, options.precision)
+    use = _USE_TRANSFORMERS_JS if options.layout == TRANSFORMERS_JS else _USE
+    kind = _use(config, options.output.name)
     card = _CARD.format(
-        **_use(config, options.output.name),
+        **kind,
         name=checkpoint.name,
         family="GPT" if config.model_type == GPT else "GPT-2",
         model_type=config.model_type,
-        folder=options.output.name,
+        library="transformers.js" if options.layout == TRANSFORMERS_JS else "onnxruntime",
+        use=use.format(folder=options.output.name, **kind),
         source=_source(checkpoint) + (f": {weights}" if weights else ""),
         # Only for a hub id: other tools cannot resolve a local path.
         base_model=f"base_model: {json.dumps(checkpoint.source)}\n" if checkpoint.commit else "",
@@ -132,8 +161,9 @@ def write_card(
         n_embd=config.n_embd,
         n_positions=config.n_positions,
         vocab_size=config.vocab_size,
-        graph_size=_size(folder / "model.onnx"),
-        data_size=_size(folder / "model.onnx_data"),
+        graph=graph,
+        graph_size=_size(folder / graph),
+        data_size=_size(folder / f"{graph}_data"),
         quality=quality_text(checkpoint, quality),
         upgraded=_upgraded_text(upgraded),
         command=_shorten_paths(options.command, checkpoint),
@@ -151,6 +181,7 @@ def _use(config: Config, folder: str) -> dict[str, str]:
             "call": f'runtime.generate("Once upon a time", {options})',
             "shell": f'gpt2-edge generate "Once upon a time" --model {folder} --temperature 0.8 --top-p 0.9',
             "others": "optimum, transformers.js and onnxruntime-genai among them",
+            "in_javascript": '"Once upon a time", { max_new_tokens: 40, do_sample: true, temperature: 0.8 }',
         }
     is_sequence = config.head.kind == SEQUENCE
     labels = ", ".join(f"`{label}`" for label in config.head.labels[:_MOST_LABELS])
@@ -162,6 +193,7 @@ def _use(config: Config, folder: str) -> dict[str, str]:
         "call": 'runtime.classify("A text to label.", model=model)',
         "shell": f'gpt2-edge classify "A text to label." --model {folder}',
         "others": f"optimum's ORTModelFor{'Sequence' if is_sequence else 'Token'}Classification among them",
+        "in_javascript": '"A text to label."',
     }
 
 

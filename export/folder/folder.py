@@ -36,15 +36,21 @@ def check_output(output: Path, *, force: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     listed = _listed(output)
-    if "model.onnx" not in listed:
+    if not any(name.endswith(".onnx") for name in listed):
         raise FileExistsError(f"{output} is there and is not a model folder: move it away, or name another place")
     if not force:
         raise FileExistsError(f"{output} holds a model already; --force replaces it, --output names another place")
-    others = sorted(path.name for path in output.iterdir() if path.name not in listed)
+    others = sorted(name for name in _files(output) if name not in listed)
     if others:
         raise FileExistsError(
             f"{output} holds more than a build wrote, which --force would delete: {', '.join(others)}"
         )
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of everything in a folder but its folders, such as `config.json` and `onnx/model.onnx`."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _listed(folder: Path) -> set[str]:
@@ -162,9 +168,9 @@ def write_tokenizer_and_config(checkpoint: Checkpoint, folder: Path) -> None:
 def write_checksums(folder: Path) -> None:
     """Write `SHA256SUMS` with the checksum of every other file, in the format of `sha256sum -c`."""
     lines = []
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    for name in _files(folder):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

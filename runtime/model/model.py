@@ -365,6 +365,8 @@ def _find_graph(files: ModelFolder) -> str:
     if len(graphs) == 1:
         return graphs[0]
     found = f"there are {', '.join(graphs)}" if graphs else "there is no .onnx file"
+    if not graphs and (files.folder / "onnx").is_dir():
+        found = "the folder has transformers.js's layout; build it without --layout"
     raise FileNotFoundError(
         f"{files.folder / 'model.onnx'} is missing ({found}); python export/build.py makes model folders"
     )

@@ -1,4 +1,5 @@
 // Greedy ids that transformers.js writes after each prompt, as JSON: node generate.mjs FOLDER N PROMPT...
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { env, AutoModelForCausalLM, AutoTokenizer } from "@huggingface/transformers";
 
@@ -7,11 +8,15 @@ env.allowRemoteModels = false;
 env.localModelPath = path.dirname(folder) + path.sep;
 const name = path.basename(folder);
 const tokenizer = await AutoTokenizer.from_pretrained(name);
-const model = await AutoModelForCausalLM.from_pretrained(name, {
-  subfolder: "", // the graph is beside config.json, not in onnx/
-  dtype: "fp32", // the name model.onnx; what the weights are is in the graph
-  use_external_data_format: 1,
-});
+// In the layout of transformers.js nothing has to be said.
+const options = existsSync(path.join(folder, "onnx"))
+  ? {}
+  : {
+      subfolder: "", // the graph is beside config.json, not in onnx/
+      dtype: "fp32", // the name model.onnx; what the weights are is in the graph
+      use_external_data_format: 1,
+    };
+const model = await AutoModelForCausalLM.from_pretrained(name, options);
 const written = [];
 for (const prompt of prompts) {
   const inputs = tokenizer(prompt);

@@ -23,7 +23,7 @@ from tests.support.environment import make_environment, required
 from tests.support.wheels import DEMO, RUNTIME, SERVER, add_demo, build_wheel, copy_clone, install
 
 PROJECTS = (RUNTIME, SERVER, DEMO)
-PAGE = {"page.css", "page.html", "page.js", "sheet.js"}
+PAGE = {path.name for path in (REPOSITORY / "runtime" / "server" / "transport" / "static").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_wheels_side_by_side_serve(wheels: list[Path], demo_int8_folder: Pat
         try:
             found = re.search(r"at (http://127\.0\.0\.1:\d+) ", line)
             assert found, line + process.stderr.read()
-            for path in ("health", "", "page.css", "page.js", "sheet.js"):
+            for path in ("health", "", *sorted(PAGE - {"page.html"})):
                 with urllib.request.urlopen(f"{found[1]}/{path}", timeout=30) as reply:
                     assert reply.status == 200
         finally:

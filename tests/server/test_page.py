@@ -362,6 +362,45 @@ def test_a_server_that_is_lost_leaves_what_it_wrote(lonely: Any) -> None:
 
 
 @browser_only
+def test_what_was_lost_is_gone_on_with(lonely: Any, demo_int8: Model) -> None:
+    """The whole is the text that an unbroken connection would have brought."""
+    whole = runtime.generate(PROMPT, model=demo_int8, max_new_tokens=24)
+    lonely.get_by_label("Prompt").fill(PROMPT)
+    slide(lonely, "temperature", 0)
+    slide(lonely, "max_tokens", 24)
+    n_cut = 10  # events that come before the connection breaks
+
+    def cut(route: Any) -> None:
+        parts = route.fetch().text().split("\n\n")
+        route.fulfill(content_type="text/event-stream", body="\n\n".join([*parts[:n_cut], ""]))
+
+    lonely.route("**/v1/completions", cut)
+    lonely.get_by_role("button", name="Generate").click()
+    expect(lonely.locator("#output .wrong")).to_contain_text("What it wrote until then is above.")
+    n_written = lonely.locator("#output b").count()
+    assert 0 < n_written < 24
+    lonely.unroute("**/v1/completions")
+    lonely.route("**/v1/completions", lambda route: route.abort())
+    lonely.get_by_role("button", name="Go on from here").click()
+    expect(lonely.locator("#output .wrong")).to_contain_text("The server does not answer.")
+    assert lonely.locator("#output b").count() == n_written  # nothing is lost by that
+    lonely.unroute("**/v1/completions")
+    lonely.get_by_role("button", name="Go on from here").click()
+    expect(lonely.locator("#status")).to_contain_text("24 tokens in")
+    assert lonely.locator("#output").text_content() == PROMPT + whole
+
+
+@browser_only
+def test_a_task_that_was_lost_cannot_be_gone_on_with(lonely: Any) -> None:
+    body = f"data: {json.dumps(CHUNKS[0])}\n\n"
+    lonely.route("**/v1/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    lonely.get_by_role("radio", name="Answer").check(force=True)
+    lonely.get_by_role("button", name="Generate").click()
+    expect(lonely.locator("#output .wrong")).to_contain_text("The connection to the server was lost")
+    expect(lonely.locator(".go-on")).to_have_count(0)
+
+
+@browser_only
 def test_the_text_is_copied_whole(page: Any) -> None:
     page.get_by_label("Prompt").fill(PROMPT)
     slide(page, "max_tokens", 24)

@@ -22,7 +22,7 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
 
 @browser_only
 def test_nothing_jumps_while_it_writes(page: Any) -> None:
-    places = [page.locator(name) for name in ("#go", "#stop", "#copy-curl", "#output", "aside", "#temperature")]
+    places = [page.locator(name) for name in ("#go", "#stop", "#copy-curl", "#output", "#write aside", "#temperature")]
     before = [place.bounding_box() for place in places]
     slide(page, "max_tokens", 40)
     generate(page)
@@ -94,7 +94,7 @@ def test_fingers_have_hints_and_targets_of_their_own(browser: Any, server: Runni
         expect(tip).to_be_visible()
         expect(page.get_by_text("Tap a word to see what else was likely")).to_be_visible()
         for hint in ("Point at a word", "generates"):
-            expect(page.get_by_text(hint)).to_be_hidden()
+            expect(page.locator("#write").get_by_text(hint)).to_be_hidden()
         small = [
             (target.get_attribute("id"), target.inner_text(), box)
             for target in page.locator("button:visible, fieldset span:visible, input:not([type=radio]):visible").all()
@@ -122,5 +122,6 @@ def test_a_tap_elsewhere_puts_the_alternatives_away(browser: Any, server: Runnin
 
 @browser_only
 def test_pointers_have_hints_of_their_own(page: Any) -> None:
-    expect(page.get_by_text("Point at a word")).to_be_visible()
-    expect(page.get_by_text("Tap a word")).to_be_hidden()
+    legend = page.locator("#legend")
+    expect(legend.get_by_text("Point at a word")).to_be_visible()
+    expect(legend.get_by_text("Tap a word")).to_be_hidden()

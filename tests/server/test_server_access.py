@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runtime.model.model import Model
+from runtime.server.transport.page import FILES
 from tests.support.connecting import nothing_is_left as nothing_is_left
 from tests.support.connecting import server as server
 from tests.support.serving import Running, running
@@ -73,12 +74,7 @@ def test_with_a_key_only_those_who_have_it(demo_int8: Model) -> None:
 
 
 def test_the_page_may_load_nothing_from_elsewhere(server: Running) -> None:
-    for path, kind in (
-        ("/", "text/html"),
-        ("/page.css", "text/css"),
-        ("/page.js", "text/javascript"),
-        ("/sheet.js", "text/javascript"),
-    ):
+    for path, (_, kind) in FILES.items():
         reply = server.request("GET", path)
         assert reply.headers["content-type"].startswith(kind)
         assert "default-src 'none'" in reply.headers["content-security-policy"]

@@ -21,6 +21,7 @@ OPERATIONS = (
     ("POST", "/classify"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
+    ("POST", "/surprisal"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health"),

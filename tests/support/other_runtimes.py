@@ -1,12 +1,18 @@
-"""Compares the greedy ids of another runtime with ours."""
+"""Other runtimes: compares their greedy ids with ours, and finds Node and its packages."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 
 from runtime import complete
 from runtime.model.model import Model
 
+NODE = Path(__file__).parents[1] / "node"
 PROMPTS = ["Once upon a time there was a little mouse who", "¿Qué tal? The ", "a"]
 N_NEW = 110
 # Other versions of onnxruntime and other processors round int8 products differently.
@@ -29,3 +35,13 @@ def check_same_ids(written: Sequence[Sequence[int]], model: Model, near_tie: flo
         likeliest = completion.top_logprobs[place]
         gap = completion.logprobs[place] - likeliest.get(ids[place], -float("inf"))
         assert gap < near_tie, f"{ids[place]} instead of {expected[place]} at {place}, {gap:.3f} less likely"
+
+
+def node() -> tuple[str, Path]:
+    """Node, and the folder of its packages; skips the test where one is missing, but in continuous integration."""
+    found = shutil.which("node")
+    if found and (NODE / "node_modules" / "@huggingface" / "transformers").is_dir():
+        return found, NODE
+    missing = "Node 20 or newer and `npm ci --ignore-scripts` in tests/node are needed"
+    assert "CI" not in os.environ, missing
+    pytest.skip(missing)

@@ -21,7 +21,15 @@ class CancellableModel(Model):
     def __init__(self, model: Model, check: Callable[[], object]) -> None:
         # All parts are those of the open model: nothing is loaded again.
         self.__dict__.update(vars(model))
+        self._opened = model
         self._check = check
+
+    def __eq__(self, other: object) -> bool:
+        # What is kept of the open model, such as the texts of its tokens, is true of this one.
+        return other is self or other is self._opened
+
+    def __hash__(self) -> int:
+        return hash(self._opened)
 
     def new_cache(self, capacity: int, rows: int = 1, *, hidden: bool = False) -> Cache:
         """See `Model.new_cache`. Raises what `check` raises."""

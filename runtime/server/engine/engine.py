@@ -17,6 +17,7 @@ from runtime.server.engine.no_scheduler import NoScheduler
 from runtime.server.engine.scheduler import Scheduler
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TokenNames
+from runtime.server.engine.turns import Turns
 from runtime.server.errors import ApiError, contain, server_error, short
 from runtime.server.openai.chat_template import open_chat
 from runtime.server_settings import Settings
@@ -43,6 +44,7 @@ class Engine:
         self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, for structured output
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
         self._jobs: set[Job] = set()
+        self._asides: list[Job] = []  # those with passes outside of the batch, the one whose turn it is first
         self.reading = asyncio.Lock()  # a large request, see `runtime.server.transport.json_route`
         self.chat_template, self.no_chat = open_chat(model)  # None, and why there is none
         self.metrics = Metrics(
@@ -71,8 +73,10 @@ class Engine:
         return self._scheduler.is_alive
 
     def model_of(self, job: Job) -> Model:
-        """The model for passes outside of the batch, which end when no client waits for the request any more."""
-        return CancellableModel(self.model, job.check)
+        """The model for passes outside of the batch. They end when no client waits for the request any more, and take
+        turns with the rows that decode.
+        """
+        return CancellableModel(self.model, Turns(job.check, lambda: self.n_running > 0))
 
     def check_model(self, model_id: str | None) -> None:
         """Raises ApiError for a model that is not this one."""
@@ -124,7 +128,17 @@ class Engine:
         Raises ApiError when the request's time is over; what runs then ends before the next begins: at its next pass
         where it takes `model_of`.
         """
-        return await self._run_in(self._aside, job, function)
+        self._asides.append(job)
+        try:
+            return await self._run_in(self._aside, job, function)
+        finally:
+            self._asides.remove(job)
+
+    def queue_position(self, job: Job) -> int:
+        """How many requests go before this one, itself included: 1 for the next one, 0 once it has begun."""
+        if job in self._asides:
+            return self._asides.index(job)
+        return self._scheduler.position(job.rows)
 
     async def write(self, job: Job, function: Callable[[], T]) -> T:
         """The reply to a request, whose time may be over."""

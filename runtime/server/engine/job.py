@@ -31,6 +31,7 @@ class Job:
         self.started = time.monotonic()
         self.rows_end = ends  # sooner where the client asks for less
         self.n_bytes = 0  # of its reply, at most about so many
+        self.rows: Sequence[ServedRow] = ()  # that decode or wait
         self.is_stopped = False  # by the server's own end
         self._is_cancelled = False
         self._is_closed = False
@@ -71,6 +72,7 @@ class Job:
         Raises RuntimeError where nothing comes from the scheduler's thread by the end of the request's time.
         """
         n_open = len(rows)
+        self.rows = rows
         self._submit(rows)
         while n_open:
             await self._wait_for_news()

@@ -24,6 +24,7 @@ class Metrics:
             "gpt2_edge_cached_prompt_tokens", "Tokens of prompts that were not computed again", registry=registry
         )
         self._new = Counter("gpt2_edge_new_tokens", "Tokens generated", registry=registry)
+        self.scored = Counter("gpt2_edge_scored_tokens", "Tokens of texts that were measured", registry=registry)
         self._ends = Counter(
             "gpt2_edge_continuations", "Continuations by what ended them", ["reason"], registry=registry
         )

@@ -21,5 +21,9 @@ class NoScheduler:
         """Raises AssertionError: `Engine.check_writes` refuses requests before."""
         raise AssertionError(f"a classifier decodes no rows: {rows!r}")
 
+    def position(self, rows: Iterable[ServedRow]) -> int:  # noqa: ARG002
+        """0: nothing waits."""
+        return 0
+
     def close(self) -> None:
         """Nothing to end."""

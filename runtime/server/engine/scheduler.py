@@ -64,6 +64,15 @@ class Scheduler:
         """Rows that wait for a slot."""
         return len(self._waiting)
 
+    def position(self, rows: Sequence[ServedRow]) -> int:
+        """The place in the queue of a request, given its rows: 1 for the next one; 0 where one of them has begun."""
+        with self._changed:
+            waiting = [row for row in self._waiting if row not in self._parked]
+        if not rows or any(row not in waiting for row in rows):
+            return 0
+        ahead = waiting[: waiting.index(rows[0])]
+        return len({row.request for row in ahead}) + 1
+
     @property
     def n_prompt_cache_bytes(self) -> int:
         """Bytes of keys and values that the prompt cache holds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,11 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from runtime.server.engine.token_names import Token, TokenNames
-from runtime.server.errors import ApiError, ErrorReply, contain, server_error
+from runtime.server.errors import ErrorReply, contain
 from runtime.server.openai.delta import Delta, Details, FinishReason
-
-_log = logging.getLogger("gpt2_edge.server")
-
 
 # What the routes say of their replies in the API's description.
 ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "what was wrong"}}
@@ -218,27 +214,15 @@ def _chat_logprobs(tokens: Sequence[Token], names: TokenNames) -> ChatLogprobs:
     )
 
 
-async def as_events(
+async def write_each(
     deltas: AsyncIterator[Delta], write: Write, usage: Callable[[], Usage | None]
-) -> AsyncIterator[bytes]:
-    """Server-sent events, one for each delta. An error becomes the last event."""
-    try:
-        async for delta in deltas:
-            yield _event(contain(partial(_write_json, write, delta)))
-        if counted := usage():
-            yield _event(to_json(write([], counted)))
-    except ApiError as error:
-        yield _event(error.json())
-    except Exception as error:
-        # The status has been sent. Only the stream can still report the error.
-        _log.exception("a stream failed")
-        yield _event(server_error(f"the server failed ({type(error).__name__}); its log says more").json())
-    yield _event("[DONE]")
+) -> AsyncIterator[str]:
+    """The chunks of a stream as JSON: one for each delta, and one for the usage where it is asked for."""
+    async for delta in deltas:
+        yield contain(partial(_write_json, write, delta))
+    if counted := usage():
+        yield to_json(write([], counted))
 
 
 def _write_json(write: Write, delta: Delta) -> str:
     return to_json(write([delta], None))
-
-
-def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()

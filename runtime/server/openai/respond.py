@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import Request, Response
 
 from runtime.server.openai.answer import Answer
 from runtime.server.openai.delta import Delta, collect
+from runtime.server.openai.events import as_events
 from runtime.server.openai.exchange import EventStream, json_response, while_connected
-from runtime.server.openai.reply import Usage, Write, as_events, to_json
+from runtime.server.openai.reply import Usage, Write, to_json, write_each
 
 
 async def respond(
@@ -32,7 +34,8 @@ async def respond(
         def usage_at_end() -> Usage | None:
             return answer.usage if answer.includes_usage else None
 
-        return EventStream(as_events(answer.deltas(), write, usage_at_end), answer.job)
+        chunks = write_each(answer.deltas(), write, usage_at_end)
+        return EventStream(as_events(chunks, partial(answer.engine.queue_position, answer.job)), answer.job)
     choices = select(await while_connected(request, collect(answer.deltas())))
     body = answer.engine.write(answer.job, lambda: to_json(write(choices, answer.usage)))
     return json_response(await while_connected(request, body))

@@ -14,7 +14,7 @@ import runtime
 from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
 from runtime.server.errors import add_handlers, server_error
-from runtime.server.openai import chat, classify, completions, embeddings, tokens
+from runtime.server.openai import chat, classify, completions, embeddings, surprisal, tokens
 from runtime.server.openai.reply import ERRORS
 from runtime.server.transport import page
 from runtime.server.transport.guard import Guard
@@ -76,7 +76,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.engine = engine
-    for part in (completions, chat, embeddings, classify, tokens, page):
+    for part in (completions, chat, embeddings, classify, tokens, surprisal, page):
         app.include_router(part.router)
     app.include_router(router)
     app.add_middleware(Guard, settings=settings)

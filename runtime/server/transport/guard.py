@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.engine.metrics import Metrics
 from runtime.server.errors import CLOSED_REQUEST, ApiError, short
+from runtime.server.transport import page
 from runtime.server.transport.cors import Cors
 from runtime.server_settings import Settings
 
 # These paths need no key, since they reveal nothing about the model.
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/sheet.js", "/health"})
+OPEN_PATHS = frozenset({*page.FILES, "/health"})
 # How many bytes beyond the limit are read and discarded.
 _DISCARDED_BYTES = 2**24
 # Closes the connection, so that the server need not read the rest of the body.

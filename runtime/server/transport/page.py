@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
 
+SCRIPTS = ("client.js", "sheet.js", "tabs.js", "page.js", "surprisal.js", "classify.js")
 router = APIRouter(include_in_schema=False)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -16,31 +18,22 @@ _HEADERS = {
 }
 
 
-def _response(name: str, media_type: str) -> Response:
-    return Response(
-        Path(__file__).with_name("static").joinpath(name).read_bytes(), headers=_HEADERS, media_type=media_type
-    )
+# each address, its file and its kind
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in SCRIPTS},
+}
 
 
-@router.get("/")
-async def page() -> Response:
-    """The page."""
-    return _response("page.html", "text/html")
+def _file(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+    path = Path(__file__).with_name("static") / name
+
+    async def respond() -> Response:
+        return Response(path.read_bytes(), headers=_HEADERS, media_type=media_type)
+
+    return respond
 
 
-@router.get("/page.css")
-async def style() -> Response:
-    """The style sheet of the page."""
-    return _response("page.css", "text/css")
-
-
-@router.get("/page.js")
-async def script() -> Response:
-    """The script of the page."""
-    return _response("page.js", "text/javascript")
-
-
-@router.get("/sheet.js")
-async def sheet() -> Response:
-    """The script that renders results on the page."""
-    return _response("sheet.js", "text/javascript")
+for _path, _given in FILES.items():
+    router.add_api_route(_path, _file(*_given))

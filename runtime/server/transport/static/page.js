@@ -21,8 +21,7 @@ const TASKS = {
   read: ["Passage", "Paste a passage, and ask about it below."],
   choose: ["Text with a blank _", "The trophy does not fit in the case because the _ is too big."],
 };
-const NO_SERVER = "The server does not answer. It may have been stopped: start it again, and press Generate.";
-const LOST = "The connection to the server was lost: it may have been stopped. What it wrote until then is above.";
+const NO_SERVER_YET = "The server does not answer. It may have been stopped: start it again, and load this page anew.";
 const touched = new Set(); // sliders moved by hand: a task has values of its own for the others
 let modelId = null;
 let running = null; // the AbortController of a request under way
@@ -60,14 +59,12 @@ function toJson(body, indent) {
   return body.seed === undefined ? text : text.replace(/"seed":(\s?)"(\d+)"/, '"seed":$1$2');
 }
 
-function headers() {
-  const key = $("key").value;
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
-}
-
 // generating ---------------------------------------------------------------------------------------------------------
 
-/** Write on from the prompt, or from a branch: { prompt, words, text }, words that stay and their text. */
+/**
+ * Write on from the prompt, or from a branch: { prompt, words, text, n }, words that stay, their text, and of how many
+ * tokens it is what the connection was lost after.
+ */
 async function generate(branch) {
   if (running) running.abort();
   const control = (running = new AbortController());
@@ -76,51 +73,21 @@ async function generate(branch) {
   try {
     const body = { ...request(), stream: true };
     if (branch) body.prompt = branch.prompt + branch.text;
+    if (branch && branch.n) body.max_tokens = Math.max(1, body.max_tokens - branch.n);
     if (body.task !== "choose") body.logprobs = ALTERNATIVES;
-    const reply = await ask(body, control.signal);
+    const reply = await ask("v1/completions", toJson(body), control.signal, "Generate");
     for await (const chunk of events(reply.body)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      for (const choice of chunk.choices) written.add(choice);
+      if (chunk.queued) written.wait(inLine(chunk.queued));
+      for (const choice of chunk.choices || []) written.add(choice);
     }
     written.finish();
   } catch (error) {
     if (control.signal.aborted) written.finish("Stopped.");
-    else written.fail(error.message);
+    else written.fail(error);
   } finally {
     if (running === control) {
       running = null;
       setBusy(false);
-    }
-  }
-}
-
-/** The reply to a request. An error has the server's reason, or says that there is no server. */
-async function ask(body, signal) {
-  const options = { method: "POST", headers: headers(), body: toJson(body), signal };
-  const reply = await fetch("v1/completions", options).catch(() => fail(NO_SERVER));
-  if (reply.ok) return reply;
-  const told = await reply.json().catch(() => fail(NO_SERVER)); // of a proxy in between, say
-  return fail(told.error ? told.error.message : NO_SERVER);
-}
-
-function fail(message) {
-  throw new Error(message);
-}
-
-/** Server-sent events of a reply, read. */
-async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    const { value, done } = await reader.read().catch(() => fail(LOST));
-    if (done) fail(LOST); // without its last event
-    held += value;
-    const parts = held.split("\n\n");
-    held = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      yield JSON.parse(data);
     }
   }
 }
@@ -142,6 +109,11 @@ function continueFrom(element, name) {
   document.querySelector("input[name=task][value='']").checked = true;
   showTask();
   generate({ prompt: sheet.prompt, words, text: words.map((shown) => shown.textContent).join("") });
+}
+
+/** Go on from the text so far, where the connection was lost. */
+function goOn() {
+  generate({ prompt: sheet.prompt, words: sheet.shown.map(([shown]) => shown), text: sheet.text, n: sheet.n });
 }
 
 // copying ------------------------------------------------------------------------------------------------------------
@@ -231,10 +203,11 @@ function reset() {
 async function greet() {
   const reply = await fetch("v1/models", { headers: headers() });
   $("key-row").hidden = reply.ok && !$("key").value;
-  if (!reply.ok) return say(reply.status === 401 ? "This server asks for a key: give it among the options." : NO_SERVER);
+  if (!reply.ok) return say(reply.status === 401 ? "This server asks for a key: give it among the options." : NO_SERVER_YET);
   const [model] = (await reply.json()).data;
   modelId = model.id;
   $("model").textContent = model.id;
+  offerLabels(model.labels);
   limitTokens(Math.min(model.max_model_len - 1, model.max_tokens));
   return say("Ready.");
 }
@@ -249,7 +222,6 @@ function limitTokens(most) {
 
 addSliders();
 showTask();
-greet().catch(() => say(NO_SERVER));
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
@@ -261,24 +233,15 @@ $("tasks").addEventListener("change", showTask);
 $("copy-text").addEventListener("click", (event) => copy(event.currentTarget, sheet ? sheet.whole : ""));
 $("copy-python").addEventListener("click", (event) => copy(event.currentTarget, asPython()));
 $("copy-curl").addEventListener("click", (event) => copy(event.currentTarget, asCurl()));
-$("output").addEventListener("keydown", moveFocus);
-$("tip").addEventListener("keydown", moveInTip);
-for (const kind of ["mouseover", "focusin", "click"]) {
-  $("output").addEventListener(kind, (event) => event.target.tokens && !event.buttons && showTip(event.target));
-}
-for (const place of [$("output"), $("tip")]) {
-  place.addEventListener("mouseout", hideTipSoon);
-  place.addEventListener("focusout", (event) => $("tip").contains(event.relatedTarget) || hideTipSoon());
-}
-for (const kind of ["mouseover", "focusin"]) $("tip").addEventListener(kind, keepTip);
-addEventListener("pointerdown", (event) => event.target.tokens || $("tip").contains(event.target) || hideTip());
-addEventListener("scroll", hideTip, { passive: true });
 addEventListener("keydown", (event) => {
+  const start = { write: () => generate(), surprisal: measure, classify }[shownTab()];
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    generate();
+    start();
   } else if (event.key === "Escape") {
     leaveTip();
-    if (running) running.abort();
+    for (const control of [running, measuring, classifying]) if (control) control.abort();
   }
 });
+listen($("output"));
+addEventListener("DOMContentLoaded", () => greet().catch(() => say(NO_SERVER_YET)));

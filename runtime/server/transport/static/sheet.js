@@ -1,4 +1,4 @@
-"use strict"; // what page.js shows: the text, its tokens, and what else was likely
+"use strict"; // what is shown: a text, its tokens, and what else was likely
 
 const $ = (id) => document.getElementById(id);
 
@@ -8,9 +8,10 @@ class Sheet {
     this.prompt = prompt;
     this.text = "";
     this.end = null;
-    this.n = 0;
+    this.n = (branch && branch.n) || 0;
     this.shown = []; // [word, where its text begins, in this.text]
     this.held = []; // tokens that are parts of a character, until its last comes
+    this.waiting = null; // what is shown until the first token comes
     this.start = performance.now();
     this.first = null;
     hideTip();
@@ -18,11 +19,22 @@ class Sheet {
     $("output").replaceChildren(make("span", { className: "prompt", textContent: prompt }));
     this.branches = !chosenTask(); // a task's text cannot be given back to it
     for (const shown of branch ? branch.words : []) this.show(shown);
-    say("Reading the prompt …");
+    this.wait("Reading the prompt …");
     $("speed").textContent = "\u00a0";
   }
 
+  wait(text) {
+    say(text);
+    this.waiting = showWait($("output"), text, true);
+  }
+
+  endWait() {
+    if (this.waiting) this.waiting.remove();
+    this.waiting = null;
+  }
+
   add(choice) {
+    this.endWait();
     const atEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 4;
     const letters = [...choice.text]; // offsets count characters, not UTF-16 units
     const tokens = read(choice.logprobs);
@@ -52,7 +64,7 @@ class Sheet {
 
   /** All that stands on the sheet but for notes. */
   get whole() {
-    const parts = [...$("output").childNodes].filter((node) => !node.classList || !node.matches(".wrong, .empty"));
+    const parts = [...$("output").childNodes].filter((node) => !node.classList || !node.matches(".wrong, .empty, .waiting, .go-on"));
     return parts.map((node) => node.textContent).join("");
   }
 
@@ -68,6 +80,7 @@ class Sheet {
   }
 
   finish(told) {
+    this.endWait();
     const ended = this.end && this.end.gpt2_edge;
     const seconds = ((performance.now() - this.start) / 1000).toFixed(1);
     if (ended) this.showAnswer(ended);
@@ -100,9 +113,12 @@ class Sheet {
     $("output").replaceChildren(after === undefined ? `${before} ` : before, filled, after || "");
   }
 
-  fail(message) {
-    this.note("wrong", message);
-    say("That did not work.");
+  fail(error) {
+    this.endWait();
+    const canGoOn = error instanceof ConnectionError && this.branches && this.text;
+    this.note("wrong", error.message === LOST && this.text ? `${LOST} What it wrote until then is above.` : error.message);
+    if (canGoOn) $("output").append(make("button", { type: "button", className: "go-on", textContent: "Go on from here", onclick: goOn }));
+    say(canGoOn ? "The connection was lost." : "That did not work.");
   }
 
   note(className, textContent) {
@@ -128,11 +144,25 @@ function word(text, tokens, isFirst) {
   const ends = /^\s*\n\s*$/.test(text) ? " ends" : ""; // only ends a line: without a mark there is nothing to point at
   const element = make("b", { className: `u${unsure}${ends}`, textContent: text, tabIndex: isFirst ? 0 : -1 });
   element.tokens = tokens;
+  element.explain = () => explainChoice(element);
   return element;
 }
 
 function say(text) {
   $("status").textContent = text;
+}
+
+/** A spinner and what is waited for, at the end of a sheet or instead of what is there. Returns the element. */
+function showWait(place, text, isAfter = false) {
+  const shown = place.querySelector(".waiting");
+  if (shown) {
+    shown.lastChild.data = text;
+    return shown;
+  }
+  const element = make("span", { className: "waiting" }, make("i", { className: "spinner", ariaHidden: "true" }), text);
+  if (isAfter) place.append(element);
+  else place.replaceChildren(element);
+  return element;
 }
 
 function make(name, properties, ...children) {
@@ -154,15 +184,18 @@ function fill(share) {
   return element;
 }
 
-/** Probabilities as bars, the highest first; `pick`, where it is given, is called with the name that is clicked. */
-function bars(pairs, chosen, pick) {
+/**
+ * Probabilities as bars, the highest first: pairs of a name and a probability, and a third where names are not unique.
+ * pick: is called with the name that is clicked. show: how a name is written.
+ */
+function bars(pairs, chosen, pick, show = visible) {
   const list = make("dl", { className: "bars" });
-  for (const [name, probability] of pairs.sort((one, other) => other[1] - one[1])) {
-    const className = name === chosen ? "chosen" : "";
+  for (const [name, probability, key = name] of pairs.sort((one, other) => other[1] - one[1])) {
+    const className = key === chosen ? "chosen" : "";
     const term = make("dt", { className, title: name });
     const isText = !/^bytes:|^<\|.*\|>$/.test(name); // parts of a character and ends of text cannot be written on from
-    if (pick && isText) term.append(make("button", { type: "button", textContent: visible(name), onclick: () => pick(name) }));
-    else term.textContent = visible(name);
+    if (pick && isText) term.append(make("button", { type: "button", textContent: show(name), onclick: () => pick(name) }));
+    else term.textContent = show(name);
     list.append(
       term,
       make("dd", { className: "bar", ariaHidden: "true" }, fill(probability)),
@@ -181,11 +214,7 @@ function showTip(element) {
   keepTip();
   if (tipped === element && !$("tip").hidden) return;
   const tip = $("tip");
-  const token = element.tokens[0];
-  const pick = sheet && sheet.branches ? (name) => continueFrom(element, name) : null;
-  const how = matchMedia("(hover: none)").matches ? "tap" : "click";
-  const told = pick ? `what the model considered here; ${how} one to go on from it` : "what the model considered here";
-  tip.replaceChildren(make("p", { textContent: told }), bars(token.top.slice(), token.name, pick));
+  tip.replaceChildren(...element.explain());
   tip.hidden = false;
   tipped = element;
   const place = element.getClientRects()[0];
@@ -195,6 +224,15 @@ function showTip(element) {
   tip.style.left = `${left}px`;
   tip.style.top = `${fits ? below : Math.max(8, place.top - tip.offsetHeight - 6)}px`;
   element.setAttribute("aria-describedby", "tip");
+}
+
+/** What the tip says of a token that the model wrote. */
+function explainChoice(element) {
+  const token = element.tokens[0];
+  const pick = sheet && sheet.branches ? (name) => continueFrom(element, name) : null;
+  const how = matchMedia("(hover: none)").matches ? "tap" : "click";
+  const told = pick ? `what the model considered here; ${how} one to go on from it` : "what the model considered here";
+  return [make("p", { textContent: told }), bars(token.top.slice(), token.name, pick)];
 }
 
 function hideTip() {
@@ -233,12 +271,12 @@ function moveInTip(event) {
 
 function moveFocus(event) {
   const first = $("tip").querySelector("button");
-  if ((event.key === "Enter" || event.key === "ArrowDown") && event.target.tokens && first && !event.ctrlKey && !event.metaKey) {
+  if ((event.key === "Enter" || event.key === "ArrowDown") && event.target.explain && first && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     return first.focus();
   }
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  const words = [...$("output").querySelectorAll("b")];
+  const words = [...event.currentTarget.querySelectorAll("b")];
   const at = words.indexOf(document.activeElement);
   if (!step || at < 0 || !words[at + step]) return undefined;
   event.preventDefault();
@@ -246,3 +284,23 @@ function moveFocus(event) {
   words[at + step].tabIndex = 0;
   return words[at + step].focus();
 }
+
+/** Words of this place show their tip: by pointing, by touch, and by keys. */
+function listen(place) {
+  place.addEventListener("keydown", moveFocus);
+  for (const kind of ["mouseover", "focusin", "click"]) {
+    place.addEventListener(kind, (event) => event.target.explain && !event.buttons && showTip(event.target));
+  }
+  leaveSoon(place);
+}
+
+function leaveSoon(place) {
+  place.addEventListener("mouseout", hideTipSoon);
+  place.addEventListener("focusout", (event) => $("tip").contains(event.relatedTarget) || hideTipSoon());
+}
+
+leaveSoon($("tip"));
+$("tip").addEventListener("keydown", moveInTip);
+for (const kind of ["mouseover", "focusin"]) $("tip").addEventListener(kind, keepTip);
+addEventListener("pointerdown", (event) => event.target.explain || $("tip").contains(event.target) || hideTip());
+addEventListener("scroll", hideTip, { passive: true });
