@@ -10,8 +10,10 @@ from runtime.model.kv_cache import InPlaceCache, Logits
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, cut
 
-# Positions of one pass, padding included. More would take more memory for logits and hardly less time.
-PASS_SIZE = PREFILL_STEP
+# Positions of one pass, padding included, and bytes of its logits. Each token of a larger pass takes longer: its logits
+# leave the processor's cache before they are read, and the system provides their memory anew for every pass.
+PASS_SIZE = 160
+PASS_BYTES = 20 << 20
 # Positions whose logits are handed on together, so that what is computed from them stays in the processor's cache.
 BLOCK = 16
 
@@ -86,6 +88,15 @@ def run(model: Model, requests: Sequence[Request]) -> Iterator[Block]:
             yield from _run_alone(model, index, request)
 
 
+def pass_size(n_vocab: int) -> int:
+    """How many positions share a pass; a longer request takes a pass by itself.
+
+    >>> pass_size(50257)
+    104
+    """
+    return min(PASS_SIZE, max(1, PASS_BYTES // (4 * n_vocab)))
+
+
 def _may_share(model: Model, request: Request) -> bool:
     # The graph of a plain export decodes one row at a time.
     return model.is_fused and len(request.ids) <= PREFILL_STEP
@@ -97,11 +108,12 @@ def _padded(model: Model, n: int) -> int:
 
 
 def _groups(model: Model, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[int]]:
-    """Requests, shortest first, in groups of up to PASS_SIZE positions each."""
+    """Requests, shortest first, in groups of up to `pass_size` positions each."""
+    most = pass_size(model.config.vocab_size)
     group: list[int] = []
     for index in order:
         # The newest request is the longest of its group, and the others are padded to its length.
-        if group and (len(group) + 1) * _padded(model, len(requests[index].ids)) > PASS_SIZE:
+        if group and (len(group) + 1) * _padded(model, len(requests[index].ids)) > most:
             yield group
             group = []
         group.append(index)
