@@ -14,6 +14,8 @@ from export.arguments import BuildOptions
 from export.checkpoint.config import Config
 from export.checkpoint.weights import SHARD_BYTES
 from export.quantize import inputs, texts
+from export.quantize.gptq import ROWS_AT_ONCE
+from runtime.graph.kernels import INT8_SHARE
 from runtime.model.memory import cache_bytes
 
 # The constants are fitted to the peak of anonymous memory in builds on Linux x86-64 with onnxruntime 1.32 and torch
@@ -38,6 +40,9 @@ SPLIT_COPIES = 1.25
 # Bytes of UTF-8 for each token. English has 4; 3 makes the estimate err upwards.
 BYTES_PER_TOKEN = 3
 SCALE_BYTES = 4
+# Of the scales in int4 models.
+HALF_SCALE_BYTES = 2
+# Of a 4-bit weight, and of the zero point of a block of them.
 INT4_BYTES = 0.5
 # GPTQ has four fp64 matrices at a time: the moments of a product, those of the layer's others, inverse and factor.
 MOMENT_BYTES = 4 * 8
@@ -101,7 +106,7 @@ def _disk(config: Config, options: BuildOptions, n_text_bytes: int) -> float:
     # At int4 the rounded products are kept in files until the model is written.
     rounded = model_bytes(config, options) if options.precision == "int4" else 0
     layer = _matrices(config) / config.n_layer * 4
-    calibrating = rounded + max(layer, _stored_bytes(config, 1, 0)) if options.calibrates else 0
+    calibrating = rounded + max(layer, _stored_bytes(config, 1, 1)) if options.calibrates else 0
     return max(exporting, kept + model_bytes(config, options) + rounded * options.calibrates, kept + calibrating)
 
 
@@ -115,6 +120,8 @@ def _memory(config: Config, options: BuildOptions) -> float:
         stages.append(min(weights, SHARD_BYTES + largest))
     if options.calibrates:
         stages.append(_measuring(config, options))
+        if options.precision == "int4" and config.head is None:
+            stages.append(_rounding_output(config))
         if not options.calibration_text and config.head is None:
             stages.append(_writing(config, options))
     if options.verify != "none":
@@ -129,7 +136,7 @@ def _writing(config: Config, options: BuildOptions) -> float:
     """Memory for writing the calibration text, with the dense kernel."""
     length = texts.AMOUNTS[options.precision].length(config.n_positions)
     cache = cache_bytes(config, length, texts.texts_at_once(config, length))
-    return LOADED["int8"] * _stored_bytes(config, 1, 0) + cache
+    return LOADED["int8"] * _stored_bytes(config, 1, 1) + cache
 
 
 def _measuring(config: Config, options: BuildOptions) -> float:
@@ -146,22 +153,38 @@ def _measuring(config: Config, options: BuildOptions) -> float:
     return hidden + weights + attention + length * ACTIVATION_BYTES * width + moments + sample
 
 
+def _rounding_output(config: Config) -> float:
+    """Memory for rounding the output layer with GPTQ: hidden states, the matrix, and its values."""
+    hidden = texts.AMOUNTS["int4"].n_tokens * config.n_embd * 4
+    matrix = config.vocab_size * config.n_embd
+    temporary = 4 * ROWS_AT_ONCE * config.n_embd * 4
+    return hidden + matrix * (4 + 2) + temporary + MOMENT_BYTES * config.n_embd**2
+
+
 def model_bytes(config: Config, options: BuildOptions) -> float:
     """The size of the model's stored weights, if every product has the usual kernel."""
     if options.precision == "fp32":
         return _parameters(config) * 4
     if options.block_size is None:
-        return _stored_bytes(config, 1, 0) + _columns(config) * SCALE_BYTES
-    scale = SCALE_BYTES / options.block_size
-    return _stored_bytes(config, INT4_BYTES if options.precision == "int4" else 1, scale)
+        return _stored_bytes(config, 1, 1) + _columns(config) * SCALE_BYTES
+    if options.precision == "int8":
+        of_weight = 1 + SCALE_BYTES / options.block_size
+        return _stored_bytes(config, of_weight, of_weight)
+    of_int4 = INT4_BYTES + (HALF_SCALE_BYTES + INT4_BYTES) / options.block_size
+    of_int8 = 1 + HALF_SCALE_BYTES / options.block_size
+    return _stored_bytes(config, of_int4, of_int4 + (of_int8 - of_int4) / INT8_SHARE)
 
 
-def _stored_bytes(config: Config, of_weight: float, scale: float) -> float:
-    """The size of all weights. of_weight: bytes of a weight in a layer. scale: bytes of scales for each weight."""
+def _stored_bytes(config: Config, of_weight: float, of_vocabulary: float) -> float:
+    """The size of all weights.
+
+    of_weight, of_vocabulary: bytes of a weight, and of its share of a scale, in a product of a layer and in a matrix of
+    the vocabulary.
+    """
     matrices = _matrices(config)
-    embedding = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
-    rest = (_parameters(config) - matrices - embedding) * 4
-    return rest + embedding * (1 + scale) + matrices * (of_weight + scale)
+    vocabulary = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
+    rest = (_parameters(config) - matrices - vocabulary) * 4
+    return rest + vocabulary * of_vocabulary + matrices * of_weight
 
 
 def _columns(config: Config) -> int:

@@ -148,9 +148,9 @@ class _Arrays:
             return {name: self._tensors.hidden_factor}
         if name == "wpe":
             return {name: self._tensors["wpe.weight"]}
-        for matrix in ("wte", "lm_head"):
-            if matrix in (name, owner):
-                return self._precision.round_matrix(matrix, self._tensors[f"{matrix}.weight"])
+        matrix = name.split(".")[0]
+        if matrix in ("wte", "lm_head"):
+            return self._precision.round_matrix(matrix, self._tensors[f"{matrix}.weight"])
         if owner.endswith(PRODUCTS) and part != "bias":
             return self._precision.round_linear(owner, self._tensors[f"{owner}.weight"])
         if owner in HEADS and part == "weight":

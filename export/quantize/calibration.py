@@ -16,7 +16,9 @@ from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
 from export.quantize.int4 import RoundedFiles, quantize_int4
 from export.quantize.kernels import better_kernels, output_kernel
+from export.quantize.precision import Floats
 from export.quantize.texts import Ids
+from runtime.graph.kernels import FrequentRows
 
 
 @dataclasses.dataclass
@@ -80,7 +82,10 @@ class _Calibrator:
                 self._round(inputs)
         # A classifier has no output layer, and its head stays in fp32.
         if self._config.head is None:
-            self._found.keep(OUTPUT, self._choose_output(layers.output(OUTPUT)))
+            inputs_of_output = layers.output(OUTPUT)
+            self._found.keep(OUTPUT, self._choose_output(inputs_of_output))
+            if self._is_int4:
+                self._round_output(inputs_of_output)
         return self._found
 
     def _choose(self, name: str, inputs: Inputs) -> Choice:
@@ -98,18 +103,31 @@ class _Calibrator:
 
     def _choose_output(self, inputs: Inputs) -> Choice:
         """Choose the equalization of the output layer."""
-        matrix = self._tensors["wte.weight" if self._config.tie_word_embeddings else "lm_head.weight"]
         kernel = output_kernel(self._kernel)
-        return choose_output(matrix, inputs, [kernel, *self._better(kernel)])
+        return choose_output(self._tensors[f"{self._matrix}.weight"], inputs, [kernel, *self._better(kernel)])
+
+    @property
+    def _matrix(self) -> str:
+        """The matrix of the output layer."""
+        return "wte" if self._config.tie_word_embeddings else "lm_head"
 
     def _round(self, inputs: dict[str, Inputs]) -> None:
         """Round the products of a layer to 4 bits with GPTQ, each for its equalized input."""
         equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
         for name, found in inputs.items():
-            if found.moments is None or self._found.rounded is None:
-                raise AssertionError("calibration for int4 must measure second moments")
-            moments = self._found.equalizations[name].moments(found.moments, found.mean)
-            weight = equalized[f"{name}.weight"].T
-            self._found.rounded[name] = quantize_int4(weight, int(self._kernel.split()[1]), moments)
-            # Free it now: it is the largest array of the build.
-            found.moments = None
+            self._round_product(name, name, equalized[f"{name}.weight"].T, found)
+
+    def _round_output(self, inputs: Inputs) -> None:
+        """Round the rows of the output layer that are not int8."""
+        equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
+        matrix = equalized[f"{self._matrix}.weight"]
+        self._round_product(OUTPUT, self._matrix, matrix[FrequentRows.n_first(len(matrix)) :], inputs)
+
+    def _round_product(self, product: str, name: str, matrix: Floats, inputs: Inputs) -> None:
+        """Round the matrix [n_out, n_in] of a product with GPTQ, and store it under its name."""
+        if inputs.moments is None or self._found.rounded is None:
+            raise AssertionError("calibration for int4 must measure second moments")
+        moments = self._found.equalizations[product].moments(inputs.moments, inputs.mean)
+        self._found.rounded[name] = quantize_int4(matrix, int(self._kernel.split()[1]), moments)
+        # Free it now: it is the largest array of the build.
+        inputs.moments = None

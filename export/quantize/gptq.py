@@ -13,6 +13,8 @@ from export.quantize.int4_blocks import Rounded, search, to_levels
 from export.quantize.precision import Floats
 
 Doubles = NDArray[np.float64]
+# Bounds the memory of temporaries.
+ROWS_AT_ONCE = 8192
 DAMPING = 0.01
 """Added to the diagonal of the moments, relative to the mean of the diagonal, as in the paper."""
 
@@ -24,6 +26,17 @@ def round_together(matrix: Floats, moments: Doubles, block_size: int) -> Rounded
     of it would be the largest array of the build.
     """
     factor = _inverse_factor(moments)
+    # Rows do not depend on each other: a part at a time bounds the memory of temporaries.
+    parts = [
+        _round_rows(matrix[start : start + ROWS_AT_ONCE], factor, block_size)
+        for start in range(0, len(matrix), ROWS_AT_ONCE)
+    ]
+    values, scales, zeros = zip(*parts, strict=True)
+    return np.concatenate(values), np.concatenate(scales), np.concatenate(zeros)
+
+
+def _round_rows(matrix: Floats, factor: Floats, block_size: int) -> Rounded:
+    """Round some rows of the matrix; factor: see `_inverse_factor`."""
     # The weights, changed to compensate for the errors of those that are rounded already.
     rest = np.array(matrix.T, np.float32, order="C")  # [n_in, n_out]
     values = np.empty(rest.shape, np.uint8)

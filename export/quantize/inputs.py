@@ -130,7 +130,7 @@ class LayerInputs:
     def output(self, name: str) -> Inputs:
         """The inputs of the output layer; call it after the last layer. Raises ValueError if they overflow fp32."""
         n_texts, length, n_embd = self._hidden.shape
-        sums = _Sums(n_embd, n_texts * length, moments=False)
+        sums = _Sums(n_embd, n_texts * length, moments=self._moments)
         with np.errstate(over="ignore", invalid="ignore"):
             for hidden, sampled in zip(self._hidden, self._sampled, strict=True):
                 sums.add(self._normed(hidden), sampled)

@@ -1,4 +1,4 @@
-"""The int4 kernel: 4-bit weights in blocks, in the layout of onnxruntime's `MatMulNBits`."""
+"""The int4 kernels: 4-bit weights in blocks, in the layout of onnxruntime's `MatMulNBits`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from export.quantize.blocks import quantize
 from export.quantize.gptq import Doubles, round_together
 from export.quantize.int4_blocks import round_alone
 from export.quantize.precision import MAX_ANY_ROWS_BLOCK_SIZES, Arrays, Floats, Int8
-from runtime.graph.kernels import Blocks, Kernel
+from runtime.graph.kernels import Blocks, FrequentRows, Kernel
 
 Packed = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
+# Of the scales in fp16; half of what fp16 can hold, so that nothing overflows.
+LARGEST_HALF = 2.0**15
 
 
 def quantize_int4(matrix: Floats, block_size: int, moments: Doubles | None = None) -> Packed:
@@ -41,11 +44,23 @@ def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(values[..., 0::2] | values[..., 1::2] << 4)
 
 
+def halve(scales: Floats) -> tuple[NDArray[np.float16], Floats]:
+    """Scales of any shape, in fp16 as multiples of a number [1], and this number."""
+    unit = np.array([scales.max()], np.float32) / np.float32(LARGEST_HALF)
+    return (scales / unit).astype(np.float16), unit
+
+
 class Rounded(Protocol):
     """Products whose weights are rounded already."""
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the weights of a product are rounded already."""
+
     def __getitem__(self, name: str) -> Packed:
-        """The rounded weights of a product, as `quantize_int4` returns them."""
+        """The rounded weights of a product, as `quantize_int4` returns them.
+
+        Of `wte` or `lm_head`, the rows that `FrequentRows` stores in int4.
+        """
 
 
 class RoundedFiles:
@@ -57,17 +72,24 @@ class RoundedFiles:
 
     def __setitem__(self, name: str, packed: Packed) -> None:
         """Write the rounded weights of a product."""
-        np.savez(self._folder / f"{name}.npz", *packed)
+        np.savez(self._path(name), *packed)
+
+    def __contains__(self, name: str) -> bool:
+        """See `Rounded`."""
+        return self._path(name).exists()
 
     def __getitem__(self, name: str) -> Packed:
         """See `Rounded`."""
-        with np.load(self._folder / f"{name}.npz") as arrays:
+        with np.load(self._path(name)) as arrays:
             return arrays["arr_0"], arrays["arr_1"], arrays["arr_2"]
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Int4(Int8):
-    """Products in blocks of 4-bit integers; the output layer is int8, since it loses most by rounding.
+    """Products in blocks of 4-bit integers. Of `wte` and `lm_head` only the rows after the most frequent ones.
 
     rounded: products that GPTQ has rounded already; None rounds every block by itself.
     """
@@ -81,10 +103,32 @@ class Int4(Int8):
 
     def kernel_of(self, name: str) -> Kernel:
         """See `Precision.kernel_of`."""
-        return Blocks(8 if name in ("wte", "lm_head") else 4, self.block_size)
+        if name in ("wte", "lm_head"):
+            return FrequentRows(self.block_size)
+        return Blocks(4, self.block_size, has_half_scales=True)
+
+    def round_matrix(self, name: str, matrix: Floats) -> Arrays:
+        """See `Precision.round_matrix`."""
+        n_first = FrequentRows.n_first(len(matrix))
+        quantized, scales = quantize(matrix[:n_first], self.block_size)
+        first = {f"{name}.first.q": quantized, **_half_scales(f"{name}.first", scales)}
+        return first | self._constants(f"{name}.rest", self._round(name, matrix[n_first:]))
 
     def round_linear(self, name: str, weight: Floats) -> Arrays:
         """See `Precision.round_linear`."""
-        rounded = quantize_int4(weight.T, self.block_size) if self.rounded is None else self.rounded[name]
-        packed, scales, zeros = rounded
-        return {f"{name}.q": packed, f"{name}.scale": scales, f"{name}.zero": zeros}
+        return self._constants(name, self._round(name, weight.T))
+
+    def _round(self, name: str, matrix: Floats) -> Packed:
+        if self.rounded is not None and name in self.rounded:
+            return self.rounded[name]
+        return quantize_int4(matrix, self.block_size)
+
+    def _constants(self, name: str, packed: Packed) -> Arrays:
+        weights, scales, zeros = packed
+        return {f"{name}.q": weights, f"{name}.zero": zeros, **_half_scales(name, scales)}
+
+
+def _half_scales(name: str, scales: Floats) -> Arrays:
+    """The constants of scales in fp16."""
+    half, unit = halve(scales)
+    return {f"{name}.half_scale": half, f"{name}.unit": unit}

@@ -18,7 +18,7 @@ BETTER = ("block 64", "block 32", FP32)
 
 
 def make_kernel(name: str, rounded: Rounded | None = None) -> Precision:
-    """The precision by its name: `fp32`, `dense`, `block SIZE` or `int4 SIZE`.
+    """The precision by its name: `fp32`, `dense`, `block SIZE`, `int4 SIZE`, or `frequent SIZE` for an output layer.
 
     rounded: for int4, products that are rounded already.
     """
@@ -31,8 +31,8 @@ def make_kernel(name: str, rounded: Rounded | None = None) -> Precision:
 
 
 def output_kernel(usual: str) -> str:
-    """The kernel of the output layer: the usual one, but int8 blocks of the same size in place of int4."""
-    return usual.replace("int4", "block")
+    """The kernel of the output layer: the usual one, but at int4 the rows of frequent tokens are int8."""
+    return usual.replace("int4", "frequent")
 
 
 def better_kernels(kernel: str, widths: Sequence[int], *, only_dense: bool = False) -> list[str]:
@@ -54,8 +54,10 @@ def _rank(kernel: str) -> float:
     if kernel in (FP32, DENSE):
         return 3 if kernel == FP32 else 1
     kind, size = kernel.split()
+    if kind in ("int4", "frequent"):
+        return 0
     # Smaller blocks are more exact. int8 blocks rank between dense (1) and fp32 (3).
-    return 0 if kind == "int4" else 1 + 1 / math.log2(int(size))
+    return 1 + 1 / math.log2(int(size))
 
 
 @dataclasses.dataclass(frozen=True)

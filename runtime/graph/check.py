@@ -28,7 +28,7 @@ from runtime.graph.gpt2 import (
     Layout,
     product_sizes,
 )
-from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, Kernel
+from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, FrequentRows, Kernel
 from runtime.graph.places import check_places
 from runtime.graph.reader import OnnxModel, Tensor
 
@@ -129,19 +129,25 @@ def layout_of(model: OnnxModel, architecture: Architecture) -> Layout:
 
 
 def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
+    is_matrix = "." not in name
+    # A matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] is stored transposed.
+    n_in = sizes[1] if is_matrix else sizes[0]
+    if is_matrix and f"{name}.rest.q" in model.constants:
+        return FrequentRows(_blocks(model, f"{name}.rest", n_in).size)
     packed = model.constants.get(f"{name}.q")
     if packed is None:
         return Fp32()
-    if packed.dtype == "int8":
-        return Dense()
-    is_matrix = "." not in name
-    bits = 4 if f"{name}.zero" in model.constants and not is_matrix else 8
+    return Dense() if packed.dtype == "int8" else _blocks(model, name, n_in)
+
+
+def _blocks(model: OnnxModel, name: str, n_in: int) -> Blocks:
+    """The kernel of a weight in blocks; n_in: the length of its rows."""
+    packed = model.constants[f"{name}.q"]
+    bits = 4 if f"{name}.zero" in model.constants else 8
     size = packed.shape[-1] * 8 // bits if packed.shape else 0
-    # A matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] is stored transposed.
-    n_in = sizes[1] if is_matrix else sizes[0]
     if size not in BLOCK_SIZES[bits] or n_in % size:
         _refuse(model, f"constant {packed.name!r} of shape {list(packed.shape)} is not in blocks of an allowed size")
-    return Blocks(bits, size)
+    return Blocks(bits, size, has_half_scales=f"{name}.half_scale" in model.constants)
 
 
 def _check_header(model: OnnxModel, graph: Graph) -> None:

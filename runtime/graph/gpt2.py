@@ -173,7 +173,7 @@ class Description:
         architecture = self.architecture
         kernel = self.layout.kernels["wte"]
         kernel.store(graph, "wte", self.sizes["wte"])
-        tokens = kernel.embed(graph, "wte", "tokens")
+        tokens = kernel.embed(graph, "wte", self.sizes["wte"], "tokens")
         if self.layout.has_factor:
             factor = graph.weight(FACTOR, "float32", (architecture.n_embd,))
             tokens = graph.node("Mul", [tokens, factor], ["tokens.restored"])

@@ -19,6 +19,8 @@ SYMMETRIC_ZERO = 128
 """The zero point of uint8 activations in the dense kernel."""
 FLOORED_ZERO = 64
 """The zero point of activations with a lower bound near 0, such as gelu's output: most integers are positive."""
+INT8_SHARE = 3
+"""`FrequentRows` keeps one row in so many in int8: those of the lowest ids."""
 Sizes = tuple[int, int]
 
 
@@ -28,8 +30,8 @@ class Kernel(Protocol):
     def store(self, graph: Graph, name: str, sizes: Sizes) -> None:
         """Append the constants of a matrix [n_vocab, n_embd], for `embed` and `logits`."""
 
-    def embed(self, graph: Graph, name: str, out: str) -> str:
-        """Look up input_ids [batch, sequence] in the stored matrix -> [batch, sequence, n_embd]."""
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:
+        """Look up ids [batch, sequence] in the stored matrix [n_vocab, n_embd] -> [batch, sequence, n_embd]."""
 
     def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:
         """x [batch, kept, n_embd] times the stored matrix [n_vocab, n_embd] transposed -> [batch, kept, n_vocab]."""
@@ -50,9 +52,9 @@ class Fp32:
         """See `Kernel.store`."""
         graph.weight(name, "float32", sizes)
 
-    def embed(self, graph: Graph, name: str, out: str) -> str:
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:  # noqa: ARG002
         """See `Kernel.embed`."""
-        return graph.node("Gather", [name, "input_ids"], [out])
+        return graph.node("Gather", [name, ids], [out])
 
     def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:  # noqa: ARG002
         """See `Kernel.logits`."""
@@ -70,52 +72,132 @@ class Blocks:
 
     The operators are onnxruntime's `MatMulNBits` and `GatherBlockQuantized`. `accuracy_level=4` asks for the int8
     kernels: the default level computes in fp32 and is about fifty times slower.
+
+    has_half_scales: scales are stored in fp16, as multiples of an fp32 number `unit`, which keeps small scales out of
+    the subnormal range of fp16. onnxruntime computes the fp32 scales once, when it opens the graph.
     """
 
     bits: int
     size: int
+    has_half_scales: bool = False
 
     def store(self, graph: Graph, name: str, sizes: Sizes) -> None:
-        """See `Kernel.store`. Only for 8 bits."""
+        """See `Kernel.store`."""
         n_vocab, n_embd = sizes
         self._weights(graph, name, n_vocab, n_embd)
         # The same bytes again as plain rows: a lookup maps only the rows it needs, while a product repacks all of them.
-        graph.same_bytes(f"{name}.rows", f"{name}.q", sizes)
+        graph.same_bytes(f"{name}.rows", f"{name}.q", (n_vocab, n_embd * self.bits // 8))
 
-    def embed(self, graph: Graph, name: str, out: str) -> str:
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:  # noqa: ARG002
         """See `Kernel.embed`."""
-        inputs = [f"{name}.rows", "input_ids", f"{name}.scale"]
+        inputs = [f"{name}.rows", ids, f"{name}.scale", *self._zeros(name)]
         where = {"block_size": self.size, "gather_axis": 0, "quantize_axis": 1}
-        return graph.node("GatherBlockQuantized", inputs, [out], MICROSOFT, bits=8, **where)
+        return graph.node("GatherBlockQuantized", inputs, [out], MICROSOFT, bits=self.bits, **where)
 
     def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:
         """See `Kernel.logits`."""
-        return self._product(graph, [x, f"{name}.q", f"{name}.scale"], sizes, out)
+        return self._product(graph, [x, f"{name}.q", f"{name}.scale", *self._zeros(name)], sizes, out)
 
     def linear(self, graph: Graph, x: str, name: str, sizes: Sizes, floor: float | None = None) -> tuple[str, str]:  # noqa: ARG002
         """See `Kernel.linear`."""
         n_in, n_out = sizes
         # MatMulNBits reads weights as [n_out, n_in].
-        stored = self._weights(graph, name, n_out, n_in)
-        inputs = [x, *stored, "", graph.weight(f"{name}.bias", "float32", (n_out,))]
+        self._weights(graph, name, n_out, n_in)
+        # "" for zero points that 8 bits do not have, and for an input that only GPTQ's activation order needs.
+        stored = [f"{name}.q", f"{name}.scale", *(self._zeros(name) or [""]), ""]
+        inputs = [x, *stored, graph.weight(f"{name}.bias", "float32", (n_out,))]
         return self._product(graph, inputs, (n_out, n_in), f"{name}.out"), ""
 
-    def _weights(self, graph: Graph, name: str, n_rows: int, n_columns: int) -> list[str]:
-        """Append the constants of a matrix [n_rows, n_columns].
-
-        Returns the names of packed weights, scales, and zero points: "" for 8 bits, which have none.
-        """
+    def _weights(self, graph: Graph, name: str, n_rows: int, n_columns: int) -> None:
+        """Append the constants of a matrix [n_rows, n_columns]: packed weights, scales and zero points."""
         n_blocks = n_columns // self.size
-        packed = graph.weight(f"{name}.q", "uint8", (n_rows, n_blocks, self.size * self.bits // 8))
-        scales = graph.weight(f"{name}.scale", "float32", (n_rows, n_blocks))
-        if self.bits == 8:
-            return [packed, scales, ""]
-        return [packed, scales, graph.weight(f"{name}.zero", "uint8", (n_rows, (n_blocks + 1) // 2))]
+        graph.weight(f"{name}.q", "uint8", (n_rows, n_blocks, self.size * self.bits // 8))
+        self._scales(graph, name, (n_rows, n_blocks))
+        for zeros in self._zeros(name):
+            graph.weight(zeros, "uint8", (n_rows, (n_blocks + 1) // 2))
+
+    def _scales(self, graph: Graph, name: str, shape: Sizes) -> None:
+        """Append the constant `scale`, or the constants that it is computed from."""
+        if not self.has_half_scales:
+            graph.weight(f"{name}.scale", "float32", shape)
+            return
+        stored = [graph.weight(f"{name}.half_scale", "float16", shape), graph.weight(f"{name}.unit", "float32", (1,))]
+        graph.node("Cast", stored[:1], [f"{name}.scale_in_units"], to=FLOAT)
+        graph.node("Mul", [f"{name}.scale_in_units", stored[1]], [f"{name}.scale"])
+
+    def _zeros(self, name: str) -> list[str]:
+        """The name of the zero points; none for 8 bits."""
+        return [] if self.bits == 8 else [f"{name}.zero"]
 
     def _product(self, graph: Graph, inputs: list[str], sizes: Sizes, out: str) -> str:
         """Append the product; sizes: [n_out, n_in] of the weight."""
         numbers = {"N": sizes[0], "K": sizes[1], "bits": self.bits, "block_size": self.size}
         return graph.node("MatMulNBits", inputs, [out], MICROSOFT, accuracy_level=4, **numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrequentRows:
+    """A matrix [n_vocab, n_embd] whose first rows are blocks of int8 and the others blocks of int4.
+
+    Vocabularies of byte-pair encoding are ordered by frequency, so the first rows are read and predicted most. Only for
+    `wte` and `lm_head`. size: of the blocks.
+    """
+
+    size: int
+
+    @property
+    def first(self) -> Blocks:
+        """The kernel of the first rows."""
+        return Blocks(8, self.size, has_half_scales=True)
+
+    @property
+    def rest(self) -> Blocks:
+        """The kernel of the other rows."""
+        return Blocks(4, self.size, has_half_scales=True)
+
+    @staticmethod
+    def n_first(n_vocab: int) -> int:
+        """How many rows are int8.
+
+        >>> FrequentRows.n_first(50257)
+        16753
+        """
+        return -(-n_vocab // INT8_SHARE)
+
+    def store(self, graph: Graph, name: str, sizes: Sizes) -> None:
+        """See `Kernel.store`."""
+        n_vocab, n_embd = sizes
+        n_first = self.n_first(n_vocab)
+        self.first.store(graph, f"{name}.first", (n_first, n_embd))
+        self.rest.store(graph, f"{name}.rest", (n_vocab - n_first, n_embd))
+
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:
+        """See `Kernel.embed`. Every id is looked up in both parts, and the row of the part that has it is taken."""
+        n_first = self.n_first(sizes[0])
+        border = graph.fixed(f"{out}.border", np.array([n_first], np.int64))
+        end = graph.fixed(f"{out}.end_of_first", np.array([n_first - 1], np.int64))
+        begin = graph.fixed(f"{out}.begin_of_rest", np.array([0], np.int64))
+        first_ids = graph.node("Min", [ids, end], [f"{out}.first_ids"])
+        first = self.first.embed(graph, f"{name}.first", sizes, f"{out}.first", first_ids)
+        graph.node("Sub", [ids, border], [f"{out}.after_border"])
+        rest_ids = graph.node("Max", [f"{out}.after_border", begin], [f"{out}.rest_ids"])
+        rest = self.rest.embed(graph, f"{name}.rest", sizes, f"{out}.rest", rest_ids)
+        graph.node("Less", [ids, border], [f"{out}.are_first"])
+        last = graph.fixed(f"{out}.last", np.array([-1], np.int64))
+        chosen = graph.node("Unsqueeze", [f"{out}.are_first", last], [f"{out}.is_first"])
+        return graph.node("Where", [chosen, first, rest], [out])
+
+    def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:
+        """See `Kernel.logits`."""
+        n_vocab, n_embd = sizes
+        n_first = self.n_first(n_vocab)
+        first = self.first.logits(graph, x, f"{name}.first", (n_first, n_embd), f"{out}.first")
+        rest = self.rest.logits(graph, x, f"{name}.rest", (n_vocab - n_first, n_embd), f"{out}.rest")
+        return graph.node("Concat", [first, rest], [out], axis=-1)
+
+    def linear(self, graph: Graph, x: str, name: str, sizes: Sizes, floor: float | None = None) -> tuple[str, str]:  # noqa: ARG002
+        """Raises AssertionError: a product of a layer has no frequent rows."""
+        raise AssertionError(f"{name} is no matrix of a vocabulary")
 
 
 class _Quantized(NamedTuple):
@@ -147,11 +229,11 @@ class Dense:
         graph.weight(f"{name}.q", "int8", sizes)
         graph.weight(f"{name}.scale", "float32", sizes[:1])
 
-    def embed(self, graph: Graph, name: str, out: str) -> str:
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:  # noqa: ARG002
         """See `Kernel.embed`."""
-        graph.node("Gather", [f"{name}.q", "input_ids"], [f"{out}.rows"])
+        graph.node("Gather", [f"{name}.q", ids], [f"{out}.rows"])
         graph.node("Cast", [f"{out}.rows"], [f"{out}.cast"], to=FLOAT)
-        graph.node("Gather", [f"{name}.scale", "input_ids"], [f"{out}.scale"])
+        graph.node("Gather", [f"{name}.scale", ids], [f"{out}.scale"])
         last = graph.fixed(f"{out}.last", self._last)
         graph.node("Unsqueeze", [f"{out}.scale", last], [f"{out}.scales"])
         return graph.node("Mul", [f"{out}.cast", f"{out}.scales"], [out])

@@ -322,6 +322,10 @@ def _likeliest(logits: Logits, log_total: float, n: int, texts: dict[int, str]) 
 
 
 def _tokens(plan: _Plan) -> list[Token]:
+    # Lists, since an entry of an array takes several times as long to read.
+    surprisals = plan.surprisals.tolist()
+    ranks = plan.ranks.tolist()
+    entropies = plan.entropies.tolist()
     tokens: list[Token] = []
     for index, (id_, span) in enumerate(zip(plan.ids, plan.spans, strict=True)):
         at = plan.place(index)
@@ -329,25 +333,26 @@ def _tokens(plan: _Plan) -> list[Token]:
         if at < 0:
             tokens.append(Token(text, span, id_, None, None, None))
         else:
-            surprisal = float(plan.surprisals[at])
-            tokens.append(
-                Token(text, span, id_, surprisal, int(plan.ranks[at]), float(plan.entropies[at]), plan.top[at])
-            )
+            tokens.append(Token(text, span, id_, surprisals[at], ranks[at], entropies[at], plan.top[at]))
     return tokens
 
 
 def _words(plan: _Plan, boundary: _Boundary) -> list[Word]:
+    surprisals = plan.surprisals.tolist()
     pairs = zip(plan.words, plan.tokens_of_words, strict=True)
-    return [Word(plan.text[slice(*span)], span, _of_word(plan, tokens, boundary), tokens) for span, tokens in pairs]
+    return [
+        Word(plan.text[slice(*span)], span, _of_word(plan, tokens, boundary, surprisals), tokens)
+        for span, tokens in pairs
+    ]
 
 
-def _of_word(plan: _Plan, tokens: Span, boundary: _Boundary) -> float | None:
-    """Surprisal of a word in bits."""
+def _of_word(plan: _Plan, tokens: Span, boundary: _Boundary, surprisals: Sequence[float]) -> float | None:
+    """Surprisal of a word in bits. surprisals: `plan.surprisals` as a list."""
     begin, end = tokens
     first = plan.place(begin)
     if begin == end or first < 0:
         return None
-    bits = math.fsum(plan.surprisals[first : plan.place(end)])
+    bits = math.fsum(surprisals[first : plan.place(end)])
     if boundary.mask is None:
         return bits
     # The end of this word, unless the next token goes on without a space, as that of a full stop does.

@@ -10,8 +10,10 @@ from runtime.model.kv_cache import InPlaceCache, Logits
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, cut
 
-# Positions of one pass, padding included. More would take more memory for logits and hardly less time.
-PASS_SIZE = PREFILL_STEP
+# Positions of one pass, padding included, and bytes of its logits. Each token of a larger pass takes longer: its logits
+# leave the processor's cache before they are read, and the system provides their memory anew for every pass.
+PASS_SIZE = 160
+PASS_BYTES = 20 << 20
 # Positions whose logits are handed on together, so that what is computed from them stays in the processor's cache.
 BLOCK = 16
 
@@ -84,11 +86,21 @@ def run(model: Model, requests: Sequence[Request], *, hidden: bool = False) -> I
     """
     shared = [index for index, request in enumerate(requests) if _may_share(model, request)]
     shared.sort(key=lambda index: len(requests[index].ids))
-    for group in groups([len(request.ids) for request in requests], shared):
+    most = PASS_SIZE if hidden else pass_size(model.config.vocab_size)
+    for group in groups([len(request.ids) for request in requests], shared, most):
         yield from _run_together(model, requests, group, hidden=hidden)
     for index, request in enumerate(requests):
         if not _may_share(model, request):
             yield from _run_alone(model, index, request, hidden=hidden)
+
+
+def pass_size(n_vocab: int) -> int:
+    """How many positions share a pass; a longer request takes a pass by itself.
+
+    >>> pass_size(50257)
+    104
+    """
+    return min(PASS_SIZE, max(1, PASS_BYTES // (4 * n_vocab)))
 
 
 def _may_share(model: Model, request: Request) -> bool:
@@ -101,12 +113,12 @@ def padded(n: int) -> int:
     return n + n % 2
 
 
-def groups(lengths: Sequence[int], order: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of these lengths, in an order from short to long, in groups of up to PASS_SIZE positions each."""
+def groups(lengths: Sequence[int], order: Sequence[int], most: int = PASS_SIZE) -> Iterator[list[int]]:
+    """Rows of these lengths, in an order from short to long, in groups of up to `most` positions each."""
     group: list[int] = []
     for index in order:
         # The newest row is the longest of its group, and the others are padded to its length.
-        if group and (len(group) + 1) * padded(lengths[index]) > PASS_SIZE:
+        if group and (len(group) + 1) * padded(lengths[index]) > most:
             yield group
             group = []
         group.append(index)

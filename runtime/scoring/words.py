@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import weakref
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def assign_tokens(text: str, tokens: Sequence[Span], words: Sequence[Span]) -> l
     White space before a word belongs to that word, and after the last word to none.
     Raises ValueError for a token that is part of two words.
     """
-    owners = [_owner(text, token, words) for token in tokens]
+    ends = [end for _, end in words]
+    owners = [_owner(text, token, words, ends) for token in tokens]
     spans: list[Span] = []
     at = 0
     for word in range(len(words)):
@@ -83,30 +85,26 @@ def assign_tokens(text: str, tokens: Sequence[Span], words: Sequence[Span]) -> l
     return spans
 
 
-def _owner(text: str, token: Span, words: Sequence[Span]) -> int:
-    """Index of the word that a token is part of, or that follows it; len(words) for one after the last word."""
-    piece = text[token[0] : token[1]]
-    begin = token[0] + len(piece) - len(piece.lstrip()) if piece.strip() else token[1]
-    end = token[0] + len(piece.rstrip()) if piece.strip() else token[1]
-    first = _first_that_ends_after(words, begin)
-    if first < len(words) and words[first][1] < end:
+def _owner(text: str, token: Span, words: Sequence[Span], ends: Sequence[int]) -> int:
+    """Index of the word that a token is part of, or that follows it; len(words) for one after the last word.
+
+    ends: of the words.
+    """
+    begin, end = token
+    piece = text[begin:end]
+    without_space = piece.strip()
+    if without_space:
+        begin += len(piece) - len(piece.lstrip())
+        end = begin + len(without_space)
+    else:
+        begin = end
+    first = bisect.bisect_right(ends, begin)
+    if first < len(words) and ends[first] < end:
         one, other = (text[slice(*words[at])] for at in (first, first + 1))
         raise ValueError(
             f"the token {piece!r} is part of two words, {one!r} and {other!r}; give them as one word in `words`"
         )
     return first
-
-
-def _first_that_ends_after(words: Sequence[Span], at: int) -> int:
-    low = 0
-    high = len(words)
-    while low < high:
-        middle = (low + high) // 2
-        if words[middle][1] > at:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 class Beginnings(NamedTuple):

@@ -17,13 +17,15 @@ from onnx import helper, numpy_helper
 from export.checkpoint.config import Config
 from export.graph.graph import build
 from export.graph.int8_cache import write_int8_cache_graph
+from export.quantize.int4 import Int4, quantize_int4
 from export.quantize.kernels import Mixed, make_kernel
-from export.quantize.precision import Floats, Precision
+from export.quantize.precision import Arrays, Floats, Int8, Precision
 from runtime import load
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_graph
 from runtime.graph.data import Attribute, Node
 from runtime.graph.gpt2 import ACTIVATIONS, FIRST_FORMAT, FORMAT, GRAPH_FILES
+from runtime.graph.kernels import Blocks, Kernel
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
 from tests.support.damaging import build_small, copy_aged, list_again
 
@@ -48,6 +50,20 @@ def mixed(usual: str, **others: str) -> Mixed:
     return Mixed(make_kernel(usual), {name: make_kernel(one) for name, one in made.items()})
 
 
+class EarlierInt4(Int4):
+    """As earlier versions wrote it: scales in fp32, and the matrix of the vocabulary in int8."""
+
+    def kernel_of(self, name: str) -> Kernel:
+        return Blocks(8 if name in ("wte", "lm_head") else 4, self.block_size)
+
+    def round_matrix(self, name: str, matrix: Floats) -> Arrays:
+        return Int8(self.block_size).round_matrix(name, matrix)
+
+    def round_linear(self, name: str, weight: Floats) -> Arrays:
+        packed, scales, zeros = quantize_int4(weight.T, self.block_size)
+        return {f"{name}.q": packed, f"{name}.scale": scales, f"{name}.zero": zeros}
+
+
 MIXED = mixed("dense", h_0_attn__c_attn="block 64", h_1_mlp__c_proj="fp32", h_1_mlp__c_fc="block 32", wte="block 128")
 CASES: dict[str, tuple[Precision, dict[str, Any]]] = {
     **{name: (make_kernel(name), {}) for name in ("fp32", "dense", "block 32", "block 64", "int4 32", "int4 64")},
@@ -56,6 +72,9 @@ CASES: dict[str, tuple[Precision, dict[str, Any]]] = {
     "mixed int4": (mixed("int4 32", h_0_attn__c_attn="block 64", h_1_mlp__c_proj="fp32"), {"n_inner": 256}),
     "untied": (mixed("dense", lm_head="block 64"), {"tie_word_embeddings": False}),
     "untied int4": (make_kernel("int4 32"), {"tie_word_embeddings": False}),
+    "int4, its output layer int8": (mixed("int4 32", wte="block 64"), {}),
+    "earlier int4 32": (EarlierInt4(32), {}),
+    "two tokens": (make_kernel("int4 32"), {"vocab_size": 2}),
     "one layer": (make_kernel("dense"), {"n_layer": 1}),
     "scaled by layer": (make_kernel("block 32"), {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}),
     "unscaled": (make_kernel("dense"), {"scale_attn_weights": False, "layer_norm_epsilon": 1e-3}),
@@ -112,7 +131,7 @@ def test_every_node_inside_a_branch_is_compared(tmp_path: Path) -> None:
 EARLIER = {
     "dense": "0c8bc2eb2c3ca491",
     "mixed": "f6bdfcb538193124",
-    "int4 32": "ed164447a9f04e49",
+    "earlier int4 32": "ed164447a9f04e49",
     "untied": "749ed938aa105216",
     "fp32 relu": "70b626ff694b2016",
 }
@@ -218,6 +237,23 @@ def test_rows_of_the_embedding_are_the_bytes_of_the_output_layer(model: OnnxMode
     assert rows.place is not None
     other = rows._replace(place=rows.place._replace(offset=4096))
     assert "has not the bytes of 'wte.q'" in refused(model, constants=model.constants | {"wte.rows": other})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("wte.rest.rows", {"shape": (1, 32)}, "constant 'wte.rest.rows' is uint8 [1, 32]"),
+        ("wte.rest.q", {"shape": (200, 4, 8)}, "constant 'wte.rest.q' of shape [200, 4, 8] is not in blocks"),
+        ("wte.first.half_scale", {"dtype": "float32"}, "constant 'wte.first.half_scale' is float32"),
+        ("tokens.border", {"value": b"\x09" + bytes(7)}, "constant 'tokens.border' has another value"),
+    ],
+)
+def test_both_parts_of_an_int4_vocabulary_are_compared(
+    tmp_path: Path, name: str, change: dict[str, Any], message: str
+) -> None:
+    model = read_model(write(tmp_path, make_kernel("int4 32"), {}))
+    other = model.constants[name]._replace(**change)
+    assert message in refused(model, constants=model.constants | {name: other})
 
 
 @pytest.mark.parametrize(

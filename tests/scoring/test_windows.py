@@ -14,7 +14,7 @@ from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP
 from runtime.scoring.scoring import SHORT_PAIR, Pair, score_pairs, score_sequences
-from runtime.scoring.windows import PASS_SIZE, Request, run, windows
+from runtime.scoring.windows import PASS_BYTES, PASS_SIZE, Request, pass_size, run, windows
 from tests.conftest import DEMO
 from tests.support.building import QUICK, write_tiny
 from tests.support.checkpoints import Floats
@@ -94,9 +94,18 @@ def test_short_texts_share_passes(demo_fp32: Model, monkeypatch: pytest.MonkeyPa
     scores = runtime.score_text(SENTENCES, model=demo_fp32)
     n_tokens = sum(len(score.ids) for score in scores)
     assert len(sizes) < len(SENTENCES) / 4
-    assert all(n_rows * length <= PASS_SIZE for n_rows, length in sizes)
+    assert all(n_rows * length <= pass_size(demo_fp32.config.vocab_size) for n_rows, length in sizes)
     # Sorted by length, the texts need little padding.
     assert sum(n_rows * length for n_rows, length in sizes) < 1.5 * n_tokens
+
+
+@pytest.mark.parametrize("n_vocab", [1, 8192, 50257, 250_000, 10**9])
+def test_passes_are_bounded_by_positions_and_by_bytes_of_logits(n_vocab: int) -> None:
+    n = pass_size(n_vocab)
+    assert 1 <= n <= PASS_SIZE
+    assert n == 1 or 4 * n * n_vocab <= PASS_BYTES
+    # As large as the bounds allow.
+    assert n == PASS_SIZE or 4 * (n + 1) * n_vocab > PASS_BYTES
 
 
 @pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_reference"])

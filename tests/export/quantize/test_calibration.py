@@ -21,6 +21,7 @@ from export.quantize.choice import CANDIDATES
 from export.quantize.equalization import OUTPUT
 from export.quantize.inputs import FIRST_SHARE, Inputs, LayerInputs
 from export.quantize.texts import Amount, cut_text, write_texts
+from runtime.graph.kernels import FrequentRows
 from tests.support.building import QUICK, error_line, run_here
 from tests.support.checkpoints import (
     TINY,
@@ -106,7 +107,7 @@ def test_every_product_is_equalized_and_its_better_kernels_lose_less(tmp_path: P
     for name in names:
         assert found.chosen[name] in candidates
         errors = list(found.errors[name].items())
-        assert errors[0][0] == (kernel.replace("int4", "block") if name == OUTPUT else kernel)
+        assert errors[0][0] == (kernel.replace("int4", "frequent") if name == OUTPUT else kernel)
         assert errors[-1][0] == "fp32"
         assert errors[-1][1] < 1e-9
         assert errors[0][1] < (0.05 if "int4" in kernel else 0.001)
@@ -114,6 +115,10 @@ def test_every_product_is_equalized_and_its_better_kernels_lose_less(tmp_path: P
         if name.endswith("mlp.c_proj"):
             assert found.chosen[name] == "none"
     assert (found.rounded is not None) == kernel.startswith("int4")
+    if found.rounded is not None:
+        assert all(("wte" if name == OUTPUT else name) in found.rounded for name in names)
+        packed, _, _ = found.rounded["wte"]
+        assert len(packed) == TINY["vocab_size"] - FrequentRows.n_first(TINY["vocab_size"])
 
 
 def test_only_dense_and_fp32_where_blocks_may_be_slow(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_embedding_rows_are_the_dequantized_ones_exactly() -> None:
     graph = Graph()
     kernel = DenseInt8().kernel_of("wte")
     kernel.store(graph, "wte", (50, 64))
-    kernel.embed(graph, "wte", "y")
+    kernel.embed(graph, "wte", (50, 64), "y")
     rows = run_graph(graph, DenseInt8().round_matrix("wte", matrix), {"input_ids": ids}, ("a", "b", 64))
     assert np.array_equal(rows, dequantized(matrix.T).T[ids])
 

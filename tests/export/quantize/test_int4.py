@@ -19,10 +19,14 @@ from onnxruntime.quantization.neural_compressor import weight_only
 
 import runtime
 from export import build
+from export.graph.onnx_file import fixed_array, inline_tensor, serialize
 from export.quantize import int4
-from export.quantize.int4 import Packed, quantize_int4
+from export.quantize.int4 import Int4, Packed, halve, quantize_int4
+from export.quantize.precision import Arrays
 from export.verify.quality import measure_quality
 from runtime.diagnostics.check import check_folder
+from runtime.graph.data import Graph, Value
+from runtime.graph.kernels import FrequentRows
 from runtime.model.model import Model
 from tests.conftest import DEMO
 from tests.support.building import QUICK
@@ -173,6 +177,75 @@ def test_the_demo_loses_little_and_checks_and_writes(
     assert check_folder(target).passed
     with Model(target) as model:
         assert len(runtime.generate("Once upon a time", model=model, max_new_tokens=8)) > 0
+
+
+def run_graph(graph: Graph, arrays: Arrays, out: str, feeds: dict[str, NDArray[Any]]) -> Floats:
+    """Run the nodes of a graph whose constants are `arrays`; rows are the bytes of the weights in another shape."""
+    graph.inputs += [Value(name, array.dtype.name, tuple(map(str, array.shape))) for name, array in feeds.items()]
+    graph.outputs.append(Value(out, "float32", ("a", "b", "c")))
+    tensors = []
+    for one in graph.constants.values():
+        array = fixed_array(one) if one.value is not None else arrays[one.same_bytes or one.name]
+        tensors.append(inline_tensor(one.name, array.reshape(one.shape)))
+    result: Floats = onnxruntime.InferenceSession(serialize(graph, tensors)).run([out], feeds)[0]
+    return result
+
+
+def scales_of(arrays: Arrays, name: str) -> Floats:
+    scales: Floats = arrays[f"{name}.half_scale"].astype(np.float32) * arrays[f"{name}.unit"]
+    return scales
+
+
+def vocabulary(n_vocab: int, n_embd: int) -> tuple[Arrays, Floats]:
+    """The constants of a matrix of noise, and the matrix that they stand for."""
+    matrix = np.random.default_rng(n_vocab).standard_normal((n_vocab, n_embd)).astype(np.float32)
+    arrays = Int4(32).round_matrix("wte", matrix)
+    first = (arrays["wte.first.q"].astype(np.float32) - 128) * scales_of(arrays, "wte.first")[..., None]
+    rest = dequantize(arrays["wte.rest.q"], scales_of(arrays, "wte.rest"), arrays["wte.rest.zero"])
+    stored: Floats = np.concatenate([first.reshape(len(first), -1), rest])
+    assert relative_error(stored[: len(first)], matrix[: len(first)]) < 0.01
+    assert relative_error(stored, matrix) < 0.1
+    return arrays, stored
+
+
+@pytest.mark.parametrize(("n_vocab", "n_embd"), [(2, 32), (50, 64), (51, 96), (300, 128)])
+def test_the_embedding_looks_up_rows_of_both_parts(n_vocab: int, n_embd: int) -> None:
+    arrays, stored = vocabulary(n_vocab, n_embd)
+    graph = Graph()
+    kernel = FrequentRows(32)
+    kernel.store(graph, "wte", (n_vocab, n_embd))
+    kernel.embed(graph, "wte", (n_vocab, n_embd), "y")
+    border = kernel.n_first(n_vocab)
+    ids = np.array([[0, border - 1, border], [n_vocab - 1, border, 0]], np.int64)
+    np.testing.assert_array_equal(run_graph(graph, arrays, "y", {"input_ids": ids}), stored[ids])
+
+
+@pytest.mark.parametrize(("n_vocab", "n_embd"), [(2, 32), (51, 96), (300, 128)])
+def test_the_output_layer_multiplies_by_the_rows_of_the_embedding(n_vocab: int, n_embd: int) -> None:
+    arrays, stored = vocabulary(n_vocab, n_embd)
+    graph = Graph()
+    kernel = FrequentRows(32)
+    kernel.store(graph, "wte", (n_vocab, n_embd))
+    kernel.logits(graph, "x", "wte", (n_vocab, n_embd), "y")
+    x = np.random.default_rng(1).standard_normal((2, 3, n_embd)).astype(np.float32)
+    assert relative_error(run_graph(graph, arrays, "y", {"x": x}), x @ stored.T) < 0.02
+
+
+@given(st.floats(-30, 4), st.floats(0, 6))
+@settings(deadline=None)
+def test_half_scales_are_near_whatever_their_size(smallest: float, decades: float) -> None:
+    """Relative to each scale, over six decades; fp16 alone would be subnormal below 6e-5."""
+    scales = (10 ** np.linspace(smallest, smallest + decades, 50)).astype(np.float32)
+    half, unit = halve(scales)
+    assert half.dtype == np.float16
+    assert unit.shape == (1,)
+    np.testing.assert_allclose(half.astype(np.float32) * unit, scales, rtol=2**-10.9)
+
+
+def test_weights_of_zeros_have_half_scales() -> None:
+    arrays = Int4(32).round_linear("c", np.zeros((64, 8), np.float32))
+    assert np.isfinite(scales_of(arrays, "c")).all()
+    assert (unpack(arrays["c.q"]) == unpack(arrays["c.zero"])[:, :2, None]).all()
 
 
 def quantizer(library: Callable[..., tuple[Any, Any, Any]]) -> Callable[[Floats, int, object], Packed]:

@@ -28,8 +28,8 @@ MOST_KL = 1.2
 # another function than the demo's, with its own fp32 as reference: 1.16 and 1.18 times, and not as steady
 MOST_KL_LARGE_FIRST = 1.35
 MOST_LOSS = {"dense": 0.3, "block": 0.3, "int4": 1.0}
-# what the peers that are most exact have on the demo: OpenVINO GenAI int8, llama.cpp Q8_0; int4 as it was before
-MOST_KL_OF_DEMO = {"dense": 0.0018, "block": 0.0011, "int4": 0.0128}
+# what the peers that are most exact have on the demo: OpenVINO GenAI int8, llama.cpp Q8_0; at int4 none is near
+MOST_KL_OF_DEMO = {"dense": 0.0018, "block": 0.0011, "int4": 0.016}
 # a tenth of what llama.cpp Q8_0 has with channels times 30
 MOST_KL_AT_30 = 0.0033
 ALL = ("ln_1", "ln_2", "value", "ln_f")

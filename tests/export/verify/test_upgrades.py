@@ -73,7 +73,8 @@ def test_without_calibration_all_upgrade_all() -> None:
     third = upgrade_all(usual, second, [64])
     assert set(third.values()) == {"fp32"}
     assert upgrade_all(usual, third, [64]) == third
-    assert upgrade_all({"a": "int4 32", "output": "block 32"}, {}, [64]) == {"a": "block 64", "output": "fp32"}
+    usual = {"a": "int4 32", "output": "frequent 32"}
+    assert upgrade_all(usual, {}, [64]) == {"a": "block 64", "output": "block 64"}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,8 @@ def test_without_calibration_all_upgrade_all() -> None:
         ("block 32", [768], False, ["fp32"]),
         ("int4 32", [768], False, ["block 64", "block 32", "fp32"]),
         ("int4 32", [96], False, ["block 32", "fp32"]),
+        ("frequent 32", [768], False, ["block 64", "block 32", "fp32"]),
+        ("frequent 32", [96], False, ["block 32", "fp32"]),
         ("fp32", [768], False, []),
     ],
 )
