@@ -1,7 +1,7 @@
 # Two commands do all the set-up on a fresh machine (Python 3.11 and make):
 #   make demo    build the embedded checkpoint and write a story with it
 #   make test    every correctness test
-.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-precisions bench-speculation emulate trials docs dist lock licences clean
+.PHONY: demo test test-slow test-ranges lint bench bench-quick bench-quality real bench-sizes bench-growth bench-precisions bench-speculation emulate emulate-instructions trials docs dist lock licences clean
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -29,8 +29,9 @@ test-slow: .venv/dev
 test-ranges: .venv/dev
 	$(BIN)/python -m pytest -m ranges
 
+# two to three hours the first time, one to two later
 bench: .venv/dev
-	$(BIN)/python -m tests.benchmarks.bench --plot docs/bench.png
+	$(BIN)/python -m tests.benchmarks.bench --plot docs/bench.png --docs
 
 bench-quick: .venv/dev
 	$(BIN)/python -m tests.benchmarks.quick
@@ -46,6 +47,10 @@ real: .venv/dev
 bench-sizes: .venv/dev
 	$(BIN)/python -m tests.benchmarks.sizes
 
+# about an hour: three rounds of five sizes
+bench-growth: .venv/dev
+	$(BIN)/python -m tests.benchmarks.growth --pictures docs --docs
+
 bench-precisions: .venv/dev
 	$(BIN)/python -m tests.benchmarks.precisions
 
@@ -55,6 +60,10 @@ bench-speculation: .venv/dev
 # the demo on other processors: wants Debian on x86-64 with qemu-user-static
 emulate: .venv/dev
 	$(BIN)/python -m tests.emulation
+
+# what GPT-2 executes a token on a Raspberry Pi's processors; wants a C compiler, too
+emulate-instructions: .venv/dev
+	$(BIN)/python -m tests.emulation.instructions --docs
 
 # half an hour or more; ends with a table
 trials: .venv/dev

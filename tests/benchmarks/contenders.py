@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ CHECKPOINT = "checkpoint"
 DEMO_SIZE, STRESSED = "demo", "demo-stressed"
 STRESS: dict[str, Any] = {"factor": 30, "channels": 6, "places": ("ln_1", "ln_2", "value")}
 N_CHECKS, N_CHECK, LEAST_AGREEMENT = 16, 48, 0.75  # prompts, their length, the part whose next id is transformers'
+# Seconds. A contender that takes longer is given up, so that a benchmark ends.
+LIMIT, CONVERSION_LIMIT = 900, 3600
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,31 @@ class Contender:
     bytes: tuple[float, float]
     source: str = CHECKPOINT  # what it is converted from: this, or another contender
     options: dict[str, str] = field(default_factory=dict)  # of the conversion
+    converts: bool = True  # False: it opens its source as it is
+    load: dict[str, str] = field(default_factory=dict)  # options of `Peer`
+    shares: str = ""  # the peer whose environment it runs in; "": its own
+
+    @property
+    def environment(self) -> str:
+        """The name of its environment."""
+        return self.shares or self.peer
 
     @property
     def requirements(self) -> Path:
         """What its environment holds; where there is none, it runs in this one."""
-        return HERE / "peers" / f"{self.peer}.txt"
+        return HERE / "peers" / f"{self.environment}.txt"
 
 
 OURS = "gpt2-edge-int8"
+OPENVINO = "openvino-int8"
 CONTENDERS = {
     OURS: Contender("gpt2-edge int8", "edge", (1, 1), options={"precision": "int8"}),
+    "gpt2-edge-int8-cache-fp32": Contender(
+        "gpt2-edge int8, fp32 cache", "edge", (1, 1), source=OURS, converts=False, load={"cache": "fp32"}
+    ),
+    "gpt2-edge-int8-cache-int8": Contender(
+        "gpt2-edge int8, int8 cache", "edge", (1, 1), source=OURS, converts=False, load={"cache": "int8"}
+    ),
     "gpt2-edge-int8-block": Contender(
         "gpt2-edge int8 in blocks", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8", "kernel": "block"}
     ),
@@ -59,13 +77,28 @@ CONTENDERS = {
     "llama.cpp-q8_0": Contender("llama.cpp Q8_0", "llama_cpp", (34 / 32, 34 / 32), options={"precision": "Q8_0"}),
     "llama.cpp-q4_0": Contender("llama.cpp Q4_0", "llama_cpp", (18 / 32, 210 / 256), options={"precision": "Q4_0"}),
     "ctranslate2-int8": Contender("CTranslate2 int8", "ctranslate2", (1, 1), options={"precision": "int8"}),
-    "openvino-int8": Contender("OpenVINO GenAI int8", "openvino", (1, 1)),
-    "onnxruntime-genai": Contender("onnxruntime-genai, our int8 folder", "onnxruntime_genai", (1, 1), source=OURS),
+    OPENVINO: Contender("OpenVINO GenAI int8", "openvino", (1, 1)),
+    "openvino-batching-int8": Contender(
+        "OpenVINO GenAI int8, continuous batching",
+        "openvino_batching",
+        (1, 1),
+        source=OPENVINO,
+        converts=False,
+        shares="openvino",
+    ),
+    "executorch-int8": Contender("ExecuTorch XNNPACK int8", "executorch", (1, 1)),
+    "torchao-int8": Contender("torch.compile, torchao int8", "torchao", (1, 1), options={"precision": "int8"}),
+    "torchao-int4": Contender(  # bf16 scale and zero point for each 32 weights
+        "torch.compile, torchao int4", "torchao", (0.5 + 4 / 32, 0.5 + 4 / 32), options={"precision": "int4"}
+    ),
+    "onnxruntime-genai": Contender(
+        "onnxruntime-genai, our int8 folder", "onnxruntime_genai", (1, 1), source=OURS, converts=False
+    ),
     "optimum-int8": Contender(
         "optimum, quantize_dynamic", "optimum", (1, 1), source="optimum-fp32", options={"precision": "int8"}
     ),
     "optimum-fp32": Contender("optimum fp32", "optimum", (4, 4), options={"precision": "fp32"}),
-    "transformers-fp32": Contender("transformers fp32", "transformers", (4, 4)),
+    "transformers-fp32": Contender("transformers fp32", "transformers", (4, 4), converts=False),
 }
 
 
@@ -80,7 +113,7 @@ def prepare(name: str, size: str) -> Path:
         return _checkpoint(size)
     contender = CONTENDERS[name]
     source = prepare(contender.source, size)
-    if contender.peer in ("transformers", "onnxruntime_genai"):  # they read their source as it is
+    if not contender.converts:
         return source
     folder = PLACE / size / name
     if is_older(folder, [source, *_recipe(contender.peer)]):
@@ -125,11 +158,14 @@ def ask(contender: Contender, task: str, **arguments: Any) -> Any:
 def timed_answer(contender: Contender, task: str, **arguments: Any) -> tuple[float, Any]:
     """Seconds from the start of the interpreter to the answer, and the answer."""
     command = [str(environment(contender)), str(HERE / "worker.py")]
-    request = json.dumps({"task": task, "peer": contender.peer} | arguments)
+    request = json.dumps({"task": task, "peer": contender.peer} | arguments | _load_options(contender, task))
+    limit = CONVERSION_LIMIT if task == "convert" else LIMIT
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
         with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=errors, text=True, encoding="utf-8") as process:
             assert process.stdin and process.stdout
+            timer = threading.Timer(limit, process.kill)
+            timer.start()
             try:
                 process.stdin.write(request)
                 process.stdin.close()
@@ -138,28 +174,64 @@ def timed_answer(contender: Contender, task: str, **arguments: Any) -> tuple[flo
             except BaseException:
                 process.kill()
                 raise
+            finally:
+                timer.cancel()
+        if seconds > limit:
+            raise RuntimeError(f"{task} took longer than {limit} s")
         if not answer:
             errors.seek(0)
             raise RuntimeError(_reason(errors.read()) or f"its worker ended with status {process.returncode}")
     return seconds, json.loads(answer)
 
 
+def _load_options(contender: Contender, task: str) -> dict[str, Any]:
+    """What a worker passes to `Peer`; a conversion makes none."""
+    return {"options": contender.load} if contender.load and task != "convert" else {}
+
+
 def environment(contender: Contender) -> Path:
-    """The python of the contender's environment, installed again when its requirements change."""
+    """The python of the contender's environment, installed again when its requirements change.
+
+    Raises RuntimeError with the reason, and the commands that show all of it, where pip fails.
+    """
     if not contender.requirements.is_file():
         return Path(sys.executable)
-    wanted = contender.requirements.read_text(encoding="utf-8")
-    folder = PLACE / "venvs" / contender.peer
-    python, stamp = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "installed.txt"
-    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
-        _say(f"{contender.peer}: installing, which may compile for minutes")
-        venv.create(folder, clear=True, with_pip=True, symlinks=os.name != "nt")
+    python = _python(contender)
+    if not is_installed(contender):
+        _say(f"{contender.environment}: installing, which may compile for minutes")
+        venv.create(python.parents[1], clear=True, with_pip=True, symlinks=os.name != "nt")
         command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(contender.requirements)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            raise RuntimeError(f"it cannot be installed: {_reason(done.stderr)}")
-        stamp.write_text(wanted, encoding="utf-8")
+            raise RuntimeError(f"it cannot be installed: {_reason(done.stderr)}; try: {install_command(contender)}")
+        _stamp(contender).write_text(contender.requirements.read_text(encoding="utf-8"), encoding="utf-8")
     return python
+
+
+def is_installed(contender: Contender) -> bool:
+    """Whether the contender can run without an installation."""
+    requirements = contender.requirements
+    if not requirements.is_file():
+        return True
+    stamp = _stamp(contender)
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == requirements.read_text(encoding="utf-8")
+
+
+def install_command(contender: Contender) -> str:
+    """What a person types to install it, in a shell at the root of the repository."""
+    python = _python(contender).relative_to(REPOSITORY).as_posix()
+    folder = _python(contender).parents[1].relative_to(REPOSITORY).as_posix()
+    requirements = contender.requirements.relative_to(REPOSITORY).as_posix()
+    return f"python -m venv {folder} && {python} -m pip install -r {requirements}"
+
+
+def _python(contender: Contender) -> Path:
+    folder = PLACE / "venvs" / contender.environment
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _stamp(contender: Contender) -> Path:
+    return PLACE / "venvs" / contender.environment / "installed.txt"
 
 
 def _checkpoint(size: str) -> Path:
@@ -184,7 +256,7 @@ def _checkpoint(size: str) -> Path:
 def _recipe(peer: str) -> list[Path]:
     """The code that a conversion depends on."""
     ours = list((REPOSITORY / "export").rglob("*.py")) if peer == "edge" else []
-    return [*(HERE / "peers" / f"{module}.py" for module in (peer, "checkpoint", "gguf_file")), *ours]
+    return [*(HERE / "peers" / f"{module}.py" for module in (peer, "checkpoint", "gguf_file", "torch_gpt2")), *ours]
 
 
 def is_older(target: Path, sources: Iterable[Path]) -> bool:

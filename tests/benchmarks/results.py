@@ -49,6 +49,16 @@ WEIGHT_COLUMNS = [
     Column("disk", "disk, MB", 1e-6, 1),
     Column("share", "of read bandwidth, %", 100, 0, more_is_better=True),
 ]
+README_COLUMNS = [
+    Column("decode 32", "decode, tok/s", 1, 0, more_is_better=True),
+    Column("prefill 512", "prompt of 512, ms", 1e3, 0),
+    Column("rows 16", "16 rows, tok/s", 1, 0, more_is_better=True),
+    Column("peak", "peak memory, MB", 1e-6, 0),
+    Column("cold", "cold start, s", 1, 2),
+    Column("disk", "disk, MB", 1e-6, 1),
+    Column("kl demo", "mean KL", 1e3, 1, more_is_better=None),
+    Column("kl demo-stressed", "with outliers", 1e3, 1, more_is_better=None),
+]
 
 
 @dataclass
@@ -60,6 +70,8 @@ class Results:
     samples: dict[int, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     quality: dict[str, dict[str, float]] = field(default_factory=dict)  # title: measures, the same in every round
     missing: dict[str, str] = field(default_factory=dict)  # title: reason
+    notes: list[str] = field(default_factory=list)  # how ours was built
+    targets: list[dict[str, object]] = field(default_factory=list)  # what the ratio table says
 
     def add(self, threads: int, title: str, measured: dict[str, float]) -> None:
         """The samples of one turn."""
@@ -83,10 +95,15 @@ class Results:
             parts += [f"{count}: weight", self._table(threads, WEIGHT_COLUMNS)]
             read = [value / 1e9 for value in self.samples[threads].get(BANDWIDTH, {}).get(BANDWIDTH, [])]
             parts.append(f"Read bandwidth with {count}: {describe(read, 1)} GB/s.")
+        parts += self.notes
         parts += [f"Missing: {title}: {reason}" for title, reason in self.missing.items()]
         return "\n\n".join(parts)
 
-    def _table(self, threads: int, columns: Sequence[Column]) -> str:
+    def summary(self, threads: int, columns: Sequence[Column]) -> str:
+        """One table of medians, and where they come from."""
+        return f"{self._table(threads, columns, ranges=False)}\n\n{self.title}, {threads} threads: {self.machine}."
+
+    def _table(self, threads: int, columns: Sequence[Column], *, ranges: bool = True) -> str:
         found = {
             title: samples | {measure: [value] for measure, value in self.quality.get(title, {}).items()}
             for title, samples in self.samples[threads].items()
@@ -96,7 +113,7 @@ class Results:
         rows = []
         for title, samples in found.items():
             values = {column: [column.scale * value for value in samples.get(column.measure, [])] for column in columns}
-            cells = [describe(values[column], column.digits) for column in columns]
+            cells = [describe(_shown(values[column], ranges), column.digits) for column in columns]
             marked = [f"**{c}**" if best[k] == title else c for k, c in zip(columns, cells, strict=True)]
             rows.append([title, *marked])
         return table(["", *(column.head for column in columns)], rows)
@@ -109,3 +126,7 @@ class Results:
         medians = {title: statistics.median(s[column.measure]) for title, s in found.items() if column.measure in s}
         choose = max if column.more_is_better else min
         return choose(medians, key=lambda title: medians[title]) if len(medians) > 1 else None
+
+
+def _shown(values: Sequence[float], ranges: bool) -> Sequence[float]:
+    return values if ranges or not values else [statistics.median(values)]

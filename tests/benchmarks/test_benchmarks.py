@@ -11,7 +11,7 @@ import pytest
 
 from export.checkpoint.config import Config
 from export.checkpoint.random_weights import SIZES
-from tests.benchmarks import baseline, bench
+from tests.benchmarks import baseline, bench, documents
 from tests.benchmarks.bandwidth import read_bandwidth
 from tests.benchmarks.contenders import OURS, Contender
 from tests.benchmarks.results import BANDWIDTH, Results, speed_columns
@@ -104,10 +104,82 @@ def test_missing_peer_is_reported_and_the_rest_goes_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(bench, "prepare", prepare)
     monkeypatch.setattr(bench, "check", lambda _: 1.0)
     monkeypatch.setattr(bench.quality, "columns", lambda _: {"kl demo": 0.002})
+    write_quality(tmp_path, upgraded=[])
     results = Results("", "")
     assert bench.prepare_all([OURS, "llama.cpp-q8_0"], "gpt2", results) == {OURS: tmp_path}
     assert results.quality == {"gpt2-edge int8": {"kl demo": 0.002}}
     assert results.missing == {"llama.cpp Q8_0": "no compiler"}
+    built = "verified, equalized and calibrated; products with a more exact kernel: none"
+    assert results.notes == [f"gpt2-edge int8: {built}"]
+    assert built in results.markdown(COLUMNS)
+
+
+def write_quality(folder: Path, **changes: object) -> None:
+    """What a build says about itself."""
+    said = {"verified": True, "calibrated": True, "upgraded": []} | changes
+    (folder / "quality.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def test_a_model_that_is_no_default_is_called_so(tmp_path: Path) -> None:
+    write_quality(tmp_path, verified=False, calibrated=False, upgraded={"h.0.attn.c_attn": "fp32"})
+    said = "not verified, not calibrated; products with a more exact kernel: h.0.attn.c_attn"
+    assert bench.built_as(tmp_path) == said
+
+
+def test_the_usual_contenders_have_no_cache_that_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_with(default: str) -> object:
+        def load(folder: str, *, cache: str = default) -> None: ...
+
+        return load
+
+    caches = {"gpt2-edge-int8-cache-fp32", "gpt2-edge-int8-cache-int8"}
+    monkeypatch.setattr(bench.runtime, "load", lambda: None)
+    assert not caches & set(bench.usual_contenders())
+    monkeypatch.setattr(bench.runtime, "load", load_with("int8"))
+    assert caches & set(bench.usual_contenders()) == {"gpt2-edge-int8-cache-fp32"}
+
+
+def test_documents_get_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "benchmarks.md"
+    readme.write_text("a\n<!-- begin speed -->\nold\n<!-- end speed -->\nb\n", encoding="utf-8")
+    page.write_text(
+        "<!-- begin ratios -->\n<!-- end ratios -->\n<!-- begin speed -->\n<!-- end speed -->\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(bench.documents, "README", readme)
+    monkeypatch.setattr(bench.documents, "BENCHMARKS", page)
+    results = make_results()
+    bench.write_documents(results, COLUMNS)
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("a", "b")
+    assert "| ours | **120** | 300 | - |" in "\n".join(lines)  # medians alone
+    assert "GPT-2, 2 threads: a machine." in lines
+    assert "old" not in lines
+    assert "0 of 12 targets are met, 12 were not measured." in page.read_text(encoding="utf-8")
+    assert "| ours | **120 (100-140)** |" in page.read_text(encoding="utf-8")
+
+
+def test_a_document_without_the_markers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("<!-- begin speed -->\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"page.md has 0 parts between <!-- begin speed -->"):
+        documents.replace(path, "speed", "text")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (documents.BENCHMARKS, "ratios"),
+        (documents.BENCHMARKS, "speed"),
+        (documents.BENCHMARKS, "growth"),
+        (documents.README, "speed"),
+        (documents.SMALL_DEVICES, "instructions"),
+    ],
+)
+def test_the_documents_have_the_markers(path: Path, name: str, tmp_path: Path) -> None:
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    documents.replace(copy, name, "replaced")
+    assert "\nreplaced\n" in copy.read_text(encoding="utf-8")
 
 
 def test_peer_without_logits_is_timed_and_its_quality_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,10 +221,15 @@ def test_interrupt_leaves_what_was_measured(
     monkeypatch.setattr(bench.quality, "columns", lambda _: {"kl demo": 0.0018})
     monkeypatch.setattr(bench, "read_bandwidth", lambda _: 30e9)
     monkeypatch.setattr(bench, "take_turn", take_turn)
+    write_quality(tmp_path)
     only = ["--only", OURS, "llama.cpp-q8_0"]
     monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--threads", "2", "--output", str(output), *only])
     with pytest.raises(SystemExit) as ended:
         bench.main()
     assert ended.value.code == 130
-    assert "| gpt2-edge int8 | 100 | 500 | 1.80 | - |" in capsys.readouterr().out
-    assert json.loads(output.read_text(encoding="utf-8"))["samples"]["2"]["gpt2-edge int8"]["decode 32"] == [100]
+    printed = capsys.readouterr().out
+    assert "| gpt2-edge int8 | 100 | 500 | 1.80 | - |" in printed
+    assert "| decode at 32 | 100 tok/s | - | - | 1.2 | not measured |" in printed
+    kept = json.loads(output.read_text(encoding="utf-8"))
+    assert kept["samples"]["2"]["gpt2-edge int8"]["decode 32"] == [100]
+    assert kept["targets"][0]["met"] is None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from export.checkpoint.config import Config
@@ -18,6 +21,7 @@ from tests.benchmarks import contenders, worker
 from tests.benchmarks.contenders import CONTENDERS, Contender
 from tests.benchmarks.peers.checkpoint import Checkpoint
 from tests.benchmarks.peers.gguf_file import stored_form, tensor_name
+from tests.support.checkpoints import open_checkpoint, write_checkpoint
 
 # contenders --------------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,42 @@ def test_peer_with_other_ids_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert contenders.check("transformers-fp32") == 1
 
 
+def test_a_contender_that_cannot_be_installed_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(contenders, "PLACE", contenders.REPOSITORY / "build" / "nowhere")
+    monkeypatch.setattr(contenders.venv, "create", lambda *_, **__: None)
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution\n")
+    monkeypatch.setattr(contenders.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError) as caught:
+        contenders.environment(CONTENDERS["torchao-int8"])
+    assert "it cannot be installed: ERROR: no matching distribution; try: python -m venv build/" in str(caught.value)
+    assert str(caught.value).endswith("pip install -r tests/benchmarks/peers/torchao.txt")
+
+
+def test_continuous_batching_shares_the_environment_and_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batching, plain = CONTENDERS["openvino-batching-int8"], CONTENDERS["openvino-int8"]
+    assert batching.requirements == plain.requirements
+    monkeypatch.setattr(contenders, "PLACE", tmp_path)
+    monkeypatch.setattr(contenders, "ask", ask_stand_in([]))
+    assert contenders.prepare("openvino-batching-int8", "demo") == contenders.prepare("openvino-int8", "demo")
+
+
+def test_a_worker_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "LIMIT", 0.2)
+    slow = "import time; time.sleep(60)"
+    start = contenders.subprocess.Popen
+
+    def start_slow(command: list[str], **given: Any) -> Any:
+        return start([sys.executable, "-c", slow], **given)
+
+    monkeypatch.setattr(contenders.subprocess, "Popen", start_slow)
+    with pytest.raises(RuntimeError, match=r"measure took longer than 0.2 s"):
+        contenders.ask(CONTENDERS["transformers-fp32"], "measure")
+
+
 # the worker --------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +134,12 @@ class Counter:
 
 class Short(Counter):
     most = 5
+
+
+class Cached(Counter):
+    def __init__(self, folder: Path, threads: int, cache: str) -> None:
+        super().__init__()
+        self.most = {"fp32": 5, "int8": 100}[cache]
 
 
 def peer_of(model: type) -> ModuleType:
@@ -125,6 +171,16 @@ def test_worker_measures_what_is_asked_with_fresh_prompts(monkeypatch: pytest.Mo
 def test_worker_refuses_a_peer_that_stops_early() -> None:
     with pytest.raises(ValueError, match="8 tokens were asked for, and 5 came"):
         worker.measure(peer_of(Short), "folder", 1, vocab_size=50, seed=0, **SHAPE)
+
+
+def test_options_of_a_contender_reach_its_peer() -> None:
+    assert contenders._load_options(CONTENDERS["gpt2-edge-int8-cache-int8"], "measure") == {
+        "options": {"cache": "int8"}
+    }
+    assert contenders._load_options(CONTENDERS["gpt2-edge-int8"], "measure") == {}
+    worker.measure(peer_of(Cached), "folder", 1, vocab_size=50, seed=0, **SHAPE, options={"cache": "int8"})
+    with pytest.raises(ValueError, match="and 5 came"):
+        worker.measure(peer_of(Cached), "folder", 1, vocab_size=50, seed=0, **SHAPE, options={"cache": "fp32"})
 
 
 def test_prompts_differ_by_seed_alone() -> None:
@@ -183,3 +239,48 @@ def test_products_are_turned_for_llama_cpp() -> None:
     assert stored_form("h.0.mlp.c_fc.weight", np.ones((3, 12), np.float32)).shape == (12, 3)
     assert stored_form("wte.weight", np.ones((50, 3), np.float32)).shape == (50, 3)
     assert stored_form("wpe.weight", np.ones((9, 3), np.float32)).dtype == np.float32
+
+
+# other runtimes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is converted quickly; 32 divides its widths."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder, n_layer=1)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["executorch-int8", "torchao-int8", "torchao-int4", "openvino-batching-int8"])
+def test_a_peer_computes_the_checkpoint(name: str, tiny: Path, tmp_path: Path) -> None:
+    """Runs where the benchmark has installed the peer."""
+    contender = CONTENDERS[name]
+    if not contenders.is_installed(contender):
+        pytest.skip(f"not installed: {contenders.install_command(contender)}")
+    converted = contender if contender.converts else CONTENDERS[contender.source]
+    folder, target = tmp_path / "model", tmp_path / "logits"
+    contenders.ask(converted, "convert", source=str(tiny), folder=str(folder), **converted.options)
+    ids = [*range(40, 64)]
+    given = {"folder": str(folder), "threads": 1}
+    shape = contenders.ask(contender, "logits", **given, windows=[ids], target=str(target))
+    found = np.fromfile(target, np.float32).reshape(shape)
+    with torch.no_grad():
+        expected = open_checkpoint(tiny)(torch.tensor([ids])).logits[0].numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 0.1 * expected.std()  # a wrong conversion is off by the deviation itself
+    measured = contenders.ask(
+        contender,
+        "measure",
+        **given,
+        vocab_size=256,
+        seed=0,
+        prefills=[8],
+        decodes=[8],
+        batches=[2],
+        n_new=4,
+        n_long=40,
+    )
+    assert measured["decode 8"] > 0
+    assert ("rows 2" in measured) == (contender.peer != "executorch")

@@ -13,11 +13,13 @@ import os
 import random
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 N_PROMPT = 32  # of a row, where several are decoded together
 N_LONG = 1000  # the context after which memory is read
+NO_OPTIONS: Mapping[str, str] = {}
 
 
 class Timing(NamedTuple):
@@ -45,17 +47,26 @@ def convert(peer: Any, source: str, folder: str, **options: Any) -> None:
     peer.convert(Path(source), Path(folder), **options)
 
 
-def generate(peer: Any, folder: str, threads: int, prompts: list[list[int]]) -> list[int]:
-    """The first greedy id after each prompt."""
-    model, ids = peer.Peer(Path(folder), threads), list[int]()
+def generate(
+    peer: Any, folder: str, threads: int, prompts: list[list[int]], options: Mapping[str, str] = NO_OPTIONS
+) -> list[int]:
+    """The first greedy id after each prompt. options: of `Peer`, as in all tasks."""
+    model, ids = peer.Peer(Path(folder), threads, **options), list[int]()
     for prompt in prompts:
         model.generate(prompt, 1, ids.append)
     return ids
 
 
-def logits(peer: Any, folder: str, threads: int, windows: list[list[int]], target: str) -> tuple[int, int]:
+def logits(
+    peer: Any,
+    folder: str,
+    threads: int,
+    windows: list[list[int]],
+    target: str,
+    options: Mapping[str, str] = NO_OPTIONS,
+) -> tuple[int, int]:
     """Write the logits, or log-probabilities, at every id of every window to a file, in fp32; returns its shape."""
-    model, n_rows, n_vocab = peer.Peer(Path(folder), threads), 0, 0
+    model, n_rows, n_vocab = peer.Peer(Path(folder), threads, **options), 0, 0
     with Path(target).open("wb") as file:
         for ids in windows:
             found = model.logits(ids)
@@ -77,6 +88,7 @@ def measure(
     batches: list[int],
     n_new: int,
     n_long: int = N_LONG,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> dict[str, float]:
     """Every measure of a turn by its name, such as `decode 32`.
 
@@ -85,7 +97,7 @@ def measure(
     """
     source = random.Random(seed)
     start = time.perf_counter()
-    model = peer.Peer(Path(folder), threads)
+    model = peer.Peer(Path(folder), threads, **options)
     result = {"load": time.perf_counter() - start}
     timed(model, prompt_of(n_long, vocab_size, source), 2)
     if peak := peak_memory():
@@ -122,6 +134,8 @@ def timed(model: Any, prompt: list[int], n_new: int) -> Timing:
 
 def throughput(model: Any, rows: int, n_new: int, vocab_size: int, source: random.Random) -> float:
     """Tokens per second of all rows together; their prefill is timed by itself and taken off."""
+    # Warm-up: some peers compile, or allocate, for a number of rows.
+    model.generate_rows([prompt_of(N_PROMPT, vocab_size, source) for _ in range(rows)], 2)
     seconds = []
     for n in (1, n_new):
         prompts = [prompt_of(N_PROMPT, vocab_size, source) for _ in range(rows)]

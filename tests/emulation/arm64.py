@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-# Python 3.11 is Debian 12's; its keyring is on every Debian
+# Python 3.11 is Debian 12's; its keyring is on every Debian.
 SOURCE = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
 PACKAGES = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib"),
@@ -27,23 +28,23 @@ def make_root(place: Path) -> Path:
     if root.is_dir():
         return root
     shutil.rmtree(partial, ignore_errors=True)
-    for package in _download_packages(partial / "apt"):
-        _run("dpkg-deb", "-x", str(package), str(partial / "root"))
+    for package in download_packages(partial / "apt", PACKAGES, "arm64"):
+        run("dpkg-deb", "-x", str(package), str(partial / "root"))
     _download_wheels(partial / "root" / "wheels")
     (partial / "root").rename(root)
     shutil.rmtree(partial)
     return root
 
 
-def _download_packages(apt: Path) -> list[Path]:
-    """Debian's packages for arm64, by an apt whose lists and state are its own."""
+def download_packages(apt: Path, packages: Sequence[str], architecture: str) -> list[Path]:
+    """Files of Debian 12's packages, by an apt whose lists and state are its own, in the folder `apt`."""
     for name in ("lists/partial", "cache/archives/partial", "packages"):
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
     (apt / "sources.list").write_text(SOURCE, encoding="utf-8")
     settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "APT::Sandbox::User": "root",  # another user may not read this place
         "Dir::Cache": apt / "cache",
         "Dir::Etc::sourcelist": apt / "sources.list",
@@ -52,8 +53,8 @@ def _download_packages(apt: Path) -> list[Path]:
         "Dir::State::status": apt / "status",
     }
     command = ["apt-get", "--quiet", *(f"-o{name}={value}" for name, value in settings.items())]
-    _run(*command, "update")
-    _run(*command, "download", *PACKAGES, folder=apt / "packages")
+    run(*command, "update")
+    run(*command, "download", *packages, folder=apt / "packages")
     return sorted((apt / "packages").iterdir())
 
 
@@ -61,13 +62,16 @@ def _download_wheels(folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     pinned = [f"{name}=={version(name)}" for name in WHEELS]
-    _run(*command, *platforms, "--python-version=3.11", f"--target={folder}", *pinned)
+    run(*command, *platforms, "--python-version=3.11", f"--target={folder}", *pinned)
 
 
-def _run(*command: str, folder: Path | None = None) -> None:
+def run(*command: str, folder: Path | None = None) -> None:
+    """Run a command. Raises FileNotFoundError where it is missing, RuntimeError with its last words where it fails."""
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{command[0]} is not there: Python for arm64 is made from Debian's packages") from None
+        raise FileNotFoundError(
+            f"{command[0]} is not there: what emulation needs is made from Debian's packages"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"{' '.join(command)} failed: {error.stderr.strip()[-500:]}") from None

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,20 +49,28 @@ EMULATED = (
         f"{_CORTEX_A72} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp",
         "0xd0c",
     ),
-    Processor("cortex-a72", "aarch64", "arm64, no dot product", _CORTEX_A72, "0xd08"),
+    Processor(
+        "cortex-a76",
+        "aarch64",
+        "arm64, dot product, Raspberry Pi 5",
+        f"{_CORTEX_A72} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp ssbs",
+        "0xd0b",
+    ),
+    Processor("cortex-a72", "aarch64", "arm64, no dot product, Raspberry Pi 4", _CORTEX_A72, "0xd08"),
 )
 PROCESSORS = {processor.name: processor for processor in (NATIVE, *EMULATED)}
 
 
-def python_on(processor: Processor) -> list[str]:
+def python_on(processor: Processor, emulator: Sequence[str] = ()) -> list[str]:
     """The command that runs Python on a processor; on arm64, that of `arm64.make_root`.
 
-    Raises FileNotFoundError for a missing emulator.
+    emulator: another than QEMU's static one, with its options. Raises FileNotFoundError for a missing emulator.
     """
     if processor is NATIVE:
         return [sys.executable]
     python = PLACE / "root" / "usr" / "bin" / "python3.11" if processor.machine == "aarch64" else sys.executable
-    return [find_emulator(processor.machine), "-cpu", processor.name, "-L", str(_view(processor)), str(python)]
+    command = emulator or [find_emulator(processor.machine)]
+    return [*command, "-cpu", processor.name, "-L", str(_view(processor)), str(python)]
 
 
 def find_emulator(machine: str) -> str:

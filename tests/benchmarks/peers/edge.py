@@ -1,5 +1,7 @@
 """Ours."""
 
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +10,29 @@ import numpy as np
 import runtime
 from runtime.model.prefill import cut, prefill
 
+MOST_LAYERS_VERIFIED = 12  # gpt2; verification of the larger ones takes long, and changes no speed
+
 
 def convert(source: Path, folder: Path, precision: str, kernel: str | None = None) -> None:
-    """The kernel is the build's default unless it is said."""
+    """Build as a user does: equalized, calibrated on the model's own text and, up to gpt2, verified.
+
+    kernel: the build's default unless it is said.
+    """
     from export import build
 
     kind = ["--precision", precision, *(["--kernel", kernel] if kernel else [])]
-    build.main([str(source), "--no-reference", "--verify", "none", *kind, "--output", str(folder)])
+    n_layer = json.loads((source / "config.json").read_text(encoding="utf-8"))["n_layer"]
+    verify = "quality" if n_layer <= MOST_LAYERS_VERIFIED else "none"
+    build.main([str(source), "--no-reference", "--verify", verify, *kind, "--output", str(folder)])
 
 
 class Peer:
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.model = runtime.load(folder, threads=threads)
+    def __init__(self, folder: Path, threads: int, cache: str | None = None) -> None:
+        """cache: "fp32" or "int8", the type of the key-value cache; None: the runtime's default."""
+        if cache is not None and "cache" not in inspect.signature(runtime.load).parameters:
+            raise RuntimeError("runtime.load has no option `cache` in this version")
+        options = {} if cache is None else {"cache": cache}
+        self.model = runtime.load(folder, threads=threads, **options)
 
     def generate(self, prompt: list[int], n_new: int, note: Callable[[int], object]) -> None:
         cache = self.model.new_cache(len(prompt) + n_new)
