@@ -146,7 +146,7 @@ class ContinuedPrompts(WrittenAnswer):
         # The last token is predicted, and not fed.
         most = self.engine.model.config.n_positions + 1
         if longest > most:
-            raise too_long(f"a prompt of {longest} tokens passes the {most} that are scored at once")
+            raise too_long(self.engine, f"a prompt of {longest} tokens passes the {most} that are scored at once")
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The prompts where they are asked for, then the continuations. Raises ApiError."""

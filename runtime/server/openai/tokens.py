@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
-from runtime.server.errors import CONTEXT_LENGTH, ApiError, preparing
+from runtime.server.errors import ApiError, context_error, preparing
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, TokenId
 from runtime.server.openai.plan import ENTRY_BYTES
@@ -86,7 +86,7 @@ def _check_size(engine: Engine, field: str, n: int, what: str) -> None:
     """Refuse what is longer than any prompt: the tokenizer takes more than linear time for a long word."""
     if n > engine.max_characters:
         told = f"{field} is {n:,} {what}; at most {engine.max_characters:,} are read at once: send it in parts"
-        raise ApiError(told, param=field, code=CONTEXT_LENGTH)
+        raise context_error(told, engine.model.config.n_positions, field)
 
 
 async def _answer(request: Request, engine: Engine, work: Callable[[], BaseModel]) -> Response:
