@@ -44,9 +44,11 @@ if TYPE_CHECKING:
     from runtime.scoring.perplexity import Progress
     from runtime.scoring.scoring import Score, ScoreOverflow
     from runtime.scoring.surprisal import Surprisal
+    from runtime.tasks.infill import Middle
     from runtime.tasks.perform import Answer, Task
 
 MAX_SAMPLES = 2**16  # continuations of one prompt: each has a row, which is made before any is decoded
+BEST_OF = 8  # middles of `infill`
 One = str | list[int]  # a text, or its token ids
 Several = list[str] | list[list[int]] | tuple[str, ...]
 Floats = NDArray[np.float32]
@@ -729,6 +731,158 @@ def _check_counts(n: int, num_beams: int, batch_size: int, logprobs: int) -> Non
     check_count("num_beams", num_beams, most=MAX_SAMPLES)
     check_count("batch_size", batch_size)
     check_count("logprobs", logprobs, least=0)
+
+
+@_explains_unknown_keywords
+def infill(
+    prompt: str | Sequence[int],
+    suffix: str | Sequence[int],
+    *,
+    model: ModelOrPath = None,
+    best_of: int = BEST_OF,
+    batch_size: int = generation.BATCH_SIZE,
+    prefix: Prefix | None = None,
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_sequence_breakers: str | Sequence[str] = ("\n", ":", '"', "*"),
+    logit_bias: Mapping[int, float] | None = None,
+    suppress_ids: Sequence[int] = (),
+    banned: str | Sequence[str] = (),
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    lookup: int = 0,
+    seed: int | None = None,
+    overflow: Overflow = "error",
+    pinned_tokens: int = 0,
+    special_tokens: bool = False,
+    token_healing: bool = False,
+    logits_processor: LogitsProcessor | None = None,
+    deadline: float | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> list[Middle]:
+    """What may stand between a prompt and a suffix, the likeliest first.
+
+    GPT-2 does not read ahead: it was not trained to write towards an end. So `best_of` middles are sampled after the
+    prompt, and ranked by the probability of the suffix after prompt and middle, log P(suffix | prompt, middle). More
+    middles find a better one. A middle ends where the options say, so options that fit the gap help most:
+    max_new_tokens for a few words, `stop` for a sentence, `regex` or `choices` for a form.
+
+    The cost in tokens that are computed: the prompt and up to best_of * max_new_tokens to write; then to rank, the
+    part of the prompt after the last multiple of 256 tokens, and for each different middle its tokens and those of the
+    suffix, in passes of many tokens. The prompt is never computed once for each middle.
+
+    Args:
+        prompt: a text or token ids, as for `generate`.
+        suffix: the text after the gap, or its token ids. A text has the ids that it has alone, so a word begins with
+            its space.
+        model: as for `generate`.
+        best_of: how many middles are sampled and ranked, from 2 to 65,536.
+        batch_size: how many middles decode at a time; the others wait.
+        prefix: what the prompt begins with, as for `generate`.
+        max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
+        min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples, 1 from the model's own
+            distribution. (llama.cpp: --temp)
+        top_k: sample from the k likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens whose probabilities together reach p; 1 is off.
+        min_p: do not sample tokens below this share of the likeliest token's probability; 0 is off.
+        typical_p: sample from the most typical tokens whose probabilities together reach p; 1 is off. (llama.cpp:
+            --typical)
+        repetition_penalty: make ids of the prompt and the text less likely: positive logits are divided by it, negative
+            ones multiplied; the latest n_positions ids count; 1 is off. (llama.cpp: --repeat-penalty)
+        presence_penalty: subtract this from the logit of every id that was generated before; 0 is off.
+        frequency_penalty: subtract this from the logit of an id for each time that it was generated before; 0 is off.
+        no_repeat_ngram_size: never repeat so many ids in a row, among the latest n_positions; 0 is off.
+        dry_multiplier: subtract dry_multiplier * dry_base ** (n - dry_allowed_length) from the logit of an id that
+            would prolong a repetition of n ids, n at least dry_allowed_length (DRY, don't repeat yourself); the latest
+            n_positions ids count; 0 is off.
+        dry_base: how fast the DRY penalty grows with the length of the repetition; needs dry_multiplier.
+        dry_allowed_length: the longest repetition, in ids, that DRY leaves at the penalty dry_multiplier; shorter ones
+            have none; needs dry_multiplier.
+        dry_sequence_breakers: texts across which DRY counts no repetition, instead of line end, colon, double quote and
+            asterisk; needs dry_multiplier. (llama.cpp: --dry-sequence-breaker)
+        logit_bias: add these numbers to the logits of these ids; inf makes an id certain, -inf forbids it.
+            (transformers: sequence_bias)
+        suppress_ids: never generate these ids, whatever logit_bias and stop_ids say of them. (transformers:
+            suppress_tokens)
+        banned: texts that the continuation never contains, with whatever tokens they are written: a token that would
+            complete one is not generated; upper and lower case differ.
+        stop: end before this text, or before the first of several; the text itself is left out. (transformers:
+            stop_strings; llama.cpp: --reverse-prompt)
+        stop_ids: end at one of these ids, as at eos_token_id, which still ends the text, too. (transformers:
+            eos_token_id)
+        choices: write one of these texts (structured output).
+        regex: write a match of this regular expression, in Rust's syntax (structured output).
+        json_schema: write JSON of this schema, with the spaces of json.dumps (structured output).
+        lookup: speculative decoding: propose up to this many tokens at a time, from what followed the same ids earlier
+            in the text; one pass checks them. At fp32 the text is the same, unless two tokens are equally likely to the
+            last bits; at int8 and int4 some texts differ. 0 is off. (transformers: prompt_lookup_num_tokens)
+        seed: the seed of sampling: the same seed gives the same text; None draws one. (transformers: set_seed)
+        overflow: when prompt and max_new_tokens pass n_positions: 'error' is an error (ContextLengthError); 'stop' ends
+            the text at the last position; 'truncate_left' leaves out the beginning of the prompt; 'slide' writes on,
+            and drops the oldest half of the ids whenever the context is full. (transformers: truncation; llama.cpp:
+            --context-shift)
+        pinned_tokens: with overflow='slide' keep this many ids of the prompt's beginning in the context. (llama.cpp:
+            --keep)
+        special_tokens: read <|endoftext|> and other special tokens that are written in the prompt as tokens, not as
+            text. (transformers: split_special_tokens)
+        token_healing: generate the last token of the prompt again, together with what follows: for prompts that end
+            inside a word.
+        logits_processor: a function of the ids so far (prompt included) and the logits [n_vocab] of the next, as a
+            float32 array; it returns the logits to use. It is called once for each token, after the penalties and
+            before the sampler.
+        deadline: end the text after this many seconds. (transformers: max_time; llama.cpp: t_max_predict_ms)
+        cancel: a function that is called before every pass through the model; the text ends when it returns True.
+            (transformers: stopping_criteria)
+
+    The middles are written with the options; deadline and cancel end the writing, and what is written is ranked.
+
+    Returns:
+        Every middle that was sampled, best first: a `runtime.tasks.infill.Middle` with `.text`, with `.completion` as
+        `complete` returns it, and with `.suffix`, the Score of the suffix. The first is the answer; others may be equal
+        to it.
+
+    Raises:
+        TypeError, OptionError, NoModelError: as `generate` does; OptionError for temperature 0, and for an `overflow`,
+            since all must fit.
+        ContextLengthError: prompt, max_new_tokens and suffix together are more than the model takes.
+        ValueError: an empty suffix, or best_of below 2.
+        NoTokenizerError: a text, where the model has no tokenizer.
+
+    Example:
+        >>> prompt, suffix = "The king lived in", ", and the queen lived there too."
+        >>> found = runtime.infill(prompt, suffix, model=model, choices=[" a castle", " ran", " me"], seed=1)
+        >>> found[0].text
+        ' a castle'
+
+    """
+    options = Options(**pick_options(locals()))
+    check_count("best_of", best_of, most=MAX_SAMPLES)
+    check_count("batch_size", batch_size)
+    before = check_prompt("prompt", prompt)
+    after = check_prompt("suffix", suffix)
+    opened = prefixes.open_model(model, prefix)
+    _check_given_ids("prompt", [before], opened, options, is_one=True)
+    check_prompt_ids("suffix", [after], opened.config.vocab_size, is_one=True)
+    with importing:
+        from runtime.tasks import infill as infilling
+
+    return infilling.infill(opened, before, after, options, best_of, batch_size, prefix)
 
 
 def perform(

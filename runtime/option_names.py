@@ -38,10 +38,13 @@ PARAMETERS = (
         ("output_scores", "top_logprobs"),
         "output_logits of transformers has the logits of the whole vocabulary",
     ),
-    Parameter("batch_size", ("complete", "stream_many"), "batch_size", "--parallel", (), "a parameter of pipelines"),
+    Parameter("best_of", ("infill",), None, None, (), "of OpenAI's completions, too"),
+    Parameter(
+        "batch_size", ("complete", "stream_many", "infill"), "batch_size", "--parallel", (), "a parameter of pipelines"
+    ),
     Parameter(
         "prefix",
-        ("generate", "stream", "stream_many", "complete", "perform", "score"),
+        ("generate", "stream", "stream_many", "complete", "infill", "perform", "score"),
         "past_key_values",
         "cache_prompt",
         ("prompt_cache",),

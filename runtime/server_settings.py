@@ -30,6 +30,14 @@ class Setting(NamedTuple):
     about: str
 
 
+class _Names(Texts):
+    """One name or several."""
+
+    def read(self, name: str, value: Any) -> Sequence[str]:
+        """See `Kind.read`."""
+        return super().read(name, (value,) if isinstance(value, str) else value)
+
+
 def _setting(kind: Kind[T], default: D, about: str) -> T | D:
     """A field of `Settings`. A type checker compares its annotation with the kind and the default."""
     field: Any = dataclasses.field(default=default, metadata={"setting": Setting(kind, default, about)})
@@ -44,20 +52,28 @@ class Settings:
     port: int = _setting(Integer(0, 65535), 8000, "port to listen on; 0 takes a free one")
     api_key: str | None = _setting(Text(), None, f"clients must send this key; better put in ${KEY_VARIABLE}")
     allow_no_key: bool = _setting(Flag(), False, "listen on an address that others reach, without a key")
-    alias: str | None = _setting(Text(), None, "name of the model for clients (default: that of its folder)")
+    alias: str | Sequence[str] | None = _setting(
+        _Names(), None, "name of the model for clients (default: that of its folder); of several models one for each"
+    )
     cors_origin: Sequence[str] | None = _setting(
         Texts(), None, "pages of this origin may ask, such as http://localhost:5173; * is any, and needs a key"
     )
     tls_cert: str | None = _setting(Text(), None, "file of the certificate chain (PEM), to serve HTTPS")
     tls_key: str | None = _setting(Text(), None, "file of its private key (PEM, without a password)")
     rows: int | None = _setting(
-        Integer(1, MOST), None, "continuations that decode together (default: 8, or 1 for a plain ONNX export)"
+        Integer(1, MOST),
+        None,
+        "continuations of a model that decode together (default: 8, or 1 for a plain ONNX export)",
     )
     queue: int = _setting(
-        Integer(0, MOST), 64, "continuations that may wait for a row; beyond it clients are told to come back"
+        Integer(0, MOST),
+        64,
+        "continuations that may wait for a row of their model; beyond it clients are told to come back",
     )
     prompt_cache_bytes: int = _setting(
-        Integer(0, MOST_BYTES), 2**28, "memory for what prompts have in common at their beginning; 0 shares nothing"
+        Integer(0, MOST_BYTES),
+        2**28,
+        "memory of all models for what prompts have in common at their beginning; 0 shares nothing",
     )
     connections: int = _setting(Integer(1, MOST), 128, "clients connected at a time")
     max_body_bytes: int = _setting(Integer(1, MOST), 2**20, "size of a request")
@@ -84,7 +100,7 @@ class Settings:
             raise ValueError("the API key must be printable ASCII, and not empty")
         if self.api_key is not None and self.api_key != self.api_key.strip():
             raise ValueError("the API key must not begin or end with a space: an HTTP header cannot hold it")
-        self._check_alias()
+        self._check_aliases()
         self._check_origins()
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
@@ -95,14 +111,17 @@ class Settings:
                 "or say --allow-no-key"
             )
 
-    def _check_alias(self) -> None:
+    def _check_aliases(self) -> None:
         """A name stands in addresses: /v1/models/NAME."""
-        alias = self.alias
-        if alias is None:
-            return
-        if not alias or len(alias) > _MAX_ALIAS or not alias.isprintable() or alias != alias.strip():
-            told = f"1 to {_MAX_ALIAS} printable characters are expected, without spaces at the ends"
-            raise ValueError(f"alias is {alias[:_MAX_ALIAS]!r}; {told}")
+        for alias in self.aliases:
+            if not alias or len(alias) > _MAX_ALIAS or not alias.isprintable() or alias != alias.strip():
+                told = f"1 to {_MAX_ALIAS} printable characters are expected, without spaces at the ends"
+                raise ValueError(f"alias is {alias[:_MAX_ALIAS]!r}; {told}")
+
+    @property
+    def aliases(self) -> Sequence[str]:
+        """The names that were given, in the order of the models; none where the folders' names are taken."""
+        return (self.alias,) if isinstance(self.alias, str) else self.alias or ()
 
     def _check_origins(self) -> None:
         """Raise ValueError for what no browser sends as an origin, and for any origin without a key."""

@@ -52,10 +52,21 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FOLDER", help=about)
 
 
-def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --threads, --verify, --cache."""
+def add_models_argument(parser: argparse.ArgumentParser) -> None:
+    """--model, several times."""
+    about = (
+        "model folder; several times for several models (default: $GPT2_EDGE_MODEL, else the only one under ./models)"
+    )
+    parser.add_argument("--model", action="append", metavar="FOLDER", help=about)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """--model, --threads, --verify, --cache. `several`: --model may be repeated, and is a list."""
     add = parser.add_argument
-    add_model_argument(parser)
+    if several:
+        add_models_argument(parser)
+    else:
+        add_model_argument(parser)
     add("--threads", type=int, metavar="N", help="threads of one pass (default: every core)")
     about = "check every byte of the model, or sizes, or nothing (default: every byte once, then sizes and times)"
     add("--verify", choices=["full", "size", "off"], help=about)
@@ -69,6 +80,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--json", action="store_true", help="print the result as JSON when it is complete")
     add("--verbose", action="store_true", help="report the speed at the end, on standard error")
+
+
+def add_folders_argument(parser: argparse.ArgumentParser) -> None:
+    """FOLDER, several times, for commands that take several models."""
+    parser.add_argument("folder", nargs="*", metavar="FOLDER", help="the same as --model FOLDER")
 
 
 def add_folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -112,11 +128,8 @@ def collect_options(given: argparse.Namespace) -> dict[str, Any]:
 
 def read_usage(given: argparse.Namespace) -> None:
     """Check what can be checked before a model is opened, and add `options`. Raises TypeError or ValueError."""
-    if getattr(given, "folder", None) is not None:
-        if given.model is not None:
-            raise ValueError(f"the model is given twice: {given.folder} and --model {given.model}")
-        given.model = given.folder
-    for name in ("threads", "n", "num_beams", "batch_size", "stride", "limit"):
+    _join_folders(given)
+    for name in ("threads", "n", "best_of", "num_beams", "batch_size", "stride", "limit"):
         if getattr(given, name, None) is not None:
             check_count(name, getattr(given, name))
     if getattr(given, "logprobs", 0) and not given.json:
@@ -129,3 +142,14 @@ def read_usage(given: argparse.Namespace) -> None:
         checked = make_options(options)
         if getattr(given, "num_beams", 1) == 1:
             check_seed(checked)
+
+
+def _join_folders(given: argparse.Namespace) -> None:
+    """Take FOLDER as --model. Raises ValueError where both are given."""
+    folder = getattr(given, "folder", None)
+    if not folder:
+        return
+    if given.model is not None:
+        both = [" ".join(value) if isinstance(value, list) else value for value in (folder, given.model)]
+        raise ValueError(f"the model is given twice: {both[0]} and --model {both[1]}")
+    given.model = folder

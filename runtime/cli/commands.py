@@ -124,6 +124,27 @@ def _complete(opened: _Opened, prompts: list[str], given: argparse.Namespace) ->
     return runtime.complete(prompts, model=opened.model, prefix=opened.prefix, draft=opened.draft, **options)
 
 
+def infill(given: argparse.Namespace) -> int:
+    """What may stand between a prompt and a suffix: the likeliest, or all that were sampled as JSON."""
+    with _open(given) as opened, _Timer() as timer:
+        middles = runtime.infill(
+            given.prompt,
+            given.suffix,
+            model=opened.model,
+            prefix=opened.prefix,
+            best_of=given.best_of,
+            batch_size=given.batch_size,
+            **given.options,
+        )
+    if given.json:
+        print(to_json([dataclasses.asdict(one.completion) | {"suffix_logprob": one.suffix.logprob} for one in middles]))
+    else:
+        print(middles[0].text)
+    if given.verbose:
+        say_speed([one.completion for one in middles], timer.seconds)
+    return 0
+
+
 def _as_they_end(opened: _Opened, prompts: list[str], given: argparse.Namespace) -> Iterator[Completion]:
     """What `_complete` returns, each as soon as it is known."""
     if not prompts:
@@ -282,7 +303,7 @@ def evaluate(given: argparse.Namespace) -> int:
 
 
 def serve(given: argparse.Namespace) -> int:
-    """Serve a model over HTTP until a signal ends it."""
+    """Serve one model or several over HTTP until a signal ends it."""
     from runtime.server_settings import read_settings
 
     try:
@@ -290,13 +311,14 @@ def serve(given: argparse.Namespace) -> int:
     except ValueError as error:
         given.parser.error(str(error))
     try:
-        from runtime.server.transport.listener import serve as serve_model
+        from runtime.server.transport.listener import serve as serve_models
     except ModuleNotFoundError as error:
         raise RuntimeError(
             f"{error.name} is missing: pip install 'gpt2-edge[server]', or in a clone pip install ./runtime/server"
         ) from None
-    with _open(given) as opened:
-        serve_model(opened.model, settings, verbose=given.verbose)
+    with contextlib.ExitStack() as stack:
+        models = [stack.enter_context(_load(given, folder)) for folder in given.model or [None]]
+        serve_models(models, settings, verbose=given.verbose)
     return 0
 
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import runtime
+from runtime.api import BEST_OF
 from runtime.cli import commands
 from runtime.cli.arguments import (
     Parser,
     add_draft_argument,
     add_folder_argument,
+    add_folders_argument,
     add_loading_arguments,
     add_model_argument,
     add_model_arguments,
@@ -35,6 +37,9 @@ _EXAMPLES = {
   printf "Once upon a time" | gpt2-edge generate -""",
     "complete": """\
   gpt2-edge complete "One day" "At night" --n 3 --temperature 0.9 --json""",
+    "infill": """\
+  gpt2-edge infill "The king lived in" " and had three sons." --max-new-tokens 6 --best-of 32
+  gpt2-edge infill "The sky is" ", and so is the sea." --choices " blue" --choices " loud" --json""",
     "score": """\
   gpt2-edge score " Paris." --context "The capital of France is"
   gpt2-edge score - < story.txt""",
@@ -79,6 +84,7 @@ _GREEDY = (
 _NOTES = {
     "generate": f"{_GREEDY}, and is the default where prompts are typed at a terminal.",
     "complete": f"{_GREEDY}.",
+    "infill": "Several middles are sampled and ranked by the probability of the suffix after them; temperature is 1.",
     "surprisal": "Each word counts the end of the word as its own: see docs/surprisal.md.",
     "build": f"It runs export/build.py with the same arguments. {HOW_TO_GET_IT}",
     "perform": "Each task has options of its own, which --show prints.",
@@ -191,6 +197,17 @@ def _define_complete(parser: argparse.ArgumentParser) -> None:
     add_option_arguments(parser)
 
 
+def _define_infill(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", help="the text before the gap")
+    add("suffix", help="the text after it; a word begins with its space")
+    add("--best-of", type=int, default=BEST_OF, metavar="N", help=f"middles to sample and rank (default: {BEST_OF})")
+    add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"rows at a time (default: {BATCH_SIZE})")
+    add_model_arguments(parser)
+    add_prefix_argument(parser)
+    add_option_arguments(parser)
+
+
 def _define_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", help="the text to score; - or nothing reads standard input")
     parser.add_argument("--context", metavar="TEXT", help="score the text as the continuation of this one")
@@ -282,8 +299,8 @@ def _define_evaluate(parser: argparse.ArgumentParser) -> None:
 def _define_serve(parser: argparse.ArgumentParser) -> None:
     from runtime.server_settings import add_setting_arguments
 
-    add_folder_argument(parser)
-    add_loading_arguments(parser)
+    add_folders_argument(parser)
+    add_loading_arguments(parser, several=True)
     parser.add_argument("--verbose", action="store_true", help="a line for every request, on standard error")
     add_setting_arguments(parser)
 
@@ -309,6 +326,7 @@ def _define_info(parser: argparse.ArgumentParser) -> None:
 _COMMANDS = {
     "generate": ("continue a prompt as it is decoded", _define_generate),
     "complete": ("continue several prompts together", _define_complete),
+    "infill": ("what may stand between two texts", _define_infill),
     "score": ("how likely a model finds a text", _define_score),
     "surprisal": ("the surprisal of every word or token of texts, in bits", _define_surprisal),
     "classify": ("the labels that a classifier gives texts or their tokens", _define_classify),

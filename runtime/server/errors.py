@@ -66,6 +66,12 @@ def server_error(message: str, status: int = 500) -> ApiError:
     return ApiError(message, status=status, kind="server_error")
 
 
+def context_error(message: str, n_positions: int, param: str = "prompt") -> ApiError:
+    """A text that is too long. Clients know it by the code, or only by the words that OpenAI's message begins with."""
+    told = f"this model's maximum context length is {n_positions} tokens: {message}" if n_positions else message
+    return ApiError(told, param=param, code=CONTEXT_LENGTH)
+
+
 def contain(function: Callable[[], T]) -> T:
     """The function's result. A Rust panic of the tokenizer's, which is no Exception, becomes a RuntimeError."""
     try:
@@ -85,7 +91,7 @@ def as_api_error(error: Exception) -> ApiError:
     """What the runtime says of a request, as a reply: with the field that is to blame, where the error names it."""
     told = in_words_of_api(error)
     if isinstance(error, ContextLengthError):
-        return ApiError(told, param="prompt", code=CONTEXT_LENGTH)
+        return context_error(told, error.n_positions)
     if isinstance(error, OptionError) and error.options:
         return ApiError(told, param=error.options[0].replace("max_new_tokens", "max_tokens"))
     return ApiError(told)

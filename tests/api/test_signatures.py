@@ -53,7 +53,8 @@ def test_every_option_is_a_parameter_with_its_default_and_type(function: Any) ->
             assert parameter.default is TASK_DEFAULT
             assert parameter.annotation == signatures.or_task_default(str(TYPES[name]))
         else:
-            assert (parameter.default, type(parameter.default)) == (option.default, type(option.default))
+            default = signatures.default_of(function.__name__, name)
+            assert (parameter.default, type(parameter.default)) == (default, type(option.default))
             own = ("int | Sequence[int] | None",) if (function, name) == (runtime.complete, "seed") else ()
             assert parameter.annotation in (TYPES[name], *own)
 

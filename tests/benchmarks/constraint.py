@@ -18,7 +18,7 @@ from runtime.generation.row import Place, Row
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import encode
-from tests.benchmarks.server import build_model
+from tests.benchmarks.contenders import OURS, prepare
 
 N_NEW = 128
 PERSON = {
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="continuations of each form (default: 5)")
     given = parser.parse_args()
-    with load(build_model(), threads=1) as model:
+    with load(prepare(OURS, "gpt2"), threads=1) as model:
         start = time.perf_counter()
         vocabulary(model)
         print(f"the vocabulary, once a model: {time.perf_counter() - start:.2f} s\n")

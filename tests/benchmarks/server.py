@@ -1,125 +1,172 @@
-"""The server against `complete`: `python -m tests.benchmarks.server`.
+"""The server, its peers and `complete` on the same prompts: `python -m tests.benchmarks.server`.
 
-GPT-2 124M with random weights, int8 dense, greedy. The server runs in a process of its own, as users have it, its
-clients in this one; contenders alternate, and medians are compared. The model is built once under build/bench.
+Eight clients ask at once, each for a stream of greedy text. Measured are the tokens per second of all together, and the
+seconds that each waits for its first token. GPT-2 124M with random weights, int8 everywhere: see
+`tests.benchmarks.contenders`, whose folders and environments are taken. Servers run in processes of their own, their
+clients in this one; contenders alternate, and medians are compared. One that cannot be had is reported as missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
-import json
-import re
 import signal
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import runtime
-from export import build
-from runtime.tokenization.encode import encode
+import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FOLDER = REPOSITORY / "build" / "bench" / "random-gpt2-dense"
-N_PROMPT, N_NEW, N_CLIENTS = 32, 128, 8
-Prompts = list[str]  # texts, since `complete` takes no ids: the same tokens for all
-Contender = Callable[[Prompts], int]  # how many tokens were written
+import runtime
+from runtime.tokenization.encode import encode
+from tests.benchmarks.bench import count, machine
+from tests.benchmarks.contenders import OURS, prepare
+from tests.benchmarks.services import SERVICES, Answered, Ask
+from tests.benchmarks.statistic import describe, ratio, table
+from tests.conftest import DEMO
+
+SIZE = "gpt2"
+N_PROMPT = 32
+N_NEW = 128
+N_CLIENTS = 8
+Contender = Callable[[Sequence[str]], list[Answered]]
+ROWS = f"`complete`, {N_CLIENTS} rows"
+ROW = "`complete`, 1 row"
+
+
+class Measured:
+    """What the rounds of one contender have shown."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []  # tokens per second, a value a round
+        self.first: list[float] = []  # seconds to the first token, a value a request
+
+    def add(self, answered: Sequence[Answered], seconds: float) -> None:
+        """A round."""
+        self.rates.append(sum(one.n_tokens for one in answered) / seconds)
+        self.first += [one.first for one in answered]
+
+    def row(self, title: str) -> list[str]:
+        """Cells of the table: the speed, and the median and the 99th percentile of the wait in milliseconds."""
+        waits = [wait * 1e3 for wait in self.first if wait]
+        shown = [f"{np.percentile(waits, share):.0f}" for share in (50, 99)] if waits else ["-", "-"]
+        return [title, describe(self.rates), *shown]
 
 
 def main() -> None:
-    """Print a Markdown table of tokens per second, and the two shares that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default: 5)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of a pass (default: 2)")
-    given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
-    with runtime.load(build_model(), threads=given.threads) as model, serving(given.threads) as port:
+    """Print a Markdown table, what is missing, and the shares that are asked for."""
+    given = parse()
+    # So that the servers end, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(runtime.load(prepare(OURS, SIZE), threads=given.threads))
         contenders: dict[str, Contender] = {
-            f"`complete`, {N_CLIENTS} rows": lambda prompts: complete(model, prompts),
-            f"server, {N_CLIENTS} clients": lambda prompts: ask_all(port, prompts, stream=False),
-            f"server, {N_CLIENTS} clients, streams": lambda prompts: ask_all(port, prompts, stream=True),
-            "`complete`, 1 row": lambda prompts: complete(model, prompts[:1]),
-            "server, 1 client": lambda prompts: ask_all(port, prompts[:1], stream=False),
+            ROWS: lambda prompts: complete(model, prompts),
+            ROW: lambda prompts: complete(model, prompts[:1]),
         }
-        rates = measure(contenders, [read_prompts(model, number) for number in range(given.rounds + 1)])
-    print(f"GPT-2 124M, random weights, {N_NEW} tokens after {N_PROMPT}, {given.threads} threads\n")
-    print("| | tok/s | spread |\n|---|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} |")
-    rows, clients, streams, row, one = (statistics.median(values) for values in rates.values())
-    print(f"\n{N_CLIENTS} clients: {clients / rows:.0%} of `complete` ({streams / rows:.0%} streamed), ", end="")
-    print(f"{clients / one:.2f} times one client; {N_CLIENTS} rows: {rows / row:.2f} times one row")
+        for name in given.only:
+            try:
+                ask = stack.enter_context(SERVICES[name].start(prepare(SERVICES[name].weights, SIZE), given.threads))
+            except (RuntimeError, OSError) as error:
+                missing[SERVICES[name].title] = str(error)
+                continue
+            contenders |= clients_of(SERVICES[name].title, ask)
+        rounds = [read_prompts(model, number) for number in range(given.rounds + 1)]
+        found = measure(contenders, rounds, missing)
+    print(report(found, missing, given))
 
 
-def build_model() -> Path:
-    """The model folder, built where it is not there."""
-    if not FOLDER.is_dir():
-        how = ["--kernel", "dense", "--no-reference", "--verify", "none"]
-        build.main(["random:gpt2", "--output", str(FOLDER), *how])
-    return FOLDER
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=count, default=5, help="how often each contender runs (default: 5)")
+    parser.add_argument("--threads", type=count, default=2, help="threads of a pass (default: 2)")
+    parser.add_argument("--only", nargs="+", choices=SERVICES, default=list(SERVICES), help="(default: all)")
+    return parser.parse_args()
 
 
-def read_prompts(model: runtime.Model, number: int) -> Prompts:
-    """Pieces of a real text, others in every round."""
-    ids = encode(model, (REPOSITORY / "models" / "demo" / "evaluation.txt").read_text(encoding="utf-8"))
+def clients_of(title: str, ask: Ask) -> dict[str, Contender]:
+    """A service with all clients, and with one."""
+    return {
+        many(title): lambda prompts: ask(prompts, N_NEW),
+        single(title): lambda prompts: ask(prompts[:1], N_NEW),
+    }
+
+
+def many(title: str) -> str:
+    """The name of a service with all clients."""
+    return f"{title}, {N_CLIENTS} clients"
+
+
+def single(title: str) -> str:
+    """The name of a service with one client."""
+    return f"{title}, 1 client"
+
+
+def read_prompts(model: runtime.Model, number: int) -> list[str]:
+    """Pieces of a real text, others in every round, so that no cache of prompts helps."""
+    ids = encode(model, (Path(DEMO) / "evaluation.txt").read_text(encoding="utf-8"))
     begins = range(number * N_CLIENTS * N_PROMPT, (number + 1) * N_CLIENTS * N_PROMPT, N_PROMPT)
     return [model.tokenizer.decode(ids[begin : begin + N_PROMPT]) for begin in begins]
 
 
-def measure(contenders: dict[str, Contender], rounds: list[Prompts]) -> dict[str, list[float]]:
-    """Tokens per second, per contender and round; the first round is warm-up."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+def complete(model: runtime.Model, prompts: Sequence[str]) -> list[Answered]:
+    """The same rows without a server; nobody waits for a first token."""
+    options = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "batch_size": N_CLIENTS}
+    done = runtime.complete(list(prompts), model=model, **options)
+    return [Answered(0.0, one.n_tokens) for one in done]
+
+
+def measure(
+    contenders: dict[str, Contender], rounds: Sequence[Sequence[str]], missing: dict[str, str]
+) -> dict[str, Measured]:
+    """What each contender shows; the first round is warm-up. One that fails is missing from then on."""
+    found = {title: Measured() for title in contenders}
     for number, prompts in enumerate(rounds):
-        for name, contender in contenders.items():
+        for title in [title for title in contenders if title not in missing]:
             start = time.perf_counter()
-            rate = contender(prompts) / (time.perf_counter() - start)
-            print(f"round {number}, {name}: {rate:.0f} tok/s", file=sys.stderr)
+            try:
+                answered = contenders[title](prompts)
+            except (RuntimeError, OSError) as error:
+                missing[title] = str(error)
+                continue
+            seconds = time.perf_counter() - start
+            print(f"round {number}, {title}: {seconds:.2f} s", file=sys.stderr, flush=True)
             if number:
-                rates[name].append(rate)
-    return rates
+                found[title].add(answered, seconds)
+    return {title: one for title, one in found.items() if title not in missing}
 
 
-def complete(model: runtime.Model, prompts: Prompts) -> int:
-    """The same rows without a server."""
-    done = runtime.complete(prompts, model=model, max_new_tokens=N_NEW, batch_size=N_CLIENTS)
-    return sum(one.n_tokens for one in done)
+def report(found: dict[str, Measured], missing: dict[str, str], given: argparse.Namespace) -> str:
+    """The table, who is missing, and how the server compares."""
+    head = ["", "tok/s", "first token, median ms", "99th percentile ms"]
+    parts = [
+        f"GPT-2 124M, random weights, {N_NEW} tokens after {N_PROMPT}, {given.threads} threads, medians (range) of "
+        f"{given.rounds} rounds\n{machine()}",
+        table(head, [one.row(title) for title, one in found.items()]),
+        *(f"missing: {title}: {reason}" for title, reason in missing.items()),
+        *shares(found),
+    ]
+    return "\n\n".join(parts)
 
 
-def ask_all(port: int, prompts: Prompts, *, stream: bool) -> int:
-    """Every prompt by a client of its own, at the same time."""
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        return sum(pool.map(lambda prompt: ask(port, prompt, stream=stream), prompts))
-
-
-def ask(port: int, prompt: str, *, stream: bool) -> int:
-    """One request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    body = {"prompt": prompt, "max_tokens": N_NEW, "temperature": 0, "stream": stream}
-    with contextlib.closing(connection):
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        reply = connection.getresponse().read()
-    last = reply.split(b"\n\n")[-3].removeprefix(b"data: ") if stream else reply
-    return len(json.loads(last)["choices"][0]["gpt2_edge"]["ids"])
-
-
-@contextlib.contextmanager
-def serving(threads: int) -> Iterator[int]:
-    """The command on a free port."""
-    command = [sys.executable, "-m", "runtime", "serve", "--model", str(FOLDER), "--port", "0"]
-    process = subprocess.Popen([*command, "--threads", str(threads)], stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    found = re.search(r":(\d+) ", process.stderr.readline())
-    assert found
-    try:
-        yield int(found[1])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+def shares(found: dict[str, Measured]) -> list[str]:
+    """Our server beside `complete` and every peer with as many clients, as ratios of the same rounds."""
+    own = SERVICES["gpt2-edge"].title
+    lines = []
+    for clients, rows in ((many(own), ROWS), (single(own), ROW)):
+        rivals = [rows, *(title for title in found if title.endswith(clients.removeprefix(own)) and title != clients)]
+        lines += [
+            f"- {clients}: {ratio(found[clients].rates, found[title].rates):.2f} times {title}"
+            for title in rivals
+            if clients in found and title in found
+        ]
+    if many(own) in found and single(own) in found:
+        gain = ratio(found[many(own)].rates, found[single(own)].rates)
+        lines.append(f"- {many(own)}: {gain:.2f} times one client")
+    return ["\n".join(lines)] if lines else []
 
 
 if __name__ == "__main__":

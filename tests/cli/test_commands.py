@@ -105,6 +105,31 @@ def test_complete_takes_a_batch_size(command: Command) -> None:
     assert command(*typed, "--batch-size=1")[:2] == command(*typed)[:2]
 
 
+# infill ------------------------------------------------------------------------------------------------------------
+
+SUFFIX = ", and the cat was there, too."
+
+
+def test_infill_prints_the_best_middle_or_all(command: Command, demo_fp32: Model) -> None:
+    typed = ["infill", PROMPT, SUFFIX, "--max-new-tokens=4", "--seed=4", "--best-of=5"]
+    found = runtime.infill(PROMPT, SUFFIX, model=demo_fp32, max_new_tokens=4, seed=4, best_of=5)
+    assert command(*typed) == (0, f"{found[0].text}\n", "")
+    status, out, err = command(*typed, "--json", "--verbose")
+    told = json.loads(out)
+    assert (status, [one["text"] for one in told]) == (0, [one.text for one in found])
+    assert [one["suffix_logprob"] for one in told] == [one.suffix.logprob for one in found]
+    assert "tokens/s" in err
+
+
+def test_infill_explains_what_is_wrong(command: Command) -> None:
+    status, out, err = command("infill", PROMPT, SUFFIX, "--temperature=0")
+    assert (status, out) == (1, "")
+    assert "at temperature 0 all middles are the same" in err
+    status, out, err = command("infill", PROMPT, SUFFIX, "--best-of=1")
+    assert (status, out) == (1, "")
+    assert "best_of is 1; at least 2 middles are needed" in err
+
+
 # score -------------------------------------------------------------------------------------------------------------
 
 

@@ -170,7 +170,7 @@ def test_the_model_is_listed(client: Any, model_id: str, demo_int8: Model) -> No
 def test_metrics_count_tokens(server: Running) -> None:
     def value(name: str) -> float:
         lines = server.request("GET", "/metrics").body.decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}{{model="))
 
     before = value("gpt2_edge_new_tokens_total")
     server.post(prompt=PROMPT, max_tokens=7)

@@ -235,7 +235,7 @@ def test_requests_of_other_libraries_are_taken(server: Running, path: str, field
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
-    (COMPLETIONS, {"suffix": "the end"}, "suffix", "not supported"),
+    (COMPLETIONS, {"suffix": "the end", "temperature": 0}, "temperature", "all middles are the same"),
     (COMPLETIONS, {"store": True}, "store", "keeps no completions"),
     (COMPLETIONS, {"store": 0}, "store", "keeps no completions"),
     (COMPLETIONS, {"metadata": {"a": 5}}, "metadata", "5"),

@@ -116,7 +116,7 @@ def test_large_requests_are_read_in_turns(server: Running) -> None:
     assert loop
 
     async def hold() -> None:
-        async with server.engine.reading:
+        async with server.server.engines.reading:
             acquired.set()
             while not free.is_set():
                 import asyncio

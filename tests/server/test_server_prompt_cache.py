@@ -81,13 +81,13 @@ def ask_with(cache: Any, server: Running, prompt: str, **fields: Any) -> dict[st
 
 def make_cache(model: Any, n_blocks: int) -> Any:
     """A cache with room for so many blocks, and half of another."""
-    from runtime.server.engine.prompt_cache import PromptCache
+    from runtime.server.engine.prompt_cache import BlockStore, PromptCache
 
-    return PromptCache(model, block_bytes(model) * n_blocks + block_bytes(model) // 2)
+    return PromptCache(model, BlockStore(block_bytes(model) * n_blocks + block_bytes(model) // 2))
 
 
 def metric(server: Running, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", server.request("GET", "/metrics").body.decode(), re.MULTILINE)
+    found = re.search(rf"^{name}{{model=[^}}]*}} (\S+)$", server.request("GET", "/metrics").body.decode(), re.MULTILINE)
     assert found
     return float(found[1])
 
@@ -298,7 +298,8 @@ def test_what_is_found_is_what_was_computed(n_blocks: int, prompts: list[tuple[l
         assert (again.n_kept if again else 0) == min(len(names), n_blocks) * PREFILL_STEP
         assert cache.n_bytes <= n_blocks * 2 * PREFILL_STEP * 4
         # No block is left without those before it.
-        assert all(key[:-PREFILL_STEP] in cache._blocks for key in cache._blocks if len(key) > PREFILL_STEP)
+        kept = cache._store.ids_of(cache)
+        assert all(key[:-PREFILL_STEP] in kept for key in kept if len(key) > PREFILL_STEP)
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -321,3 +322,21 @@ def test_a_prompt_that_has_no_room_is_kept_in_part() -> None:
     cache = small_cache(2)
     keep(cache, blocks(1, 2, 3, 4))
     assert cache.find(blocks(1, 2, 3, 4)).n_kept == 2 * PREFILL_STEP
+
+
+def test_models_share_the_memory_and_no_block() -> None:
+    from runtime.server.engine.prompt_cache import BlockStore, PromptCache
+
+    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1)
+    store = BlockStore(3 * 2 * PREFILL_STEP * 4)
+    one = PromptCache(SimpleNamespace(config=config), store)  # type: ignore[arg-type]
+    other = PromptCache(SimpleNamespace(config=config), store)  # type: ignore[arg-type]
+    keep(one, blocks(1, 2))
+    assert other.find([*blocks(1, 2), 9]) is None
+    keep(other, blocks(1))
+    assert [one.n_bytes, other.n_bytes] == [2 * 2 * PREFILL_STEP * 4, 2 * PREFILL_STEP * 4]
+    keep(other, blocks(1, 3))
+    # The end of what the first model used goes first.
+    assert one.find([*blocks(1, 2), 9]).n_kept == PREFILL_STEP  # type: ignore[union-attr]
+    assert other.find([*blocks(1, 3), 9]).n_kept == 2 * PREFILL_STEP  # type: ignore[union-attr]
+    assert one.n_bytes + other.n_bytes <= store.max_bytes

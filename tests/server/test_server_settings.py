@@ -30,6 +30,8 @@ from runtime.server_settings import SETTINGS, Settings, add_setting_arguments, r
         ({"api_key": ""}, ValueError, "the API key must be printable ASCII"),
         ({"alias": ""}, ValueError, "alias is ''; 1 to 256 printable characters"),
         ({"alias": "a\nb"}, ValueError, "alias is 'a\\nb'"),
+        ({"alias": ["a", " b"]}, ValueError, "alias is ' b'"),
+        ({"alias": ()}, ValueError, "alias"),
         ({"tls_cert": "a.pem"}, ValueError, "tls_key is not given"),
         ({"tls_key": "a.pem"}, ValueError, "tls_cert is not given"),
         ({"cors_origin": ["*"]}, ValueError, "without a key"),
@@ -55,9 +57,10 @@ def test_settings_on_the_command_line_are_those_of_python(monkeypatch: pytest.Mo
     assert read_settings(parser.parse_args([])) == Settings()
     given = {name: setting.default for name, setting in SETTINGS.items() if name not in ("allow_no_key", "api_key")}
     given |= {"rows": 3, "queue": 0, "grace": 0.0, "host": "localhost"}
-    given |= {"alias": "tiny", "tls_cert": "cert.pem", "tls_key": "key.pem", "cors_origin": ("http://a.example",)}
+    given |= {"alias": ("tiny",), "tls_cert": "cert.pem", "tls_key": "key.pem", "cors_origin": ("http://a.example",)}
     arguments = [
-        f"--{name.replace('_', '-')}={value[0] if name == 'cors_origin' else value}" for name, value in given.items()
+        f"--{name.replace('_', '-')}={value[0] if name in ('alias', 'cors_origin') else value}"
+        for name, value in given.items()
     ]
     settings = read_settings(parser.parse_args([*arguments, "--allow-no-key", "--api-key", "swordfish"]))
     assert settings == Settings(**given, allow_no_key=True, api_key="swordfish")

@@ -34,9 +34,8 @@ class Running(NamedTuple):
 
     @property
     def engine(self) -> Engine:
-        """What its requests share."""
-        engine: Engine = self.server.config.app.state.engine  # type: ignore[union-attr]
-        return engine
+        """What the requests to the first model share."""
+        return self.server.engines.default
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         """One request on a connection of its own."""
@@ -75,14 +74,15 @@ class Reply(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(model: Model, send_buffer: int | None = None, **settings: Any) -> Iterator[Running]:
-    """A server on a free port; it is gone afterwards, with its threads.
+def running(model: Model, *others: Model, send_buffer: int | None = None, **settings: Any) -> Iterator[Running]:
+    """A server of one model or several on a free port; it is gone afterwards, with its threads.
 
     send_buffer: bytes that the system takes for a client that does not read.
     """
     n_threads = threading.active_count()
     given = Settings(**{"port": 0, "grace": 0.5, **settings})
-    server, listening = make_server(model, given), listen(given)
+    server = make_server([model, *others], given)
+    listening = listen(given)
     if send_buffer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listening.getsockname()[1]

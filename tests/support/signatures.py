@@ -17,7 +17,7 @@ from runtime.options import OPTIONS, Option, Options
 REPOSITORY = Path(__file__).resolve().parents[2]
 API = REPOSITORY / "runtime" / "api.py"
 PAGE = REPOSITORY / "docs" / "coming-from.md"
-FUNCTIONS = ("generate", "stream", "stream_many", "complete", "perform")
+FUNCTIONS = ("generate", "stream", "stream_many", "complete", "infill", "perform")
 WIDTH = 120
 ANY = "|".join(OPTIONS)
 # Where a function takes an option in a form of its own: (type, meaning).
@@ -28,6 +28,8 @@ OWN = {
         "continuations; None draws one",
     )
 }
+# Where a function has a default of its own: greedy middles would all be the same.
+OWN_DEFAULTS = {("infill", "temperature"): 1.0}
 TYPES = {field.name: str(field.type) for field in dataclasses.fields(Options)}
 
 
@@ -36,7 +38,12 @@ def parameter(function: str, name: str) -> str:
     annotation = OWN.get((function, name), (TYPES[name], ""))[0]
     if function == "perform":
         return f"    {name}: {or_task_default(annotation)} = TASK_DEFAULT,"
-    return f"    {name}: {annotation} = {written(OPTIONS[name].default)},"
+    return f"    {name}: {annotation} = {written(default_of(function, name))},"
+
+
+def default_of(function: str, name: str) -> object:
+    """The default of an option in a function."""
+    return OWN_DEFAULTS.get((function, name), OPTIONS[name].default)
 
 
 def written(value: object) -> str:

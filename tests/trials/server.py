@@ -125,7 +125,8 @@ class Server:
         lines = get(self.port, "/metrics").splitlines()
         connected = psutil.Process(self.process.pid).net_connections()
         n_open = sum(one.status == psutil.CONN_ESTABLISHED for one in connected)
-        return {"gpt2_edge_running 0.0", "gpt2_edge_waiting 0.0"} <= {*lines} and n_open <= 1
+        open_rows = [line for line in lines if line.startswith(("gpt2_edge_running{", "gpt2_edge_waiting{"))]
+        return len(open_rows) == 2 and all(line.endswith(" 0.0") for line in open_rows) and n_open <= 1
 
     def audited(self) -> list[str]:
         """What it did that it had no business with."""

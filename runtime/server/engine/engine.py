@@ -1,4 +1,4 @@
-"""What all requests share: the model, the scheduler, room for so many, and threads beside the event loop."""
+"""What all requests to a model share: the scheduler, room for so many, and threads beside the event loop."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from runtime.errors import NoTokenizerError
 from runtime.model.model import Model
 from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.engine.job import Job
-from runtime.server.engine.metrics import Metrics
+from runtime.server.engine.metrics import ModelGauges, ServerMetrics
 from runtime.server.engine.no_scheduler import NoScheduler
+from runtime.server.engine.prompt_cache import BlockStore, PromptCache
 from runtime.server.engine.scheduler import Scheduler
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TokenNames
 from runtime.server.engine.turns import Turns
-from runtime.server.errors import ApiError, contain, server_error, short
+from runtime.server.errors import ApiError, contain, server_error
 from runtime.server.openai.chat_template import open_chat
 from runtime.server_settings import Settings
 
@@ -28,30 +30,40 @@ T = TypeVar("T")
 
 
 class Engine:
-    """`start` in the event loop that serves; `close` ends its threads."""
+    """One model at work. `start` in the event loop that serves; `close` ends its threads."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
-        """Raises ValueError where the model cannot decode `settings.rows` together."""
+    def __init__(
+        self, model: Model, model_id: str, settings: Settings, blocks: BlockStore, metrics: ServerMetrics
+    ) -> None:
+        """`model_id`: the model's name for clients; `blocks` and `metrics` are those of the server.
+
+        Raises ValueError where the model cannot decode `settings.rows` together, NoTokenizerError where it has no
+        tokenizer.
+        """
+        if not model.has_tokenizer:
+            told = "requests and replies of the server are texts: add the tokenizer.json of its checkpoint"
+            raise NoTokenizerError(f"{model.folder} has no tokenizer, and {told}")
         self.model = model
+        self.model_id = model_id
         self.settings = settings
-        self.model_id = settings.alias or model.folder.resolve().name
         self.created = int(time.time())
         self.names = TokenNames(model)
         self.max_characters = model.config.n_positions * self.names.longest  # more cannot fit
         self.n_rows = settings.rows or (DEFAULT_ROWS if model.is_fused else 1)
-        self._scheduler = _scheduler(model, self.n_rows, settings.prompt_cache_bytes)
+        self.prompt_cache = PromptCache(model, blocks)
+        self._scheduler = _scheduler(model, self.n_rows, self.prompt_cache)
         self._prepare = ThreadPoolExecutor(2, "gpt2-edge-prepare")  # prompts to ids
         self._forms = ThreadPoolExecutor(1, "gpt2-edge-forms")  # likewise, for structured output
         self._aside = ThreadPoolExecutor(1, "gpt2-edge-aside")  # passes outside of the batch
         self._jobs: set[Job] = set()
         self._asides: list[Job] = []  # those with passes outside of the batch, the one whose turn it is first
-        self.reading = asyncio.Lock()  # a large request, see `runtime.server.transport.json_route`
         self.chat_template, self.no_chat = open_chat(model)  # None, and why there is none
-        self.metrics = Metrics(
-            n_running=lambda: self.n_running,
-            n_waiting=lambda: self.n_open - self.n_running,
-            n_cache_bytes=lambda: self._scheduler.n_prompt_cache_bytes,
+        gauges = ModelGauges(
+            running=lambda: self.n_running,
+            waiting=lambda: self.n_open - self.n_running,
+            cache_bytes=lambda: self._scheduler.n_prompt_cache_bytes,
         )
+        self.metrics = metrics.of_model(model_id, gauges)
 
     def start(self) -> None:
         """Begin to decode."""
@@ -77,12 +89,6 @@ class Engine:
         turns with the rows that decode.
         """
         return CancellableModel(self.model, Turns(job.check, lambda: self.n_running > 0))
-
-    def check_model(self, model_id: str | None) -> None:
-        """Raises ApiError for a model that is not this one."""
-        if model_id is not None and model_id != self.model_id:
-            told = f"there is no model {short(model_id)} here; {self.model_id!r} is served"
-            raise ApiError(told, status=404, param="model", code="model_not_found")
 
     def check_writes(self) -> None:
         """Raises ApiError where the model is a classifier, which writes and embeds no text."""
@@ -180,8 +186,8 @@ class Engine:
         self._scheduler.submit(rows)
 
 
-def _scheduler(model: Model, n_rows: int, prompt_cache_bytes: int) -> Scheduler | NoScheduler:
-    return NoScheduler() if model.config.head is not None else Scheduler(model, n_rows, prompt_cache_bytes)
+def _scheduler(model: Model, n_rows: int, prompt_cache: PromptCache) -> Scheduler | NoScheduler:
+    return NoScheduler() if model.config.head is not None else Scheduler(model, n_rows, prompt_cache)
 
 
 def _busy(why: str) -> ApiError:

@@ -31,14 +31,11 @@ News = list[tuple[ServedRow, Part]]
 class Scheduler:
     """Rows wait in order, join as others leave, and post what they gain to the event loop."""
 
-    def __init__(self, model: Model, n_rows: int, prompt_cache_bytes: int) -> None:
-        """`prompt_cache_bytes`: see `PromptCache`.
-
-        Raises ValueError where the model cannot decode so many rows together, MemoryError where they do not fit.
-        """
+    def __init__(self, model: Model, n_rows: int, prompt_cache: PromptCache) -> None:
+        """Raises ValueError where the model cannot decode so many rows together, MemoryError where they do not fit."""
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._batch = Batch(model, model.config.n_positions, n_rows)
-        self._prompt_cache = PromptCache(model, prompt_cache_bytes)
+        self._prompt_cache = prompt_cache
         self._waiting: deque[ServedRow] = deque()
         self._running: set[ServedRow] = set()
         self._joined: dict[ServedRow, float] = {}  # when each of the running got its slot

@@ -6,6 +6,7 @@ import abc
 from collections.abc import AsyncIterator
 from functools import partial
 
+from runtime.api import BEST_OF
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
@@ -19,6 +20,7 @@ from runtime.server.openai.fields import ChatRequest, CompletionRequest
 from runtime.server.openai.plan import (
     Prompt,
     as_prompts,
+    check_length,
     check_reply,
     encode_one,
     encode_rendered,
@@ -28,6 +30,7 @@ from runtime.server.openai.plan import (
 )
 from runtime.server.openai.reply import PromptTokensDetails, Usage
 from runtime.server.openai.task_plan import TaskRequest
+from runtime.tasks import infill
 from runtime.tokenization.encode import encode
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -127,21 +130,23 @@ class ContinuedPrompts(WrittenAnswer):
         options = make_limited(self.engine, self.job, given)
         self._prompts = [encode_one(self.engine, self.job, prompt, options) for prompt in as_prompts(body.prompt)]
         self.n_prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts)
-        if body.max_tokens == 0 or (body.echo and self._shows_tokens):
-            self._check_scored()
+        self.check_prompts()
         n_bytes = check_reply(self.engine, self._prompts, n_samples(body), body.logprobs, echo=bool(body.echo))
         if body.max_tokens != 0:
             n_top = n_top_of(body)
             self._rows = make_rows(self.engine, self.job, self._prompts, n_samples(body), n_top)
         return n_bytes
 
-    def _check_scored(self) -> None:
-        """Raise ApiError for a prompt that is too long to be scored."""
+    def check_prompts(self) -> None:
+        """Raise ApiError for a prompt that is to be scored and is too long for that."""
+        body = self._body
+        if body.max_tokens != 0 and not (body.echo and self._shows_tokens):
+            return
         longest = max(len(prompt.ids) for prompt in self._prompts)
         # The last token is predicted, and not fed.
         most = self.engine.model.config.n_positions + 1
         if longest > most:
-            raise too_long(f"a prompt of {longest} tokens passes the {most} that are scored at once")
+            raise too_long(self.engine, f"a prompt of {longest} tokens passes the {most} that are scored at once")
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The prompts where they are asked for, then the continuations. Raises ApiError."""
@@ -163,6 +168,51 @@ class ContinuedPrompts(WrittenAnswer):
             tokens = read_prompt(self.engine.model_of(self.job), prompt.ids, self._body.logprobs, prompt.places)
         end = None if self._rows else End(Details(finish_reason="length"))
         return [Delta(choice, prompt.text, list(tokens), end) for choice in range(index * n, index * n + n)]
+
+
+class InfilledPrompts(ContinuedPrompts):
+    """Texts between prompts and a suffix: continuations with the log-probability of the suffix after each."""
+
+    def plan(self) -> int:
+        """See `Answer.plan`."""
+        suffix = self._body.suffix or ""
+        check_length(self.engine, suffix)
+        self._suffix_ids = infill.encode_suffix(self.engine.model, suffix)
+        n_bytes = super().plan()
+        self.n_prompt_tokens += len(self._suffix_ids) * len(self._prompts)
+        return n_bytes
+
+    def check_prompts(self) -> None:
+        """Raise OptionError or ContextLengthError where a middle cannot be followed by the suffix."""
+        n_suffix = len(self._suffix_ids)
+        for prompt in self._prompts:
+            infill.check_options(self.engine.model, prompt.options, n_samples(self._body), len(prompt.ids), n_suffix)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """The continuations; their ends come when all are written and ranked. Raises ApiError."""
+        ended: list[Delta] = []
+        async for delta in super().deltas():
+            if delta.end is None:
+                yield delta
+            else:
+                ended.append(delta)
+        scores: dict[int, float] = {}
+        for index in range(len(self._prompts)):
+            scores |= await self.engine.run_aside(self.job, partial(self._rank, index))
+        for delta in ended:
+            if delta.end:
+                delta.end.details.suffix_logprob = scores[delta.index]
+            yield delta
+
+    def _rank(self, prompt_index: int) -> dict[int, float]:
+        """Log-probability of the suffix after each choice of a prompt, by the index of the choice."""
+        self.check_connected()
+        numbers = [at for at, row in enumerate(self._rows) if row.place.prompt_index == prompt_index]
+        rows = [self._rows[at] for at in numbers]
+        ids = self._prompts[prompt_index].ids
+        prefix = self.engine.prompt_cache.find(rows[0].prompt.window)
+        scores = infill.rank(self.engine.model_of(self.job), rows, ids, self._suffix_ids, prefix)
+        return {at: score.logprob for at, score in zip(numbers, scores, strict=True)}
 
 
 class WrittenTask(WrittenAnswer):
@@ -245,7 +295,9 @@ class ChatAnswer(WrittenAnswer):
 
 
 def n_samples(body: CompletionRequest) -> int:
-    """Continuations of each prompt that are decoded. With `best_of`, more than are shown."""
+    """Continuations of each prompt that are decoded. With `best_of`, or a suffix, more than are shown."""
+    if body.suffix and body.best_of is None:
+        return max(BEST_OF, body.n or 1)
     return body.best_of or body.n or 1
 
 

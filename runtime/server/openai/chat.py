@@ -7,6 +7,7 @@ import contextlib
 from fastapi import APIRouter, Request, Response
 
 from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
 from runtime.server.openai.answer import ChatAnswer
 from runtime.server.openai.chat_template import ChatTemplate
@@ -21,7 +22,7 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """The next message of a conversation."""
-    engine: Engine = request.app.state.engine
+    engine = find_engine(request, body.model)
     template = _check(engine, body)
     with contextlib.ExitStack() as stack:
         job = stack.enter_context(engine.admit(body.n or 1))
@@ -34,7 +35,6 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 def _check(engine: Engine, body: ChatRequest) -> ChatTemplate:
     """The template. Raises ApiError where there is none, and for fields that contradict each other or the model."""
-    engine.check_model(body.model)
     engine.check_writes()
     if engine.chat_template is None:
         raise ApiError(engine.no_chat, param="messages", code="no_chat_template")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from runtime.graph.head import TOKEN
 from runtime.heads.classification import as_json, classify
-from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, Ids
@@ -77,8 +77,7 @@ class ClassifyReply(BaseModel):
 @router.post("/classify", response_model=ClassifyReply, responses=ERRORS)
 async def classify_texts(body: ClassifyRequest, request: Request) -> Response:
     """The labels of texts, where the model that is served is a classifier."""
-    engine: Engine = request.app.state.engine
-    engine.check_model(body.model)
+    engine = find_engine(request, body.model)
     head = engine.model.config.head
     if head is None:
         told = "this model is a language model and labels nothing; a classifier's folder does: see /v1/models"

@@ -24,6 +24,8 @@ class Details(BaseModel):
     seed: int | None = None
     n_truncated: int = 0
     n_slides: int = 0
+    # Of a completion with a suffix alone: its log-probability after prompt and middle.
+    suffix_logprob: float | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     # Of a task alone.
@@ -47,8 +49,14 @@ class End:
 
     @property
     def mean_logprob(self) -> float:
-        """Log-probability per token. `best_of` ranks by it, as OpenAI does."""
+        """Log-probability per token."""
         return self.logprob / max(1, self.n_tokens)
+
+    @property
+    def rank(self) -> float:
+        """What `best_of` ranks by: log-probability per token, as OpenAI does; with a suffix that of the suffix."""
+        of_suffix = self.details.suffix_logprob
+        return self.mean_logprob if of_suffix is None else of_suffix
 
 
 @dataclasses.dataclass
@@ -102,8 +110,8 @@ class Choice:
 
 def describe(completion: Completion) -> End:
     """The end of a row."""
-    of_tasks = {"answer", "confidence", "probabilities"}
-    names = Details.model_fields.keys() - of_tasks
+    of_others = {"answer", "confidence", "probabilities", "suffix_logprob"}
+    names = Details.model_fields.keys() - of_others
     details = Details(**{name: getattr(completion, name) for name in names})
     return End(details, completion.n_tokens, completion.logprob)
 

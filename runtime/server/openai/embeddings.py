@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from runtime.heads.embedding import Embedding, embed_ids
 from runtime.heads.inputs import ids_of_text
 from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, Ids
@@ -74,8 +75,7 @@ class EmbeddingReply(BaseModel):
 @router.post("/v1/embeddings", response_model=EmbeddingReply, responses=ERRORS)
 async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """The hidden states of the last layer, pooled over the tokens of each text."""
-    engine: Engine = request.app.state.engine
-    engine.check_model(body.model)
+    engine = find_engine(request, body.model)
     engine.check_writes()
     texts = as_texts(engine, body.input)
     check_reply_size(engine, _NUMBER_BYTES * len(texts) * engine.model.config.n_embd)

@@ -131,7 +131,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(d
 class SharedFields(OptionFields, ClientFields):  # type: ignore[misc, valid-type]  # mypy does not follow create_model
     """What both kinds of completion take."""
 
-    model: str | None = Field(None, description="the model that is served, or null")
+    model: str | None = Field(None, description="a model that /v1/models lists; null is the first")
     temperature: float | None = Field(None, ge=0, description="0 is greedy; default 1, or the task's own")
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], float] | None, BeforeValidator(_check_bias)
@@ -208,10 +208,16 @@ class CompletionRequest(SharedFields, TaskFields):
         | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
     )
     max_tokens: int | None = Field(None, ge=0, le=_MAX_INT, description="default 16, or the task's own; 0 with echo")
-    best_of: int | None = Field(None, ge=1, le=_MAX_INT)
+    best_of: int | None = Field(
+        None, ge=1, le=_MAX_INT, description="continuations to decode, of which the best n are shown; default n"
+    )
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="alternatives to show for each token")
-    suffix: str | None = Field(None, description="empty or null: GPT-2 cannot write towards an end")
+    suffix: str | None = Field(
+        None,
+        description="the text after the gap: the best_of continuations (default 8) are ranked by its probability after "
+        "them; empty or null ranks by nothing",
+    )
     task: str | None = Field(None, description="what to do with the prompt: see runtime.perform")
 
 

@@ -14,7 +14,7 @@ from runtime.server.engine.form_time import RequestInterruption
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TextPlace, find_places
-from runtime.server.errors import CONTEXT_LENGTH, ApiError
+from runtime.server.errors import ApiError, context_error
 from runtime.tokenization.encode import beginning_of_text, encode, encode_prompt_with_spans
 
 MAX_FORM_CHARACTERS = 2**15
@@ -90,8 +90,7 @@ def encode_one(engine: Engine, job: Job, prompt: str | list[int], options: Optio
         ids, spans = encode_prompt_with_spans(engine.model, prompt, special_tokens=options.special_tokens)
         return Prompt(prompt, ids, options, places=find_places(prompt, spans))
     if len(prompt) > engine.max_characters:  # as many as a text may have characters
-        n_positions = engine.model.config.n_positions
-        raise too_long(f"a prompt of {len(prompt)} token ids is far more than the model's {n_positions} positions")
+        raise too_long(engine, f"a prompt of {len(prompt)} token ids is far more than that")
     n_vocab = engine.model.config.vocab_size
     if max(prompt) >= n_vocab:
         raise ApiError(f"token id {max(prompt)} in prompt is outside the vocabulary of {n_vocab}", param="prompt")
@@ -116,13 +115,12 @@ def check_length(engine: Engine, *texts: str) -> None:
     The tokenizer lets nothing else run, and takes more than linear time for a long word. Raises ApiError.
     """
     if (n := sum(map(len, texts))) > engine.max_characters:
-        n_positions = engine.model.config.n_positions
-        raise too_long(f"a text of {n} characters is more than the model's {n_positions} positions can be")
+        raise too_long(engine, f"a text of {n} characters is more than so many tokens can be")
 
 
-def too_long(message: str) -> ApiError:
-    """The error that clients know by its code."""
-    return ApiError(message, param="prompt", code=CONTEXT_LENGTH)
+def too_long(engine: Engine, message: str) -> ApiError:
+    """The error of a prompt that is too long for the model."""
+    return context_error(message, engine.model.config.n_positions)
 
 
 def make_rows(

@@ -16,6 +16,7 @@ from runtime._math import perplexity
 from runtime.scoring import surprisal as scoring
 from runtime.scoring.words import Span, vocabulary
 from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import find_engine
 from runtime.server.engine.job import Job
 from runtime.server.errors import CONTEXT_LENGTH, ApiError, contain, preparing
 from runtime.server.openai.events import as_events
@@ -100,8 +101,8 @@ class Progress(BaseModel):
 @router.post("/surprisal", response_model=SurprisalReply, responses=STREAMED)
 async def measure_surprisal(body: SurprisalRequest, request: Request) -> Response:
     """The surprisal of every token and every word of a text, in bits."""
-    engine: Engine = request.app.state.engine
-    engine.check_model(body.model)
+    engine = find_engine(request, body.model)
+    engine.check_writes()
     texts = [body.input] if isinstance(body.input, str) else body.input
     _check_size(engine, texts)
     with contextlib.ExitStack() as stack, preparing():

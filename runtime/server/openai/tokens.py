@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.server.engine.engine import Engine
-from runtime.server.errors import CONTEXT_LENGTH, ApiError, preparing
+from runtime.server.engine.engines import find_engine
+from runtime.server.errors import ApiError, context_error, preparing
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, TokenId
 from runtime.server.openai.plan import ENTRY_BYTES
@@ -21,9 +22,13 @@ from runtime.tokenization.encode import encode, encode_whole
 router = APIRouter(route_class=JsonRoute)
 
 
+MODEL = "a model that /v1/models lists; null is the first"
+
+
 class TokenizeRequest(Fields):
     """A text."""
 
+    model: str | None = Field(None, description=MODEL)
     content: str
     add_special: bool | None = Field(None, description="with what the tokenizer puts around a text; default false")
     parse_special: bool | None = Field(
@@ -48,6 +53,7 @@ class TokenizeReply(BaseModel):
 class DetokenizeRequest(Fields):
     """Ids."""
 
+    model: str | None = Field(None, description=MODEL)
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
@@ -60,32 +66,31 @@ class DetokenizeReply(BaseModel):
 @router.post("/tokenize", response_model=TokenizeReply, responses=ERRORS)
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """The ids of a text."""
-    engine: Engine = request.app.state.engine
+    engine = find_engine(request, body.model)
     _check_size(engine, "content", len(body.content), "characters")
-    return await _answer(request, lambda: _tokenize(engine, body))
+    return await _answer(request, engine, lambda: _tokenize(engine, body))
 
 
 @router.post("/detokenize", response_model=DetokenizeReply, responses=ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of ids."""
-    engine: Engine = request.app.state.engine
+    engine = find_engine(request, body.model)
     _check_size(engine, "tokens", len(body.tokens), "ids")
     n_vocab = engine.model.config.vocab_size
     if (largest := max(body.tokens, default=0)) >= n_vocab:
         raise ApiError(f"token id {largest} in tokens is outside the vocabulary of {n_vocab}", param="tokens")
-    return await _answer(request, lambda: _detokenize(engine, body))
+    return await _answer(request, engine, lambda: _detokenize(engine, body))
 
 
 def _check_size(engine: Engine, field: str, n: int, what: str) -> None:
     """Refuse what is longer than any prompt: the tokenizer takes more than linear time for a long word."""
     if n > engine.max_characters:
         told = f"{field} is {n:,} {what}; at most {engine.max_characters:,} are read at once: send it in parts"
-        raise ApiError(told, param=field, code=CONTEXT_LENGTH)
+        raise context_error(told, engine.model.config.n_positions, field)
 
 
-async def _answer(request: Request, work: Callable[[], BaseModel]) -> Response:
+async def _answer(request: Request, engine: Engine, work: Callable[[], BaseModel]) -> Response:
     """The reply that `work` makes in a thread, while the client is connected."""
-    engine: Engine = request.app.state.engine
     with engine.admit(1) as job, preparing():
         written = engine.prepare(job, lambda: work().model_dump_json())
         return json_response(await while_connected(request, written))

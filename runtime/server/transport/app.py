@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 import runtime
 from runtime.model.model import Model
 from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import Engines, find_engine
 from runtime.server.errors import add_handlers, server_error
 from runtime.server.openai import chat, classify, completions, embeddings, surprisal, tokens
 from runtime.server.openai.reply import ERRORS
@@ -24,7 +25,7 @@ router = APIRouter()
 
 
 class ModelCard(BaseModel):
-    """The model that is served.
+    """A model that is served.
 
     max_model_len: tokens of prompt and continuation together. max_tokens: the most new tokens of a request. chat:
     whether the model has a chat template. labels: of a classifier, which /classify serves; null for a language model.
@@ -41,7 +42,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The list of models, with the only one that is served."""
+    """The models that are served; the first is the default."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -53,18 +54,18 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-def make_app(model: Model, settings: Settings) -> FastAPI:
-    """The ASGI application that serves a model; its lifespan starts and ends the engine's threads.
+def make_app(models: Sequence[Model], settings: Settings) -> FastAPI:
+    """The ASGI application that serves models; its lifespan starts and ends the engines' threads.
 
-    Raises ValueError for settings that do not fit the model.
+    Raises ValueError for settings that do not fit the models.
     """
-    engine = Engine(model, settings)
+    engines = Engines(models, settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        engines.start()
         yield
-        engine.close()
+        engines.close()
 
     app = FastAPI(
         title="gpt2-edge",
@@ -75,7 +76,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.engine = engine
+    app.state.engines = engines
     for part in (completions, chat, embeddings, classify, tokens, surprisal, page):
         app.include_router(part.router)
     app.include_router(router)
@@ -84,8 +85,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
     return app
 
 
-def _card(request: Request) -> ModelCard:
-    engine: Engine = request.app.state.engine
+def _card(engine: Engine) -> ModelCard:
     head = engine.model.config.head
     return ModelCard(
         id=engine.model_id,
@@ -99,26 +99,30 @@ def _card(request: Request) -> ModelCard:
 
 @router.get("/v1/models", responses=ERRORS)
 async def list_models(request: Request) -> ModelList:
-    """The model that is served, in a list."""
-    return ModelList(data=[_card(request)])
+    """The models that are served; requests without a model are for the first."""
+    engines: Engines = request.app.state.engines
+    return ModelList(data=[_card(engine) for engine in engines])
 
 
-@router.get("/v1/models/{model}", responses=ERRORS)
+# An alias may have slashes, as names on the hub have.
+@router.get("/v1/models/{model:path}", responses=ERRORS)
 async def retrieve_model(model: str, request: Request) -> ModelCard:
-    """The model that is served, by its name."""
-    request.app.state.engine.check_model(model)
-    return _card(request)
+    """A model that is served, by its name."""
+    return _card(find_engine(request, model))
 
 
 @router.get("/health", responses=ERRORS)
 async def health(request: Request) -> Health:
     """Whether the server answers and decodes; 503 if its decoding thread has ended, or does not respond."""
-    if not request.app.state.engine.is_alive:
-        raise server_error("the decoding thread has ended, or does not answer: start the server again", 503)
+    engines: Engines = request.app.state.engines
+    if ended := engines.ended:
+        told = f"the decoding thread of {', '.join(ended)} has ended, or does not answer: start the server again"
+        raise server_error(told, 503)
     return Health()
 
 
 @router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **ERRORS})
 async def metrics(request: Request) -> Response:
     """Counts and times for Prometheus."""
-    return Response(request.app.state.engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    engines: Engines = request.app.state.engines
+    return Response(engines.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -10,7 +10,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.server.engine.metrics import Metrics
+from runtime.server.engine.engines import Engines
 from runtime.server.errors import CLOSED_REQUEST, ApiError, short
 from runtime.server.transport import page
 from runtime.server.transport.cors import Cors
@@ -163,8 +163,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
-    metrics: Metrics = scope["app"].state.engine.metrics
-    route = scope.get("route")
+    engines: Engines = scope["app"].state.engines
     # The route, not the path of the request: clients could invent any number of paths.
-    metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
-    metrics.seconds.observe(seconds)
+    path = getattr(scope.get("route"), "path", "other")
+    engines.metrics.count_request(path, status, scope.get("state", {}).get("model", ""), seconds)

@@ -38,7 +38,7 @@ class _Request(Request):
         """
         if len(await self.body()) < LARGE:
             return await super().json()
-        async with self.app.state.engine.reading:
+        async with self.app.state.engines.reading:
             began = time.monotonic()
             with _no_collections():
                 found = await super().json()

@@ -1,4 +1,4 @@
-"""Serve a model: open a socket, and run uvicorn on it until a signal ends it."""
+"""Serve models: open a socket, and run uvicorn on it until a signal ends it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import contextlib
 import logging
 import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 
 from runtime.model.model import Model
-from runtime.server.engine.engine import Engine
+from runtime.server.engine.engines import Engines
 from runtime.server.transport.app import make_app
 from runtime.server.transport.connection import Connection
 from runtime.server.transport.tls import tls_options
@@ -23,20 +24,20 @@ MAX_HEAD_BYTES = 16384
 _LEFT_SECONDS = 5.0
 
 
-def serve(model: Model, settings: Settings, *, verbose: bool = False) -> None:
-    """Serve a model until SIGINT or SIGTERM.
+def serve(models: Sequence[Model], settings: Settings, *, verbose: bool = False) -> None:
+    """Serve models until SIGINT or SIGTERM; requests that name none are for the first.
 
-    Raises OSError if the server cannot listen on the address, OSError or ValueError for TLS files that cannot be used.
+    Raises OSError if the server cannot listen on the address, OSError or ValueError for TLS files that cannot be used,
+    ValueError for names that do not tell the models apart, NoTokenizerError for a model without a tokenizer.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
-    server = make_server(model, settings, verbose=verbose)
+    server = make_server(models, settings, verbose=verbose)
     with listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         scheme = "http" if settings.tls_cert is None else "https"
-        server.greeting = (
-            f"gpt2-edge: {settings.alias or model.folder.name} at {scheme}://{shown}:{port} (Ctrl-C stops)"
-        )
+        names = ", ".join(server.engines.names)
+        server.greeting = f"gpt2-edge: {names} at {scheme}://{shown}:{port} (Ctrl-C stops)"
         server.run(sockets=[listening])
 
 
@@ -51,10 +52,10 @@ def listen(settings: Settings) -> socket.socket:
         raise OSError(f"cannot listen on {host}, port {port}: {error}; --port 0 takes a free port") from None
 
 
-def make_server(model: Model, settings: Settings, *, verbose: bool = False) -> Server:
-    """A uvicorn server with our limits. Raises OSError or ValueError for TLS files that cannot be used."""
+def make_server(models: Sequence[Model], settings: Settings, *, verbose: bool = False) -> Server:
+    """A uvicorn server with our limits. Raises as `serve` does, but for the address."""
     config = uvicorn.Config(
-        make_app(model, settings),
+        make_app(models, settings),
         http=type("Connection", (Connection,), {"settings": settings}),
         ws="none",
         lifespan="on",
@@ -84,10 +85,11 @@ class Server(uvicorn.Server):
         self._n_signals = 0
 
     @property
-    def _engine(self) -> Engine:
+    def engines(self) -> Engines:
+        """The engines of the models that are served."""
         # `app` is the FastAPI object here.
-        engine: Engine = self.config.app.state.engine  # type: ignore[union-attr]
-        return engine
+        engines: Engines = self.config.app.state.engines  # type: ignore[union-attr]
+        return engines
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
@@ -99,18 +101,18 @@ class Server(uvicorn.Server):
         """The first signal lets requests finish, the second ends them where they are, the third drops them."""
         self._n_signals += 1
         if self._n_signals == 2:
-            asyncio.get_running_loop().call_soon_threadsafe(self._engine.stop_all)
+            asyncio.get_running_loop().call_soon_threadsafe(self.engines.stop_all)
             return
         self.force_exit = self._n_signals > 2
         super().handle_exit(sig, frame)
-        if self._n_signals == 1 and self._engine.n_open:
+        if self._n_signals == 1 and self.engines.n_open:
             about = f"requests under way have {self._grace:g} s to finish; a second signal ends them now"
             # Printed by the event loop, since the signal may have interrupted a write to the same stream.
             asyncio.get_running_loop().call_soon_threadsafe(_say, f"gpt2-edge: {about}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        stopping = asyncio.get_running_loop().call_later(self._grace, self._engine.stop_all)
+        stopping = asyncio.get_running_loop().call_later(self._grace, self.engines.stop_all)
         await super().shutdown(sockets)
         stopping.cancel()
 
