@@ -74,6 +74,6 @@ def find() -> Path:
     if demo is not None:
         return demo
     raise NoModelError(
-        f"no model is built under {Path('models').resolve()}; build one (python export/build.py), install a small one "
-        f"(pip install {DISTRIBUTION}), or {how}"
+        f"no model is built under {Path('models').resolve()}; install a small one (pip install {DISTRIBUTION}), "
+        f"build one (gpt2-edge build), or {how}"
     )

@@ -88,7 +88,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 def test_without_any_model_the_cures_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         generate("Once")
-    assert all(cure in str(error.value) for cure in (str(tmp_path / "models"), "build.py", VARIABLE, "model="))
+    assert all(cure in str(error.value) for cure in (str(tmp_path / "models"), "gpt2-edge build", VARIABLE, "model="))
 
 
 def test_a_checkpoint_that_is_not_built_is_no_model(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ OUTSIDE = {  # commands that need what a test has not
     r"(python3? -m )?(pip|uv|npm|apt-get|docker|git|venv) ": "what an index or a registry has",
     r"python export/build\.py (?!--help|models/demo|random:)": "what the hub has",
     r"gpt2-edge build ": "it is export/build.py, which other commands run",
-    r"(pyinstaller|sudo|echo) |dist/story$": "tests/project/test_single_file.py and test_deploying.py have them",
+    r"app/bin/|(sudo|echo) |dist/story$": "tests/project/test_single_file.py and test_deploying.py have them",
     r"python -m (tests|pytest)": "it takes minutes, and is tested elsewhere",
     r"pytest": "it is a test itself",
     r"(scp|ssh|dask) ": "other machines",

@@ -57,7 +57,8 @@ def unpack(sdist: Path, target: Path) -> Path:
 def test_the_runtimes_holds_what_its_commands_need(unpacked: list[Path], tmp_path: Path) -> None:
     folder = unpacked[0]
     assert {path.name for path in (folder / "models").iterdir()} == {"demo"}
-    for name in ("Makefile", "locks/dev.txt", "docs/licences.md", "tests/conftest.py", "runtime/server/pyproject.toml"):
+    needed = ("Makefile", "locks/dev.txt", "docs/licences.md", "tests/conftest.py", "runtime/server/pyproject.toml")
+    for name in (*needed, "packages/demo/hatch_build.py", "Dockerfile"):
         assert (folder / name).is_file(), name
     command = [sys.executable, "export/build.py", "models/demo", *QUICK, "--output", str(tmp_path / "demo-int8")]
     done = run(*command, cwd=folder, env={"PYTHONPATH": ""})

@@ -24,7 +24,7 @@ PROMPTS = ["The fox said", "The owl said", "The hen said"]
 
 def documented_command() -> list[str]:
     """The words after `pyinstaller`."""
-    (found,) = re.findall(r"^pyinstaller (.*(?:\\\n.*)*)$", PAGE, re.MULTILINE)
+    (found,) = re.findall(r"^app/bin/pyinstaller (.*(?:\\\n.*)*)$", PAGE, re.MULTILINE)
     return shlex.split(found.replace("\\\n", " "))
 
 
