@@ -10,9 +10,6 @@ from runtime.errors import ModelFolderError
 from runtime.graph.attention import CacheType
 from runtime.graph.gpt2 import GRAPH_FILES
 
-OLDEST = (1, 27)
-"""The oldest onnxruntime whose CPU kernels attend to an int8 cache."""
-
 
 def check_cache_type(cache: CacheType | None) -> None:
     """Raise ValueError for an unknown type."""

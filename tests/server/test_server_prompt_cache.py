@@ -36,7 +36,8 @@ def server(tiny: Model) -> Iterator[Running]:
 
 def block_bytes(model: Any) -> int:
     config = model.config
-    return 4 * config.n_layer * 2 * config.n_head * config.head_dim * PREFILL_STEP
+    item = 1 if model.cache == "int8" else 4
+    return item * config.n_layer * 2 * config.n_head * config.head_dim * PREFILL_STEP
 
 
 def ask(server: Running, prompt: str, **fields: Any) -> dict[str, Any]:
