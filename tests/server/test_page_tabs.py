@@ -220,6 +220,43 @@ def test_a_model_with_labels_classifies(with_labels: Any) -> None:
 
 
 @browser_only
+def test_a_classifier_has_no_other_tab(with_labels: Any) -> None:
+    """It writes no text, and measures none."""
+    assert with_labels.get_by_role("tab").all_text_contents() == ["Classify"]
+    expect(with_labels.locator("#write")).to_be_hidden()
+
+
+@browser_only
+def test_labels_of_tokens_are_marked_in_the_text(with_labels: Any) -> None:
+    page = with_labels
+    text = "🙂 Ada met Bob."
+    spans = [
+        {"text": "Ada", "span": [2, 5], "label": "NAME", "score": 0.875},
+        {"text": "Bob", "span": [10, 13], "label": "NAME", "score": 0.5},
+    ]
+    page.route("**/classify", lambda route: route.fulfill(json={"results": [{"tokens": [], "spans": spans}]}))
+    page.get_by_label("Text to classify").fill(text)
+    page.get_by_role("button", name="Classify").click()
+    assert page.locator("#labels b").all_text_contents() == ["AdaNAME", "BobNAME"]
+    assert page.locator("#labels").text_content().replace("NAME", "") == text
+    page.locator("#labels b").first.focus()
+    expect(page.locator("#tip")).to_have_text("NAME, 88 %")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tip")).to_have_text("NAME, 50 %")
+
+
+@browser_only
+def test_a_regression_shows_its_value(with_labels: Any) -> None:
+    page = with_labels
+    scores = [{"label": "stars", "score": 4.25}]
+    page.route("**/classify", lambda route: route.fulfill(json={"results": [{"label": "stars", "scores": scores}]}))
+    page.get_by_label("Text to classify").fill("A rocket.")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator("#labels")).to_have_text("stars: 4.250")
+    assert page.locator("#labels dl").count() == 0
+
+
+@browser_only
 def test_what_goes_wrong_with_a_text_to_classify_is_shown(with_labels: Any) -> None:
     page = with_labels
     page.route("**/classify", lambda route: route.fulfill(status=429, json=ERROR))

@@ -130,7 +130,7 @@ def test_texts_to_measure_wait_in_a_queue_of_their_own(server: Running) -> None:
 
 
 def test_a_long_text_does_not_keep_rows_from_decoding(server: Running) -> None:
-    text = "Once upon a time there was a little mouse. " * 200
+    text = "Once upon a time there was a little mouse. " * 80
     with ThreadPoolExecutor(1) as pool:
         with Busy(server):
             body = server.post("/surprisal", input=text, stream=True).body

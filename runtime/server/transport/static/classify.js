@@ -12,10 +12,9 @@ async function classify() {
   const start = performance.now();
   try {
     const reply = await ask("classify", JSON.stringify({ input: text }), control.signal, "Classify");
-    const [{ label, scores }] = (await reply.json()).results;
-    const pairs = scores.map((one) => [one.label, one.score]);
-    $("labels").replaceChildren(make("p", { className: "label", textContent: label }), bars(pairs, label, null, String));
-    $("classify-status").textContent = `${scores.length} labels in ${((performance.now() - start) / 1000).toFixed(1)} s`;
+    const [result] = (await reply.json()).results;
+    $("labels").replaceChildren(...(result.scores ? ofText(result) : ofTokens(text, result.spans)));
+    $("classify-status").textContent = `${((performance.now() - start) / 1000).toFixed(1)} s`;
   } catch (error) {
     if (control === classifying) $("labels").replaceChildren();
     if (!control.signal.aborted) $("labels").append(make("span", { className: "wrong", textContent: error.message }));
@@ -28,11 +27,40 @@ async function classify() {
   }
 }
 
-/** The tab is shown when the model has labels. */
-function offerLabels(labels) {
-  $("tab-classify").hidden = !(labels && labels.length);
+/** The label of a whole text, and the probabilities of all; a regression has values, which are no probabilities. */
+function ofText({ label, scores }) {
+  const isRegression = scores.length === 1 || scores.some(({ score }) => score < 0 || score > 1);
+  if (isRegression) return scores.map((one) => make("p", { className: "label", textContent: `${one.label}: ${one.score.toPrecision(4)}` }));
+  const pairs = scores.map((one) => [one.label, one.score]);
+  return [make("p", { className: "label", textContent: label }), bars(pairs, label, null, String)];
+}
+
+/** The text, its labelled parts marked; spans count characters, not UTF-16 units. */
+function ofTokens(text, spans) {
+  const letters = [...text];
+  const nodes = [];
+  let at = 0;
+  for (const one of spans) {
+    nodes.push(letters.slice(at, one.span[0]).join(""), labelledPart(one, !nodes.length));
+    at = one.span[1];
+  }
+  return [...nodes, letters.slice(at).join("")];
+}
+
+function labelledPart(one, isFirst) {
+  const element = make("b", { className: "part", tabIndex: isFirst ? 0 : -1 }, one.text, make("small", { textContent: one.label }));
+  element.explain = () => [make("p", { className: "bits", textContent: `${one.label}, ${percent(one.score)}` })];
+  return element;
+}
+
+/** A model with labels is a classifier, which writes and measures nothing: it has this tab alone; others have theirs. */
+function offerTabs(labels) {
+  const classifies = Boolean(labels && labels.length);
+  $("tab-classify").hidden = !classifies;
+  for (const name of ["tab-write", "tab-surprisal"]) $(name).hidden = classifies;
   showAddressedTab();
 }
 
+listen($("labels"));
 $("find-label").addEventListener("click", classify);
 $("stop-classifying").addEventListener("click", () => classifying && classifying.abort());

@@ -207,7 +207,7 @@ async function greet() {
   const [model] = (await reply.json()).data;
   modelId = model.id;
   $("model").textContent = model.id;
-  offerLabels(model.labels);
+  offerTabs(model.labels);
   limitTokens(Math.min(model.max_model_len - 1, model.max_tokens));
   return say("Ready.");
 }
