@@ -43,6 +43,7 @@ OUTSIDE = {  # commands that need what a test has not
     r"make ": "it makes the environment that tests run in, or takes as long as all of them",
     r"(python3? -m )?(pip|uv|npm|apt-get|docker|git|venv) ": "what an index or a registry has",
     r"python export/build\.py (?!--help|models/demo|random:)": "what the hub has",
+    r"gpt2-edge classify ": "the reader's classifier",
     r"python -m (tests|pytest)": "it takes minutes, and is tested elsewhere",
     r"pytest": "it is a test itself",
     r"(scp|ssh|dask) ": "other machines",
