@@ -177,7 +177,7 @@ def record_of(**changes: Any) -> Callable[[Golden], object]:
         (record_of(prompt_ids=[]), r"prompt_ids is \[\]"),
         (record_of(prompt_ids=[1] * 5000), r"prompt_ids is \[1, 1.*a list of 1 to 512"),
         (record_of(prompt_ids=[1] * 500), "has 500 and 24 ids; the model has 512 positions"),
-        (record_of(margins=[1.0]), "margins has 1 numbers for 24 ids"),
+        (record_of(margins=[1.0]), "margins has 1 numbers; 24 are expected"),
         (record_of(logprobs=[float("nan")] * 24), "logprobs is nan"),
     ],
 )

@@ -46,6 +46,7 @@ OUTSIDE = {  # commands that need what a test has not
     r"python export/build\.py (?!--help|models/demo|random:)": "what the hub has",
     r"gpt2-edge build ": "it is export/build.py, which other commands run",
     r"app/bin/|(sudo|echo) |dist/story$": "tests/project/test_single_file.py and test_deploying.py have them",
+    r"gpt2-edge classify ": "the reader's classifier",
     r"python -m (tests|pytest)": "it takes minutes, and is tested elsewhere",
     r"pytest": "it is a test itself",
     r"(scp|ssh|dask) ": "other machines",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, OpenAIGPTLMHeadModel
 
 import runtime
 from export import build, pipeline
@@ -30,6 +32,7 @@ def small_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_sizes_are_openais() -> None:
     parameters = {"distilgpt2": 82e6, "gpt2": 124e6, "gpt2-medium": 355e6, "gpt2-large": 774e6, "gpt2-xl": 1558e6}
+    parameters["openai-gpt"] = 116.5e6
     assert random_checkpoint.SIZES.keys() == {*parameters, "small"}
     for size, expected in parameters.items():
         shapes = random_checkpoint.SIZES[size].tensor_shapes().values()
@@ -66,6 +69,25 @@ def test_transformers_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     expected = open_checkpoint(str(folder), tmp_path).tensors
     for name in SMALL.tensor_shapes():
         np.testing.assert_array_equal(model.transformer.get_parameter(name).detach().numpy(), expected[name])
+
+
+def test_transformers_opens_a_random_gpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(random_checkpoint.SIZES["openai-gpt"], vocab_size=9000, n_embd=64, n_layer=2, n_head=4)
+    monkeypatch.setitem(random_checkpoint.SIZES, "small-gpt", small)
+    folder = tmp_path / "small-gpt"
+    random_checkpoint.write("small-gpt", folder)
+    model, loading = OpenAIGPTLMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert {key: list(names) for key, names in loading.items() if names} == {}
+    opened = open_checkpoint("random:small-gpt", tmp_path)
+    assert opened.config == small
+    assert opened.tensors["wte.weight"].std() == pytest.approx(0.02, rel=0.01)
+    output = tmp_path / "model"
+    build.main(["random:small-gpt", *QUICK, "--precision", "fp32", "--output", str(output)])
+    ids = [5, 6, 7, 400]
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([ids])).logits[0].numpy()
+    with runtime.load(output, threads=1) as built:
+        assert np.abs(built.new_cache(4).extend(ids, keep=4) - expected).max() < 1e-4
 
 
 def test_shards_are_small_and_under_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
