@@ -7,12 +7,12 @@ Every reply is therefore the same with the cache and without it, to the last bit
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from runtime._lock import Lock
 from runtime.model.kv_cache import KeysValues
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, last_line
@@ -30,7 +30,7 @@ class BlockStore:
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: of keys and values in memory; 0 keeps none. A block of GPT-2 124M has 18.9 MB."""
         self.max_bytes = max_bytes
-        self.lock = threading.RLock()
+        self.lock = Lock()
         # By the cache of a model and all ids up to the block's end, least recently used first.
         self._blocks: OrderedDict[tuple[PromptCache, _Ids], KeysValues] = OrderedDict()
         self._n_bytes = 0
