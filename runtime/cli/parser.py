@@ -68,6 +68,7 @@ _EXAMPLES = {
   gpt2-edge build --help                every option, where the export stage is at hand""",
     "serve": """\
   gpt2-edge serve --model models/demo-int8
+  gpt2-edge serve models/gpt2-int8 models/demo-int8     two models, by name
   curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
        -d '{"prompt": "Once upon a time", "max_tokens": 40}'""",
     "check": """\

@@ -202,6 +202,10 @@ def test_a_model_without_a_tokenizer_works_in_ids(nameless: Model, demo_int8: Mo
     assert len(nameless.identity) == 64
     assert runtime.estimate(nameless.folder).tokenizer == 0
     assert runtime.complete("", model=nameless, max_new_tokens=1)[0].ids
+    options = {"max_new_tokens": 3, "best_of": 2, "seed": 1}
+    filled = [runtime.infill(ids, [5, 6], model=model, **options) for model in (nameless, demo_int8)]
+    assert filled[0][0].completion.ids == filled[1][0].completion.ids
+    assert filled[0][0].suffix.logprobs == filled[1][0].suffix.logprobs
 
 
 @pytest.mark.parametrize(
@@ -214,6 +218,9 @@ def test_a_model_without_a_tokenizer_works_in_ids(nameless: Model, demo_int8: Mo
         lambda model: runtime.complete([5], model=model, stop="the"),
         lambda model: runtime.complete([5], model=model, stop="the", num_beams=2),
         lambda model: runtime.complete([5, 6], model=model, token_healing=True),
+        lambda model: runtime.infill("Once", [5], model=model),
+        lambda model: runtime.infill([5], " upon", model=model),
+        lambda model: runtime.infill([5], [6], model=model, stop="the"),
         lambda model: runtime.score("Once", model=model),
         lambda model: runtime.score([5], context="Once", model=model),
         lambda model: runtime.score_text("Once upon", model=model),

@@ -88,7 +88,8 @@ def serve_llama_cpp(folder: Path, threads: int) -> Iterator[Ask]:
 def serve_openvino(folder: Path, threads: int) -> Iterator[Ask]:
     """OpenVINO GenAI's continuous batching, which is a pipeline in Python: no HTTP between it and its clients."""
     python = str(environment(CONTENDERS["openvino-int8"]))
-    command = [python, str(HERE / "peers" / "openvino_service.py"), str(folder), str(threads)]
+    # -P: the script's own folder has an openvino.py.
+    command = [python, "-P", str(HERE / "peers" / "openvino_service.py"), str(folder), str(threads)]
     tokenizer = str(folder.parent / "checkpoint" / "tokenizer.json")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}

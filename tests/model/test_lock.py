@@ -176,5 +176,5 @@ def test_there_is_no_other_lock_and_no_finalizer_takes_one() -> None:
         ("memory.py", "finalize"),  # whose callback adds to a deque
         ("folder.py", "finalize"),  # whose callback closes files
         ("scheduler.py", "Condition"),
-        ("engine.py", "Lock"),  # of asyncio, in one thread
+        ("engines.py", "Lock"),  # of asyncio, in one thread
     }

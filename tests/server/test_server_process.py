@@ -190,6 +190,15 @@ def test_what_cannot_be_is_refused(demo_int8_folder: Path, arguments: list[str],
     assert "Traceback" not in process.stderr
 
 
+def test_several_models_are_served_by_name(start: Start, demo_int8_folder: Path) -> None:
+    _, port = start("--model", str(demo_int8_folder), "--alias", "a", "--alias", "b")
+    for fields, name in (({}, "a"), ({"model": "b"}, "b")):
+        assert json.loads(ask(port, prompt="Once", max_tokens=1, **fields).read())["model"] == name
+    reply = ask(port, prompt="Once", model=demo_int8_folder.name)
+    assert reply.status == 404
+    assert "'a', 'b' are served" in json.loads(reply.read())["error"]["message"]
+
+
 def test_an_empty_key_in_the_environment_is_an_error(demo_int8_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret that was not mounted, say: nobody means to serve everybody so."""
     command = [sys.executable, "-m", "runtime", "serve", "--model", demo_int8_folder, "--port", "0"]

@@ -32,6 +32,7 @@ if __name__ == "__main__":
     "".join(runtime.stream(prompt, model=model, max_new_tokens=2, temperature=1.0, seed=1))
     list(runtime.stream_many([prompt], model=model, max_new_tokens=2, lookup=2))
     runtime.complete([prompt], model=model, num_beams=2, max_new_tokens=2)
+    runtime.infill(prompt, " end", model=model, best_of=2, max_new_tokens=2)
     runtime.score(" a", context=prompt, model=model)
     runtime.score_text(prompt, model=model)
     runtime.perform("last_word", prompt, model=model)

@@ -7,12 +7,12 @@ Every reply is therefore the same with the cache and without it, to the last bit
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from runtime._lock import Lock
 from runtime.model.kv_cache import KeysValues
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, last_line
@@ -33,7 +33,7 @@ class BlockStore:
         A block of GPT-2 124M has 4.7 MB in int8, and 18.9 MB in fp32.
         """
         self.max_bytes = max_bytes
-        self.lock = threading.RLock()
+        self.lock = Lock()
         # By the cache of a model and all ids up to the block's end, least recently used first.
         self._blocks: OrderedDict[tuple[PromptCache, _Ids], KeysValues] = OrderedDict()
         self._n_bytes = 0
