@@ -13,7 +13,7 @@ from export.graph.graph import Weights, activation_floor
 from export.quantize.choice import Choice, Errors, choose_output, choose_product
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
-from export.quantize.int4 import RoundedFiles, quantize_int4
+from export.quantize.int4 import Rounded, RoundedFiles, quantize_int4
 from export.quantize.kernels import better_kernels, output_kernel
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
@@ -31,7 +31,7 @@ class Calibration:
     equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, Errors] = dataclasses.field(default_factory=dict)
-    rounded: RoundedFiles | None = None
+    rounded: Rounded | None = None
 
     def keep(self, name: str, choice: Choice) -> None:
         """Store the choice for a product."""
@@ -62,13 +62,15 @@ class _Calibrator:
         widths = [config.n_embd, config.inner_size]
         self._better = functools.partial(better_kernels, widths=widths, only_dense=only_dense)
         self._found = Calibration()
+        self._rounded: RoundedFiles | None = None
 
     def run(self, texts: Ids) -> Calibration:
         layers = LayerInputs(self._config, self._tensors, texts, self._work, moments=self._is_int4)
         if self._is_int4:
             folder = self._work / "rounded"
             folder.mkdir()
-            self._found.rounded = RoundedFiles(folder)
+            self._rounded = RoundedFiles(folder)
+            self._found.rounded = self._rounded
         for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
             inputs = layers.run(layer)
             # In reverse order: a product absorbs the equalization of the product that reads its output, which must
@@ -120,9 +122,9 @@ class _Calibrator:
 
     def _round_product(self, product: str, name: str, matrix: Floats, inputs: Inputs) -> None:
         """Round the matrix [n_out, n_in] of a product with GPTQ, and store it under its name."""
-        if inputs.moments is None or self._found.rounded is None:
+        if inputs.moments is None or self._rounded is None:
             raise AssertionError("calibration for int4 must measure second moments")
         moments = self._found.equalizations[product].moments(inputs.moments, inputs.mean)
-        self._found.rounded[name] = quantize_int4(matrix, int(self._kernel.split()[1]), moments)
+        self._rounded[name] = quantize_int4(matrix, int(self._kernel.split()[1]), moments)
         # Free it now: it is the largest array of the build.
         inputs.moments = None

@@ -26,7 +26,7 @@ def node() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8"])
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_int4"])
 def test_transformers_js_writes_the_same_ids(name: str, request: pytest.FixtureRequest) -> None:
     program, model = node(), request.getfixturevalue(name)
     done = run(program, "generate.mjs", model.folder, str(N_NEW), *PROMPTS, cwd=NODE)
