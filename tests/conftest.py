@@ -97,6 +97,15 @@ def demo_block_folder(built: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_int4(built: Path) -> Iterator[Model]:
+    """The demo at int4, not calibrated."""
+    target = built / "demo-int4"
+    build.main([str(DEMO), "--precision", "int4", "--no-calibration", *QUICK, "--output", str(target)])
+    with Model(target) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
 def demo_int8(demo_int8_folder: Path) -> Iterator[Model]:
     with Model(demo_int8_folder) as model:
         yield model

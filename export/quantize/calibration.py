@@ -14,7 +14,7 @@ from export.graph.graph import Weights, activation_floor
 from export.quantize.choice import Choice, Errors, choose_output, choose_product
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
-from export.quantize.int4 import RoundedFiles, quantize_int4
+from export.quantize.int4 import Rounded, RoundedFiles, quantize_int4
 from export.quantize.kernels import better_kernels, output_kernel
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
@@ -32,7 +32,7 @@ class Calibration:
     equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, Errors] = dataclasses.field(default_factory=dict)
-    rounded: RoundedFiles | None = None
+    rounded: Rounded | None = None
     texts: Ids = dataclasses.field(default_factory=lambda: np.empty((0, 0), np.int64))
 
     def keep(self, name: str, choice: Choice) -> None:
@@ -64,6 +64,7 @@ class _Calibrator:
         widths = [config.n_embd, config.inner_size]
         self._better = functools.partial(better_kernels, widths=widths, only_dense=only_dense)
         self._found = Calibration()
+        self._rounded: RoundedFiles | None = None
 
     def run(self, texts: Ids) -> Calibration:
         self._found.texts = texts
@@ -71,7 +72,8 @@ class _Calibrator:
         if self._is_int4:
             folder = self._work / "rounded"
             folder.mkdir()
-            self._found.rounded = RoundedFiles(folder)
+            self._rounded = RoundedFiles(folder)
+            self._found.rounded = self._rounded
         for layer in tqdm(range(self._config.n_layer), desc="      layers", unit="layer"):
             inputs = layers.run(layer)
             # In reverse order: a product absorbs the equalization of the product that reads its output, which must
@@ -125,9 +127,9 @@ class _Calibrator:
 
     def _round_product(self, product: str, name: str, matrix: Floats, inputs: Inputs) -> None:
         """Round the matrix [n_out, n_in] of a product with GPTQ, and store it under its name."""
-        if inputs.moments is None or self._found.rounded is None:
+        if inputs.moments is None or self._rounded is None:
             raise AssertionError("calibration for int4 must measure second moments")
         moments = self._found.equalizations[product].moments(inputs.moments, inputs.mean)
-        self._found.rounded[name] = quantize_int4(matrix, int(self._kernel.split()[1]), moments)
+        self._rounded[name] = quantize_int4(matrix, int(self._kernel.split()[1]), moments)
         # Free it now: it is the largest array of the build.
         inputs.moments = None

@@ -36,6 +36,10 @@ PER_WIDTH = 30
 FLOAT = 4  # bytes
 # A graph with fewer bytes for each weight is quantized.
 _FLOATS_FROM = 3.0
+# A graph with fewer bytes for each weight is int4 with scales in fp16. onnxruntime computes fp32 scales and sums of
+# blocks from them, so many bytes for each weight.
+_HALF_SCALES_BELOW = 0.78
+PER_INT4 = 0.33
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +105,15 @@ def estimate(
         )
     # The embedding and the output layer share wte.
     embedding = config.vocab_size * config.n_embd
-    is_quantized = weights < _FLOATS_FROM * _n_weights(config)
+    n_weights = _n_weights(config)
+    is_quantized = weights < _FLOATS_FROM * n_weights
     quantized = int(PER_EMBEDDING * embedding)
+    scales = int(PER_INT4 * n_weights) if weights < _HALF_SCALES_BELOW * n_weights else 0
     return Estimate(
         process=PROCESS + LIBRARIES,
         tokenizer=int(PER_TOKENIZER_BYTE * tokenizer.stat().st_size) if has_tokenizer else 0,
         # The output layer has a rearranged copy, while the embedding reads the original.
-        weights=weights + (quantized if is_quantized else FLOAT * embedding),
+        weights=weights + scales + (quantized if is_quantized else FLOAT * embedding),
         loading=quantized if is_quantized else 0,
         cache=cache_bytes(config, context, check_count("rows", rows), kind),
         activations=activation_bytes(config, context, rows, kind),

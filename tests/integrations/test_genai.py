@@ -20,7 +20,7 @@ def genai() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8"])
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_int4"])
 def test_genai_writes_the_same_ids(name: str, request: pytest.FixtureRequest) -> None:
     model, og = request.getfixturevalue(name), genai()
     opened = og.Model(str(model.folder))

@@ -89,10 +89,14 @@ def test_optimum_writes_what_we_write_from_our_fp32_folder(
     assert by_optimum == ours == written(oracle, DEMO, prompt)
 
 
+@pytest.mark.parametrize("name", ["demo_int8", "demo_int4"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_optimum_writes_what_we_write_from_our_int8_folder(demo_int8: Model, prompt: str) -> None:
-    by_optimum = written(ORTModelForCausalLM.from_pretrained(demo_int8.folder), demo_int8.folder, prompt)
-    assert by_optimum == generate(prompt, model=demo_int8, max_new_tokens=N_NEW)
+def test_optimum_writes_what_we_write_from_our_quantized_folders(
+    name: str, prompt: str, request: pytest.FixtureRequest
+) -> None:
+    model: Model = request.getfixturevalue(name)
+    by_optimum = written(ORTModelForCausalLM.from_pretrained(model.folder), model.folder, prompt)
+    assert by_optimum == generate(prompt, model=model, max_new_tokens=N_NEW)
 
 
 def test_the_runtime_decodes_optimums_own_export(demo_reference: Model, oracle: GPT2LMHeadModel) -> None:

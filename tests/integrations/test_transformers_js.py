@@ -11,7 +11,7 @@ from tests.support.other_runtimes import N_NEW, NEAR_TIE, PROMPTS, check_same_id
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8"])
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_int4"])
 def test_transformers_js_writes_the_same_ids(name: str, request: pytest.FixtureRequest) -> None:
     program, here = node()
     model = request.getfixturevalue(name)

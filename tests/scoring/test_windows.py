@@ -61,7 +61,7 @@ def _requests(n_vocab: int, n_positions: int) -> list[Request]:
     return [Request(draw.integers(n_vocab, size=n).tolist(), int(draw.integers(n))) for n in lengths]
 
 
-@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_block", "int4_64", "demo_reference"])
+@pytest.mark.parametrize("name", ["demo_fp32", "demo_int8", "demo_block", "demo_int4", "int4_64", "demo_reference"])
 def test_requests_have_the_same_logits_together_and_alone(name: str, request: pytest.FixtureRequest) -> None:
     """To the last bit, at every precision; beside others, each begins at another place of another pass."""
     known = {"demo_block": "demo_block_folder", "int4_64": "int4_64"}

@@ -17,7 +17,7 @@ PROMPTS = ["Once upon a time there was a little mouse who", "¿Qué tal? The ", 
 N_NEW = 110
 # Other versions of onnxruntime and other processors round int8 products differently.
 # Where two ids are this close, either may be the likeliest.
-NEAR_TIE = {"demo_fp32": 1e-4, "demo_int8": 0.1}
+NEAR_TIE = {"demo_fp32": 1e-4, "demo_int8": 0.1, "demo_int4": 0.1}
 
 
 def check_same_ids(written: Sequence[Sequence[int]], model: Model, near_tie: float) -> None:
