@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.emulation.arm64 import download_packages, run
@@ -47,8 +48,13 @@ def count_python(processor: Processor, arguments: list[str], place: Path = PLACE
 
     arguments: of Python. limit: seconds. Raises RuntimeError where it fails or takes longer.
     """
-    counts = place / f"counts-{processor.name}.txt"
-    counts.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as work:
+        counts = Path(work, "counts.txt")
+        _run_counted(processor, arguments, place, counts, limit)
+        return [int(line) for line in counts.read_text(encoding="ascii").split()]
+
+
+def _run_counted(processor: Processor, arguments: list[str], place: Path, counts: Path, limit: float) -> None:
     root = place / "counter"
     emulator = root / "usr" / "bin" / f"qemu-{processor.machine}"
     # -U: the emulated program has libraries of its own.
@@ -70,4 +76,3 @@ def count_python(processor: Processor, arguments: list[str], place: Path = PLACE
         raise RuntimeError(f"{processor.name} took longer than {limit:.0f} s") from None
     if done.returncode:
         raise RuntimeError(f"{processor.name} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return [int(line) for line in counts.read_text(encoding="ascii").split()]

@@ -128,7 +128,8 @@ def markdown(counts: Counts, missing: dict[str, str], size: str) -> str:
 def _cell(by_kind: dict[str, dict[str, float]], kind: str, what: str) -> str:
     if kind not in by_kind:
         return "-"
-    said = f"{by_kind[kind][what] / MILLION:.0f}"
+    millions = by_kind[kind][what] / MILLION
+    said = f"{millions:.0f}" if millions >= 10 else f"{millions:.1f}"
     if kind == "dense" or "dense" not in by_kind:
         return said
     return f"{said} ({by_kind[kind][what] / by_kind['dense'][what]:.1f})"

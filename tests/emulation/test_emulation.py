@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # the dense kern
 emulated = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="the emulator is Linux's on x86-64"
 )
-DOT_PRODUCT = {"Haswell": ["AVX2"], "IvyBridge": [], "Nehalem": [], "neoverse-n1": ["ASIMDDP"], "cortex-a72": []}
+DOT_PRODUCT = {"Haswell": ["AVX2"], "IvyBridge": [], "Nehalem": [], "cortex-a72": []}
+DOT_PRODUCT |= {"neoverse-n1": ["ASIMDDP"], "cortex-a76": ["ASIMDDP"]}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def measured_on(name: str, folder: Path) -> dict[str, Any]:
         ("Nehalem", "dense", False),
         ("neoverse-n1", "block", False),
         ("neoverse-n1", "dense", False),
+        ("cortex-a76", "block", False),
         ("cortex-a72", "block", True),
         ("cortex-a72", "dense", False),
     ],

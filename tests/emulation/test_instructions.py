@@ -39,7 +39,7 @@ def test_twice_the_loop_takes_twice_the_instructions() -> None:
     assert len(marks) == 4
     few, more, most = (after - before for before, after in itertools.pairwise(marks))
     assert (most - few) / (more - few) == pytest.approx(2, rel=0.01)
-    assert 3 < (most - more) / 100_000 < 100  # machine instructions for an empty loop of Python
+    assert 3 < (most - more) / 100_000 < 1000  # machine instructions for an empty loop of Python
 
 
 def test_a_token_is_the_median_of_the_steps() -> None:

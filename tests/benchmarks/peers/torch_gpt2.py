@@ -13,18 +13,22 @@ from .checkpoint import Checkpoint
 
 
 class Gpt2(nn.Module):
-    """`attention` is made for each layer by the class that a runtime needs: it keeps the keys and values."""
+    """`attention` is made for each layer by the class that a runtime needs: it keeps the keys and values.
 
-    def __init__(self, config: dict[str, Any], attention: type[nn.Module]) -> None:
+    multiple: of outputs that the output layer has; those past the vocabulary are zeros, and left to the caller.
+    """
+
+    def __init__(self, config: dict[str, Any], attention: type[nn.Module], multiple: int = 1) -> None:
         super().__init__()
         width = config["n_embd"]
         self.n_positions: int = config["n_positions"]
+        self.n_vocab: int = config["vocab_size"]
         self.wte = nn.Embedding(config["vocab_size"], width)
         self.wpe = nn.Embedding(self.n_positions, width)
         self.layers = nn.ModuleList(Layer(config, attention(config)) for _ in range(config["n_layer"]))
         self.ln_f = _norm(config)
         # A matrix of its own: the embedding stays fp32, the output layer is quantized.
-        self.lm_head = nn.Linear(width, config["vocab_size"], bias=False)
+        self.lm_head = nn.Linear(width, -(-self.n_vocab // multiple) * multiple, bias=False)
 
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor, start: Any) -> torch.Tensor:
         """ids: [rows, n], at `positions` [n]. Returns [rows, n, n_embd]."""
@@ -59,16 +63,17 @@ def _norm(config: dict[str, Any]) -> nn.LayerNorm:
     return nn.LayerNorm(config["n_embd"], eps=config.get("layer_norm_epsilon", 1e-5))
 
 
-def load(source: Path, attention: type[nn.Module]) -> Gpt2:
+def load(source: Path, attention: type[nn.Module], multiple: int = 1) -> Gpt2:
     """A model in fp32 with the weights of a checkpoint. Products are [in, out] there, and [out, in] in torch."""
     checkpoint = Checkpoint(source)
-    model = Gpt2(checkpoint.config, attention)
+    model = Gpt2(checkpoint.config, attention, multiple)
     weights = {target: torch.from_numpy(checkpoint[name]) for name, target in names(checkpoint.config).items()}
     for target in weights:
         if target.endswith(PRODUCTS):
             weights[target] = weights[target].T.contiguous()
     head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "wte.weight"
-    weights["lm_head.weight"] = torch.from_numpy(checkpoint[head])
+    weights["lm_head.weight"] = torch.zeros_like(model.lm_head.weight)
+    weights["lm_head.weight"][: model.n_vocab] = torch.from_numpy(checkpoint[head])
     model.load_state_dict(weights)
     return model.eval()
 

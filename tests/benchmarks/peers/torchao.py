@@ -17,6 +17,7 @@ from torch.nn import functional
 from .torch_gpt2 import Gpt2, load
 
 WEIGHTS = "weights.pt"
+MULTIPLE = 16  # of outputs, which the int4 product wants
 
 
 class Attention(nn.Module):
@@ -52,14 +53,14 @@ class Logits(nn.Module):
     def forward(self, ids: torch.Tensor, start: int, keep_all: bool) -> torch.Tensor:
         positions = torch.arange(start, start + ids.shape[1])
         hidden = self.gpt2.hidden(ids, positions, start)
-        return self.gpt2.lm_head(hidden if keep_all else hidden[:, -1])
+        return self.gpt2.lm_head(hidden if keep_all else hidden[:, -1])[..., : self.gpt2.n_vocab]
 
 
 def convert(source: Path, folder: Path, precision: str) -> None:
     """Quantize every linear layer, and keep the weights as torchao packs them."""
     from torchao.quantization import quantize_
 
-    model = load(source, Attention)
+    model = load(source, Attention, MULTIPLE)
     if precision == "int4":
         # The int4 product computes in bf16; for fp32 there is only a reference that is many times slower.
         model = model.bfloat16()
@@ -89,7 +90,7 @@ class Peer:
         torch.set_num_threads(threads)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
-            model = Gpt2(config, Attention)
+            model = Gpt2(config, Attention, MULTIPLE)
         weights = torch.load(folder / WEIGHTS, mmap=True, weights_only=False)
         model.load_state_dict(weights, assign=True)
         self.gpt2 = model.eval()
