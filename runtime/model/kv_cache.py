@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue, OrtValueVector, RunOptions
 
 from runtime.graph.attention import CacheType
 from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
@@ -18,7 +17,6 @@ from runtime.model.config import Config
 Logits = NDArray[np.float32]
 KeysValues = NDArray[np.float32 | np.int8]
 """Keys and values of n tokens, [n_layer, 2, n_head, n, head_dim]: keys first. int8: in units of the graph's scales."""
-_CPU = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
 _ONE = np.ones(1, np.int64)
 
 
@@ -82,8 +80,8 @@ class InPlaceCache:
     The graph writes the new keys and values into the buffer. The mask is as long as the buffer, with ones for the
     tokens held, so that every tensor of a decoding step is made only once. The operator takes several tokens on
     top of a past for one row only, so rows are prefilled one by one, each into its own part of the buffers.
-    `run_with_ortvaluevector` is the call of onnxruntime that takes an overridable initializer (num_logits_to_keep) and
-    writes into given outputs.
+    A binding holds the tensors of a pass, so that nothing is converted when it runs; it takes the overridable
+    initializer num_logits_to_keep too, and the outputs to write into.
     """
 
     def __init__(
@@ -104,7 +102,6 @@ class InPlaceCache:
             [.., n_embd], in place of logits [.., n_vocab].
         """
         self._session = session
-        self._options = RunOptions()
         self._n_vocab = config.vocab_size
         self._width = config.n_embd if hidden else config.vocab_size
         self.lengths = [0] * rows
@@ -129,7 +126,6 @@ class InPlaceCache:
         kept = ["num_logits_to_keep", KEEP_HIDDEN] if hidden else ["num_logits_to_keep"]
         self._feed_names = [*kept, "input_ids", "position_ids", *masks, *past]
         self._fetch_names = [HIDDEN if hidden else "logits", *present]
-        self._devices = [_CPU] * len(self._fetch_names)
         # The tensors of decoding steps by their number of rows.
         self._steps: dict[int, _Pass] = {}
 
@@ -242,20 +238,18 @@ class InPlaceCache:
         kept = np.array([keep], np.int64)
         logits = np.empty((n_rows, keep, self._width), np.float32)
         values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
-        feeds = OrtValueVector()
-        fetches = OrtValueVector()
         masks = [self._all_masks[rows]] if self._takes_mask else []
-        for value in (*self._fixed, *map(_share, (kept, ids, positions, *masks)), *values):
-            feeds.push_back(value)
-        for value in (_share(logits), *values):
-            fetches.push_back(value)
-        return _Pass(ids, positions, kept, logits, feeds, fetches)
+        feeds = (*self._fixed, *map(_share, (kept, ids, positions, *masks)), *values)
+        binding = self._session.io_binding()
+        for name, value in zip(self._feed_names, feeds, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self._fetch_names, (_share(logits), *values), strict=True):
+            binding.bind_ortvalue_output(name, value)
+        return _Pass(ids, positions, kept, logits, binding)
 
     def _run(self, one: _Pass) -> None:
         with named_failure():
-            self._session.run_with_ortvaluevector(
-                self._options, self._feed_names, one.feeds, self._fetch_names, one.fetches, self._devices
-            )
+            self._session.run_with_iobinding(one.binding)
 
 
 class _Pass(NamedTuple):
@@ -265,8 +259,7 @@ class _Pass(NamedTuple):
     positions: NDArray[np.int64]  # [n_rows, n_ids]
     keep: NDArray[np.int64]  # [1]
     logits: Logits  # [n_rows, keep, n_vocab]
-    feeds: OrtValueVector
-    fetches: OrtValueVector
+    binding: onnxruntime.IOBinding
 
 
 @contextlib.contextmanager
@@ -278,6 +271,6 @@ def named_failure() -> Iterator[None]:
         raise RuntimeError(f"onnxruntime could not run the model: {error}") from error
 
 
-def _share(array: NDArray[np.int64 | np.int8 | np.float32]) -> OrtValue:
-    """An OrtValue on the array's own memory, which the caller keeps alive."""
-    return OrtValue.ortvalue_from_numpy(array, _CPU)
+def _share(array: NDArray[np.int64 | np.int8 | np.float32]) -> onnxruntime.OrtValue:
+    """An OrtValue on the array's own memory."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

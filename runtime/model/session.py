@@ -70,10 +70,10 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
                 "survive a fork: load the model after it, or start processes by spawn"
             )
 
-    def run_with_ortvaluevector(self, *arguments: Any) -> None:
+    def run_with_iobinding(self, *arguments: Any) -> None:
         """See onnxruntime."""
         self.check_process()
-        super().run_with_ortvaluevector(*arguments)
+        super().run_with_iobinding(*arguments)
 
     def run_with_ort_values(self, *arguments: Any) -> Any:
         """See onnxruntime."""

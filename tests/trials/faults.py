@@ -114,7 +114,7 @@ class Faulty:
 
 
 METHODS = {
-    "onnxruntime": [(Session, "run_with_ortvaluevector")],
+    "onnxruntime": [(Session, "run_with_iobinding")],
     "allocations of a pass": [(InPlaceCache, "_pass")],
     "the batch": [(Batch, name) for name in ("join", "advance", "_slide", "_leave", "park", "resume", "clear")],
     "the scheduler": [(Scheduler, name) for name in ("_drop_ended", "_next", "_post", "_hand_over", "_fail")],
