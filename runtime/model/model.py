@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from runtime._checks import check_count, check_flag, check_ids, check_valid_text
 from runtime._json import parse_json
+from runtime._threads import InThread
 from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_format, check_graph
@@ -107,20 +108,15 @@ class Model:
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory, self.cache)
-        self._tokenizer: Tokenizer | None = None
-        if self._verified.has_tokenizer:
-            path_of_tokenizer = files.place / integrity.TOKENIZER
-            try:
-                self._tokenizer = read_tokenizer(path_of_tokenizer, self.config.vocab_size, trusted=how == "off")
-            except ValueError as error:
-                raise ModelFolderError(str(error)) from None
-            # Special tokens such as <|endoftext|> that are written in a text are plain text.
-            self._tokenizer.encode_special_tokens = True
         graph = self._verified.graph
         self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         data = [files.descriptor(name) for name in self._verified.data]
-        self._session: Session | None = Session(path, threads, prepack, data)
-        metadata = self._session.metadata
+        # onnxruntime releases the interpreter while it opens the graph, which takes longer than reading the tokenizer.
+        with InThread(lambda: Session(path, threads, prepack, data)) as opening:
+            self._tokenizer: Tokenizer | None = self._read_tokenizer(files, how)
+        session = opening.result()
+        self._session: Session | None = session
+        metadata = session.metadata
         format_ = metadata.get(FORMAT_KEY)
         check_format(path, format_)
         self.is_fused: bool = format_ is not None
@@ -130,8 +126,19 @@ class Model:
         # Folders of early versions lack the key; they need even rows if they have blocks of any size.
         default = str(int(self.kernel == "block"))
         self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, default) != "0"
-        check_interface(path, self._session, self.config, is_fused=self.is_fused, cache=self.cache)
+        check_interface(path, session, self.config, is_fused=self.is_fused, cache=self.cache)
         return files
+
+    def _read_tokenizer(self, files: ModelFolder, how: Verify | None) -> Tokenizer | None:
+        if not self._verified.has_tokenizer:
+            return None
+        try:
+            tokenizer = read_tokenizer(files.place / integrity.TOKENIZER, self.config.vocab_size, trusted=how == "off")
+        except ValueError as error:
+            raise ModelFolderError(str(error)) from None
+        # Special tokens such as <|endoftext|> that are written in a text are plain text.
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     @functools.cached_property
     def identity(self) -> str:
