@@ -27,6 +27,7 @@ def describe(folder: Path) -> dict[str, Any]:
         quality = model.read_json(QUALITY) or {}
     weights = sum(path.stat().st_size for path in folder.glob("*.onnx*"))
     suitable = suitable_kernel()
+    labels = {} if config.head is None else {"labels": ", ".join(config.head.labels)}
     return {
         "folder": str(folder),
         "precision": quality.get("precision", "unknown: not built by export/build.py"),
@@ -37,6 +38,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "context": config.n_positions,
         "vocabulary": config.vocab_size,
         "megabytes": round(weights / 1e6, 1),
+        **labels,
         "loss_percent": quality.get("loss_percent"),
         "processor": platform.processor() or platform.machine(),
         "suited_to": suitable or "unknown",

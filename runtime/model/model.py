@@ -120,7 +120,7 @@ class Model:
         format_ = metadata.get(FORMAT_KEY)
         check_format(path, format_)
         self.is_fused: bool = format_ is not None
-        self.has_hidden_states: bool = format_ not in (None, FIRST_FORMAT)
+        self.has_hidden_states: bool = format_ not in (None, FIRST_FORMAT) and self.config.head is None
         # The kernel of int8 and int4 products: block, dense or mixed. None for fp32.
         self.kernel: str | None = metadata.get(KERNEL_KEY)
         # Folders of early versions lack the key; they need even rows if they have blocks of any size.

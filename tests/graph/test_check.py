@@ -25,6 +25,7 @@ from runtime.graph.attention import CacheType
 from runtime.graph.check import check_graph
 from runtime.graph.data import Attribute, Node
 from runtime.graph.gpt2 import ACTIVATIONS, FIRST_FORMAT, FORMAT, GRAPH_FILES
+from runtime.graph.head import read_head
 from runtime.graph.kernels import Blocks, Kernel
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
 from tests.support.damaging import build_small, copy_aged, list_again
@@ -348,6 +349,53 @@ def test_impossible_values_are_refused_by_name(
     (tmp_path / "config.json").write_text(json.dumps(SIZES | {key: value}), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         check_graph(read_model(tmp_path / "model.onnx"))
+
+
+# classifiers --------------------------------------------------------------------------------------------------------
+
+
+def write_head(folder: Path, kernel: str, architecture: str) -> OnnxModel:
+    """The graph of a classifier, and the config.json that it follows."""
+    raw = SIZES | {"architectures": [architecture], "id2label": {"0": "no", "1": "yes"}, "pad_token_id": 7}
+    config = Config(**SIZES, head=read_head(raw))
+    build(config, Steps(config), make_kernel(kernel), folder)
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return read_model(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("kernel", ["fp32", "dense", "block 64", "int4 32"])
+@pytest.mark.parametrize("architecture", ["GPT2ForSequenceClassification", "GPT2ForTokenClassification"])
+def test_the_graph_of_a_classifier_is_its_description(tmp_path: Path, kernel: str, architecture: str) -> None:
+    model = write_head(tmp_path, kernel, architecture)
+    check_graph(model)(1)
+    assert "it has 2 layers of attention for n_layer 3" in refused_after(model, n_layer=3)
+    assert "no input 'past_key_values.0.key'" in refused_after(model, architectures=["GPT2LMHeadModel"])
+    assert "is there" in refused_after(model, id2label={"0": "no", "1": "yes", "2": "maybe"})
+    if architecture == "GPT2ForSequenceClassification":
+        assert "'pad_token_id' has another value" in refused_after(model, pad_token_id=8)
+
+
+def refused_after(model: OnnxModel, **changes: Any) -> str:
+    """What is said of a graph whose config.json was changed, which is put back."""
+    path = model.path.parent / "config.json"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(before) | changes), encoding="utf-8")
+    try:
+        return refused(model)
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def test_no_node_of_a_classifier_can_be_changed(tmp_path: Path) -> None:
+    model = write_head(tmp_path, "dense", "GPT2ForSequenceClassification")
+    for index, node in enumerate(model.nodes):
+        for other in changed(node):
+            refused(model, nodes=[*model.nodes[:index], other, *model.nodes[index + 1 :]])
+
+
+def test_a_plain_export_of_a_classifier_is_named(tmp_path: Path) -> None:
+    model = write_head(tmp_path, "fp32", "GPT2ForTokenClassification")
+    assert "is a plain ONNX export of a classifier, which is not loaded: build" in refused(model, metadata={})
 
 
 # whole folders ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, OpenAIGPTConfig, OpenAIGPTForSequenceCla
 
 import runtime
 from runtime.diagnostics.check import check_folder
+from runtime.diagnostics.info import describe
 from runtime.graph.head import Head
 from runtime.heads.classification import TokenClassification, label_logits
 from runtime.model.model import Model
@@ -98,8 +100,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one layer": {"n_layer": 1},
     "untied": {"tie_word_embeddings": False},
     "scaled by layer": {"scale_attn_by_inverse_layer_idx": True, "vocab_size": 300},
-    "relu": {"activation_function": "relu"},
-    "two labels": {"labels": ("no", "yes")},
+    "relu, two labels": {"activation_function": "relu", "labels": ("no", "yes")},
     "forty labels": {"labels": [f"label {n}" for n in range(40)]},
 }
 
@@ -281,6 +282,11 @@ def test_the_files_are_those_of_a_classifier(texts_int8: Model) -> None:
     assert "runtime.classify(" in card
 
 
+def test_info_names_the_labels(texts_int8: Model) -> None:
+    facts = describe(texts_int8.folder)
+    assert (facts["labels"], facts["precision"], facts["layers"]) == (", ".join(LABELS), "int8", 3)
+
+
 @pytest.mark.parametrize("name", ["texts_int8", "tokens_int8", "texts_fp32"])
 def test_golden_outputs_are_checked(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name).folder
@@ -305,16 +311,16 @@ def test_golden_outputs_are_checked(name: str, request: pytest.FixtureRequest) -
         ({"n_layer": 2}, "3 layers of attention for n_layer 2"),
     ],
 )
-def test_the_graph_follows_config_json(place: Path, oracle: Any, tmp_path: Path, change: Any, message: str) -> None:
-    folder = build_model(place / "texts", into=tmp_path)
+def test_the_graph_follows_config_json(texts_fp32: Model, tmp_path: Path, change: Any, message: str) -> None:
+    folder = Path(shutil.copytree(texts_fp32.folder, tmp_path / "changed"))
     change_config(folder, **change)
     list_again(folder)
     with pytest.raises(runtime.ModelFolderError, match=message):
         Model(folder)
 
 
-def test_damaged_golden_outputs_are_named(place: Path, oracle: Any, tmp_path: Path) -> None:
-    folder = build_model(place / "texts", into=tmp_path)
+def test_damaged_golden_outputs_are_named(texts_fp32: Model, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(texts_fp32.folder, tmp_path / "changed"))
     golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     golden["records"][1]["scores"].append(0.5)
     (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
