@@ -149,9 +149,11 @@ class InPlaceCache:
 
         The operator takes several tokens in several rows only if there is no past and the mask is as long as the pass.
         Returns the logits [len(rows), keep, n_vocab] after the last `keep` positions, padding included. Raises
-        ValueError beyond the capacity.
+        ValueError beyond the capacity, and for an id outside the vocabulary.
         """
         capacity = self._mask.shape[1]
+        for ids in rows:
+            check_ids(ids, self._n_vocab)
         self._check_room(max(map(len, rows)))
         one = self._pass(0, len(rows), capacity, keep)
         for row, ids in enumerate(rows):
