@@ -65,7 +65,7 @@ def test_generate_and_stream_take_a_prompt_and_named_options(function: Any) -> N
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (load, {"path": None, "threads": None, "verify": None, "expect": None, "max_memory": None}),
+        (load, dict.fromkeys(("path", "threads", "verify", "expect", "max_memory", "cache"))),
         (score_text, {"model": None, "stride": None}),
     ],
 )

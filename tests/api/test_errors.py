@@ -224,5 +224,8 @@ def test_the_server_says_which_field_is_to_blame(error: Exception, param: str | 
     server = pytest.importorskip("runtime.server.errors", exc_type=ImportError)
     reply = server.as_api_error(error)
     assert reply.status == 400
-    expected = {"message": str(error).replace("max_new_tokens", "max_tokens"), "type": "invalid_request_error"}
+    # OpenAI's words, which clients look for.
+    prefix = "this model's maximum context length is 512 tokens: " if code == "context_length_exceeded" else ""
+    message = prefix + str(error).replace("max_new_tokens", "max_tokens")
+    expected = {"message": message, "type": "invalid_request_error"}
     assert reply.body == {"error": expected | {"param": param, "code": code}}
