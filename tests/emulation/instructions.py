@@ -5,8 +5,8 @@ Pi 4), a Cortex-A76 (Raspberry Pi 5) and a Nehalem (as an old Atom: SSE only), d
 and single tokens after it, the runtime's Python included. Counts are exact and need no quiet machine, but they are no
 times: a processor takes more or less than one cycle for an instruction, and waits for memory.
 
-Needs Debian on x86-64 with qemu-user-static and a C compiler; downloads 70 MB once. Takes about 20 minutes; a count
-that takes longer than half an hour is given up. Writes build/emulation/instructions.json as counts come.
+Needs Debian on x86-64 with qemu-user-static and a C compiler; downloads 70 MB once. Takes 20 minutes to an hour; a
+count that takes longer than half an hour is given up. Writes build/emulation/instructions.json as counts come.
 
 python -m tests.emulation.instructions --size demo --only cortex-a76
 """
