@@ -14,7 +14,6 @@ python -m tests.benchmarks.bench --only gpt2-edge-int8 llama.cpp-q8_0 --size gpt
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import platform
 import subprocess
@@ -23,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import runtime
 from export.checkpoint.random_weights import SIZES
 from tests.benchmarks import documents, quality, targets
 from tests.benchmarks.bandwidth import read_bandwidth
@@ -88,7 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=count, default=5, help="turns of each contender (default: 5)")
     parser.add_argument("--threads", type=count, nargs="+", default=[2], help="of a pass (default: 2)")
     parser.add_argument(
-        "--only", nargs="+", choices=CONTENDERS, metavar="NAME", default=usual_contenders(), help="(default: all)"
+        "--only", nargs="+", choices=CONTENDERS, metavar="NAME", default=[*CONTENDERS], help="(default: all)"
     )
     parser.add_argument("--size", choices=SIZES, default="gpt2", help="others than gpt2 are measured as with --quick")
     parser.add_argument("--quick", action="store_true", help="decode at 32 and prefill of 512 alone")
@@ -99,14 +97,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--docs", action="store_true", help="put the tables into README.md and docs/benchmarks.md")
     parser.epilog = f"names: {', '.join(CONTENDERS)}"
     return parser.parse_args()
-
-
-def usual_contenders() -> list[str]:
-    """All, without what this runtime cannot do or does by default: types of the key-value cache."""
-    option = inspect.signature(runtime.load).parameters.get("cache")
-    default = option.default if option else None
-    caches = {name: contender.load.get("cache") for name, contender in CONTENDERS.items()}
-    return [name for name, cache in caches.items() if cache is None or (option and cache != default)]
 
 
 def count(text: str) -> int:

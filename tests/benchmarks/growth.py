@@ -14,7 +14,6 @@ python -m tests.benchmarks.growth --sizes distilgpt2 gpt2 --rounds 5 --pictures 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import shutil
 import statistics
@@ -53,7 +52,7 @@ Growth = dict[str, Any]
 def main() -> None:
     """Measure, then print, draw and document what there is; status 130 after Ctrl-C."""
     given = parse()
-    found: Growth = {"machine": machine(), "rounds": given.rounds, "cache": cache_type(given.cache)}
+    found: Growth = {"machine": machine(), "rounds": given.rounds, "cache": given.cache}
     found |= {"contexts": CONTEXTS, "rows": ROWS, "samples": {}, "limits": {}, "machine_limits": {}, "missing": {}}
     status = 0
     try:
@@ -87,7 +86,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help="(default: all)")
     parser.add_argument("--threads", type=count, nargs="+", default=[1, 2], help="of a pass (default: 1 2)")
     parser.add_argument("--rounds", type=count, default=3, help="turns of each size (default: 3)")
-    parser.add_argument("--cache", choices=limits.POSITION_BYTES, help="of keys and values (default: the runtime's)")
+    parser.add_argument(
+        "--cache", choices=limits.POSITION_BYTES, default="int8", help="of keys and values (default: int8)"
+    )
     parser.add_argument(
         "--output", type=Path, default=PLACE / "growth.json", help="JSON (default: build/bench/growth.json)"
     )
@@ -95,14 +96,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.epilog = f"sizes: {', '.join(SIZES)}"
     return parser.parse_args()
-
-
-def cache_type(asked: str | None) -> str:
-    """The type of the key-value cache: what is asked for, else the runtime's default."""
-    option = inspect.signature(runtime.load).parameters.get("cache")
-    if asked is not None or option is None:
-        return asked or "fp32"
-    return str(option.default)
 
 
 def measure_all(found: Growth, given: argparse.Namespace) -> None:

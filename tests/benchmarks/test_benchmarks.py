@@ -126,19 +126,6 @@ def test_a_model_that_is_no_default_is_called_so(tmp_path: Path) -> None:
     assert bench.built_as(tmp_path) == said
 
 
-def test_the_usual_contenders_have_no_cache_that_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_with(default: str) -> object:
-        def load(folder: str, *, cache: str = default) -> None: ...
-
-        return load
-
-    caches = {"gpt2-edge-int8-cache-fp32", "gpt2-edge-int8-cache-int8"}
-    monkeypatch.setattr(bench.runtime, "load", lambda: None)
-    assert not caches & set(bench.usual_contenders())
-    monkeypatch.setattr(bench.runtime, "load", load_with("int8"))
-    assert caches & set(bench.usual_contenders()) == {"gpt2-edge-int8-cache-fp32"}
-
-
 def test_documents_get_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     readme, page = tmp_path / "README.md", tmp_path / "benchmarks.md"
     readme.write_text("a\n<!-- begin speed -->\nold\n<!-- end speed -->\nb\n", encoding="utf-8")

@@ -112,15 +112,3 @@ def test_a_size_that_fails_is_given_up(run: Path, monkeypatch: pytest.MonkeyPatc
         growth.main()
     assert json.loads(run.read_text(encoding="utf-8"))["missing"]["gpt2"] == "killed"
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize(("asked", "default", "found"), [(None, "int8", "int8"), ("fp32", "int8", "fp32")])
-def test_the_cache_is_the_runtimes_unless_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None, default: str, found: str
-) -> None:
-    def load(folder: str, *, cache: str = default) -> None: ...
-
-    monkeypatch.setattr(growth.runtime, "load", load)
-    assert growth.cache_type(asked) == found
-    monkeypatch.setattr(growth.runtime, "load", lambda: None)
-    assert growth.cache_type(None) == "fp32"

@@ -174,8 +174,8 @@ def test_worker_refuses_a_peer_that_stops_early() -> None:
 
 
 def test_options_of_a_contender_reach_its_peer() -> None:
-    assert contenders._load_options(CONTENDERS["gpt2-edge-int8-cache-int8"], "measure") == {
-        "options": {"cache": "int8"}
+    assert contenders._load_options(CONTENDERS["gpt2-edge-int8-cache-fp32"], "measure") == {
+        "options": {"cache": "fp32"}
     }
     assert contenders._load_options(CONTENDERS["gpt2-edge-int8"], "measure") == {}
     worker.measure(peer_of(Cached), "folder", 1, vocab_size=50, seed=0, **SHAPE, options={"cache": "int8"})

@@ -143,7 +143,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     (unit,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
     command = re.search(r"^ExecStart=(/opt/gpt2-edge/bin/gpt2-edge) (.*)$", unit, re.MULTILINE)
     assert command
-    assert argument_parser().parse_args(shlex.split(command[2])).model == "/opt/gpt2-edge/model"
+    assert argument_parser().parse_args(shlex.split(command[2])).model == ["/opt/gpt2-edge/model"]
     stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert stop
     assert int(stop[1]) > Settings().grace

@@ -1,6 +1,5 @@
 """Ours."""
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +28,7 @@ def convert(source: Path, folder: Path, precision: str, kernel: str | None = Non
 class Peer:
     def __init__(self, folder: Path, threads: int, cache: str | None = None) -> None:
         """cache: "fp32" or "int8", the type of the key-value cache; None: the runtime's default."""
-        if cache is not None and "cache" not in inspect.signature(runtime.load).parameters:
-            raise RuntimeError("runtime.load has no option `cache` in this version")
-        options = {} if cache is None else {"cache": cache}
-        self.model = runtime.load(folder, threads=threads, **options)
+        self.model = runtime.load(folder, threads=threads, cache=cache)
 
     def generate(self, prompt: list[int], n_new: int, note: Callable[[int], object]) -> None:
         cache = self.model.new_cache(len(prompt) + n_new)
