@@ -72,7 +72,8 @@ def find_meant(unknown: str, options: Mapping[str, Option]) -> str:
         if unknown in _foreign_names(option):
             return f" (here it is {own})"
     for parameter in PARAMETERS:
-        functions = " and ".join(f"runtime.{function}" for function in parameter.functions)
+        *others, last = (f"runtime.{function}" for function in parameter.functions)
+        functions = f"{', '.join(others)} and {last}" if others else last
         if unknown == parameter.name:
             return f" here (it is a parameter of {functions})"
         if unknown in _foreign_names(parameter):

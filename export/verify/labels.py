@@ -141,7 +141,9 @@ def _scores(model: Model, rows: Sequence[Sequence[int]]) -> Floats:
     head = model.check_classifier()
     logits = label_logits(model, rows)
     joined: Floats = np.concatenate(logits) if head.kind == TOKEN else np.stack(logits)
-    return head.scores_of(joined)
+    # Without warnings: an overflow shows in the figures.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return head.scores_of(joined)
 
 
 def _agreement(head: Head, expected: Floats, found: Floats) -> float | None:

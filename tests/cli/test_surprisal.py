@@ -276,7 +276,7 @@ def test_the_document_shows_what_is_printed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same words; numbers as close as int8 is on another kind of processor."""
+    """The same words; numbers as close as int8 is on another kind of processor, and the order of what is near a tie."""
     (tmp_path / "king.txt").write_text("The old king slept in his bed.\n", encoding="utf-8")
     sentences = "The old king slept\nThe little mouse\n"
     (tmp_path / "sentences.txt").write_text(sentences, encoding="utf-8")
@@ -286,7 +286,8 @@ def test_the_document_shows_what_is_printed(
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
     number = r"(?<![\w:])[+-]?\d+\.\d+"
-    assert re.sub(r" +", " ", re.sub(number, "N", out)) == re.sub(r" +", " ", re.sub(number, "N", shown))
-    assert list(map(float, re.findall(number, out))) == pytest.approx(
-        list(map(float, re.findall(number, shown))), abs=0.3
-    )
+    near_ties = r"(?<=\d  )'.*(?=\n)|(?<=\.\d{2}) +\d+(?= )|(?<=largest )\S+ \(\w+\)"
+    found, expected = (re.sub(near_ties, "?", text) for text in (out, shown))
+    assert re.sub(r" +", " ", re.sub(number, "N", found)) == re.sub(r" +", " ", re.sub(number, "N", expected))
+    numbers, expected_numbers = ([*map(float, re.findall(number, text))] for text in (found, expected))
+    assert numbers == pytest.approx(expected_numbers, abs=0.3)

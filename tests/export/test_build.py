@@ -173,12 +173,37 @@ def test_without_calibration_all_products_are_upgraded(
         assert model.kernel == "mixed"
 
 
+def test_an_int8_cache_that_loses_too_much_is_left_out(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure: Callable[..., quality.Quality] = quality.Verifier.measure
+
+    def measure_lossy(self: quality.Verifier, model: Path, cache: str | None = None) -> quality.Quality:
+        return dataclasses.replace(measure(self, model, cache), loss_percent=0.4 if cache == "fp32" else 0.6)
+
+    monkeypatch.setattr(quality.Verifier, "measure", measure_lossy)
+    build.main([str(tiny), "--no-reference", "--output", str(tmp_path / "model")])
+    said = capsys.readouterr().out
+    assert "the int8 cache loses too much, and is left out: " in said
+    assert "too much is lost: " not in said
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES - {"model_int8_cache.onnx"}
+    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
+    assert (report["cache"], report["loss_percent"], report["upgraded"]) == ("fp32", 0.4, [])
+    with Model(tmp_path / "model") as model:
+        assert model.cache == "fp32"
+
+
 def lossy(monkeypatch: pytest.MonkeyPatch, percents: list[float]) -> list[float]:
     """Let the verifications measure these losses, one after the other; returns those that are left."""
     measure: Callable[..., quality.Quality] = quality.Verifier.measure
 
-    def measure_lossy(self: quality.Verifier, model: Path) -> quality.Quality:
-        return dataclasses.replace(measure(self, model), loss_percent=percents.pop(0))
+    found: list[float] = []
+
+    def measure_lossy(self: quality.Verifier, model: Path, cache: str | None = None) -> quality.Quality:
+        # A second measurement, with the fp32 cache, finds the same.
+        if cache is None:
+            found.append(percents.pop(0))
+        return dataclasses.replace(measure(self, model, cache), loss_percent=found[-1])
 
     monkeypatch.setattr(quality.Verifier, "measure", measure_lossy)
     return percents
@@ -202,7 +227,7 @@ def test_a_reference_is_kept_without_a_verification_too(
     kept = tmp_path / "reference"
     build.main([str(tiny), "--verify", "none", "--output", str(tmp_path / "model"), "--keep-reference", str(kept)])
     ours = {"README.md", "SHA256SUMS", "genai_config.json", "golden.json", "quality.json"}
-    assert {path.name for path in kept.iterdir()} == FILES - ours
+    assert {path.name for path in kept.iterdir()} == FILES - ours - {"model_int8_cache.onnx"}
 
 
 def test_no_reference_is_kept_of_a_refused_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

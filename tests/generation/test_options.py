@@ -137,9 +137,9 @@ def test_a_seed_needs_a_temperature(demo_fp32: Model) -> None:
         ("t_max_predict_ms", "(here it is deadline)"),
         ("context_shift", "(here it is overflow)"),
         ("num_return_sequences", "(here it is n of runtime.complete)"),
-        ("assistant_model", "(here it is draft of runtime.generate and runtime.stream"),
+        ("assistant_model", "(here it is draft of runtime.generate, runtime.stream"),
         ("n", "here (it is a parameter of runtime.complete)"),
-        ("batch_size", "here (it is a parameter of runtime.complete and runtime.stream_many)"),
+        ("batch_size", "here (it is a parameter of runtime.complete, runtime.stream_many and runtime.infill)"),
         ("colour", "is not an option; the options are max_new_tokens, "),
     ],
 )

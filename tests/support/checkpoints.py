@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from export import build
+from runtime.graph.attention import CacheType
 from runtime.model.model import Model
 from tests.support.building import byte_tokenizer
 
@@ -88,9 +89,9 @@ def torch_logits(model: GPT2LMHeadModel, ids: Sequence[int]) -> Floats:
     return logits
 
 
-def folder_logits(folder: Path, ids: Sequence[int]) -> Floats:
-    """[len(ids), n_vocab], by the runtime in one pass."""
-    with Model(folder, threads=1) as model:
+def folder_logits(folder: Path, ids: Sequence[int], cache: CacheType | None = None) -> Floats:
+    """[len(ids), n_vocab], by the runtime in one pass. cache: as in `runtime.load`."""
+    with Model(folder, threads=1, cache=cache) as model:
         return model.new_cache(len(ids)).extend(ids, keep=len(ids))
 
 

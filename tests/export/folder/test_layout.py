@@ -12,6 +12,8 @@ import pytest
 from export.arguments import parse
 from export.folder import layout
 from runtime import load
+from runtime.graph.data import DATA_FILE
+from runtime.graph.gpt2 import GRAPH_FILES
 from tests.support.building import FILES, QUICK, contents, error_line, run_here, write_tiny
 
 NAMES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
@@ -37,7 +39,7 @@ def test_the_names_are_transformers_js(
     flat = make(checkpoint, tmp_path / "flat", monkeypatch, precision)
     made = make(checkpoint, tmp_path / "made", monkeypatch, precision, "--layout", "transformers.js")
     name = NAMES[precision]
-    others = FILES - {"model.onnx", "model.onnx_data", "golden.json", "genai_config.json"}
+    others = FILES - {*GRAPH_FILES.values(), DATA_FILE, "golden.json", "genai_config.json"}
     assert contents(made).keys() == others | {f"onnx/{name}", f"onnx/{name}_data"}
     assert (made / "onnx" / f"{name}_data").read_bytes() == (flat / "model.onnx_data").read_bytes()
     one, other = onnx.load(flat / "model.onnx"), onnx.load(made / "onnx" / name)

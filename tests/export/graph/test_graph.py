@@ -47,7 +47,8 @@ def tiny_fp32(tiny: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module", params=[32, 64])
 def tiny_int8(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
-    with Model(build_model(tiny, "int8", request.param), threads=2) as model:
+    # The graph that other tools open.
+    with Model(build_model(tiny, "int8", request.param), threads=2, cache="fp32") as model:
         yield model
 
 

@@ -146,7 +146,8 @@ def test_a_model_made_worse_ends_at_fp32(short_demo: Path, tmp_path: Path) -> No
         build.main(arguments)
     report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
     assert {one["kernel"] for one in report["upgraded"]} == {"fp32"}
-    assert report["mean_kl"] < 1e-6
+    # What the int8 cache costs.
+    assert report["mean_kl"] < 1e-3
 
 
 @pytest.mark.parametrize(("factor", "perplexity"), [(1e38, "nan"), (1e4, "inf")])
@@ -198,7 +199,7 @@ def test_a_text_of_the_users_is_named_with_its_hash_and_what_was_measured(
     recorded = json.loads(Path("model", "quality.json").read_text(encoding="utf-8"))
     card = " ".join(Path("model", "README.md").read_text(encoding="utf-8").split())
     settings = {"verified", "random_weights", "precision", "kernel", "block_size", "versions"}
-    settings |= {"calibrated", "upgraded"}
+    settings |= {"calibrated", "upgraded", "cache"}
     assert recorded.keys() == settings | {field.name for field in dataclasses.fields(Quality)}
     assert recorded["versions"].keys() == {"onnx", "onnxruntime", "numpy", "tokenizers"}
     assert (recorded["verified"], recorded["text"]) == (True, "mine.txt")
