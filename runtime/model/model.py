@@ -108,11 +108,15 @@ class Model:
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory, self.cache)
-        graph = self._verified.graph
-        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         data = [files.descriptor(name) for name in self._verified.data]
+
+        def open_graph() -> Session:
+            graph = self._verified.graph
+            self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
+            return Session(path, threads, prepack, data)
+
         # onnxruntime releases the interpreter while it opens the graph, which takes longer than reading the tokenizer.
-        with InThread(lambda: Session(path, threads, prepack, data)) as opening:
+        with InThread(open_graph) as opening:
             self._tokenizer: Tokenizer | None = self._read_tokenizer(files, how)
         session = opening.result()
         self._session: Session | None = session

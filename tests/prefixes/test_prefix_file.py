@@ -266,7 +266,7 @@ def without_text(ids: str) -> Callable[[dict[str, Any]], object]:
         (lambda header: header["__metadata__"].update(text="\ud800"), "surrogate"),
         (lambda header: header["__metadata__"].update(text=""), "empty"),
         (lambda header: header["__metadata__"].update(text=TEXT + "a"), "other ids"),
-        (lambda header: header["__metadata__"].update(format="gpt2-edge prefix 3"), "format is 'gpt2-edge prefix 2'"),
+        (lambda header: header["__metadata__"].update(format="gpt2-edge prefix 3"), "format is 'gpt2-edge prefix 3'"),
         (lambda header: header["__metadata__"].update(special_tokens="maybe"), "'maybe' of special_tokens"),
         (lambda header: header["__metadata__"].update(sha256="0" * 64), "damaged: its values differ"),
         (lambda header: header.update(more={}), "no safetensors file of one float32 or int8"),

@@ -28,8 +28,8 @@ from runtime.model.tokenizer.parts import (
 # Four times the size of the largest published vocabularies, of 256,000 tokens.
 MAX_BYTES = 128 * 2**20
 # The stack level of warnings: the caller of runtime.load. Between it and read_tokenizer are Model.__init__,
-# load_unchanged, the function that it is given, and Model._open.
-_CALLER = 7
+# load_unchanged, the function that it is given, Model._open and Model._read_tokenizer.
+_CALLER = 8
 _KEYS = {"version", "added_tokens", "model", *CALL_SETTINGS, *(section.name for section in SECTIONS)}
 
 
