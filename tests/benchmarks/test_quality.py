@@ -172,6 +172,7 @@ def test_command_goes_on_without_a_peer_and_keeps_what_it_has(
     assert kept["missing"] == {"OpenVINO GenAI int8": "it cannot be installed"}
 
 
+@pytest.mark.slow
 def test_ours_is_measured_as_the_build_measures_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_int8_folder: Path
 ) -> None:

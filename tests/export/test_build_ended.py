@@ -38,6 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(("name", "expected"), [("SIGKILL", {"-9"}), ("SIGINT", {"130", "0"})])
 def test_a_build_ended_anywhere_leaves_a_whole_model(tiny: Path, tmp_path: Path, name: str, expected: set[str]) -> None:

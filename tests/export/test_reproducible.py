@@ -11,7 +11,15 @@ from tests.support.building import FILES, contents, run_build, write_tiny
 NAMES = ("alder", "birch")
 
 
-@pytest.mark.parametrize("options", ["fp32", "int8 --kernel dense", "int8 --kernel block", "int4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "fp32",
+        "int8 --kernel dense",
+        pytest.param("int8 --kernel block", marks=pytest.mark.slow),
+        pytest.param("int4", marks=pytest.mark.slow),
+    ],
+)
 def test_two_builds_differ_by_the_folders_name_alone(options: str, tmp_path: Path) -> None:
     checkpoint = write_tiny(tmp_path / "tiny")
     for seed, name in enumerate(NAMES):

@@ -129,7 +129,7 @@ def test_every_collection_inside_the_budget_is_harmless(demo_int8_folder: Path) 
     with load(demo_int8_folder, max_memory=limit) as model:
         gc.set_threshold(1, 1, 1)
         try:
-            for _ in range(40):
+            for _ in range(12):
                 cycle: list[object] = [model.new_cache(512, 1)]
                 cycle.append(cycle)
                 del cycle

@@ -172,7 +172,7 @@ def test_json_is_sent_as_json(server: Running) -> None:
         ("GET", "/v1/completions", 405),
         ("DELETE", "/", 405),
         ("GET", "/docs", 404),
-        ("GET", "/v1/embeddings", 404),
+        ("GET", "/v1/embeddings", 405),
         ("GET", "/../runtime/api.py", 404),
         ("GET", "/page.js/..%2f..%2fapi.py", 404),
         ("GET", "/%00", 404),

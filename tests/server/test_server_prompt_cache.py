@@ -257,7 +257,8 @@ def test_a_failed_pass_gives_the_memory_back(server: Running, monkeypatch: pytes
 
 def small_cache(n_blocks: int) -> Any:
     """A cache of a model with one value for a key."""
-    return make_cache(SimpleNamespace(config=SimpleNamespace(n_layer=1, n_head=1, head_dim=1)), n_blocks)
+    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1)
+    return make_cache(SimpleNamespace(config=config, cache="fp32"), n_blocks)
 
 
 def values_of(ids: list[int]) -> KeysValues:
@@ -330,8 +331,8 @@ def test_models_share_the_memory_and_no_block() -> None:
 
     config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1)
     store = BlockStore(3 * 2 * PREFILL_STEP * 4)
-    one = PromptCache(SimpleNamespace(config=config), store)  # type: ignore[arg-type]
-    other = PromptCache(SimpleNamespace(config=config), store)  # type: ignore[arg-type]
+    one = PromptCache(SimpleNamespace(config=config, cache="fp32"), store)  # type: ignore[arg-type]
+    other = PromptCache(SimpleNamespace(config=config, cache="fp32"), store)  # type: ignore[arg-type]
     keep(one, blocks(1, 2))
     assert other.find([*blocks(1, 2), 9]) is None
     keep(other, blocks(1))

@@ -111,7 +111,7 @@ def test_measured_tokens_are_counted(demo_int8: Model) -> None:
     with running(demo_int8) as server:
         (found,) = server.post("/surprisal", input=TEXTS[0]).json["results"]
         counts = server.request("GET", "/metrics").body.decode()
-    assert f"gpt2_edge_scored_tokens_total {float(len(found['tokens']))}" in counts
+    assert f'gpt2_edge_scored_tokens_total{{model="demo-int8"}} {float(len(found["tokens"]))}' in counts
     assert 'path="/surprisal",status="200"' in counts
 
 
