@@ -39,8 +39,10 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
         options.intra_op_num_threads = usable_threads() if threads is None else threads
         # ONNX whatever the name of the file.
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        # The arena would keep memory that only the load needed.
-        options.enable_cpu_mem_arena = False
+        # The arena holds activations alone: what only the load needs is not kept. Without the arena, and with memory
+        # patterns, whose buffers grow with each longer pass, the peak of a long prompt is higher.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        options.enable_mem_pattern = False
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         before = huge_pages.anonymous_ranges()

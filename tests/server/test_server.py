@@ -175,4 +175,8 @@ def test_metrics_count_tokens(server: Running) -> None:
     before = value("gpt2_edge_new_tokens_total")
     server.post(prompt=PROMPT, max_tokens=7)
     assert value("gpt2_edge_new_tokens_total") == before + 7
+    # The row leaves the batch after the reply has been sent.
+    ends = time.monotonic() + 10
+    while value("gpt2_edge_running") and time.monotonic() < ends:
+        time.sleep(0.01)
     assert value("gpt2_edge_running") == 0
