@@ -17,7 +17,7 @@ from export.checkpoint.config import Config
 from export.folder import folder
 from export.graph import graph
 from export.graph.graph import Weights
-from export.graph.int8_cache import measure_scales, write_int8_cache_graph
+from export.graph.int8_cache import measure_rounding, write_int8_cache_graph
 from export.quantize import texts
 from export.quantize.calibration import Calibration
 from export.quantize.calibration import calibrate as calibrate_products
@@ -28,7 +28,7 @@ from export.verify import labels, own_writing
 from export.verify.quality import read_text
 
 N_CACHE_TEXTS = 8
-"""How many of the calibration texts the scales of the int8 cache are measured on."""
+"""How many of the calibration texts the rounding of the int8 cache is measured on."""
 RANDOM_TEXT_LENGTH = 512
 Kernels = Mapping[str, str]
 """Product -> kernel, for the products whose kernel is not the usual one; the output layer is `OUTPUT`."""
@@ -57,12 +57,12 @@ def make_model(
 def add_int8_cache(checkpoint: Checkpoint, calibration: Calibration | None, target: Path) -> None:
     """Write the graph with an int8 key-value cache into a folder whose `model.onnx` is complete.
 
-    Its scales are measured on the text of calibration, and on random ids, which stand for texts of another kind.
+    Its rounding is measured on the text of calibration, and on random ids, which stand for texts of another kind.
     """
     own = [] if calibration is None else calibration.texts[:N_CACHE_TEXTS].tolist()
     length = min(checkpoint.config.n_positions, RANDOM_TEXT_LENGTH)
     others = np.random.default_rng(0).integers(checkpoint.config.vocab_size, size=(2, length)).tolist()
-    write_int8_cache_graph(target, measure_scales(target, [*own, *others]))
+    write_int8_cache_graph(target, measure_rounding(target, [*own, *others]))
 
 
 def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path, text: Path | None) -> Calibration:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from export.checkpoint.config import Config
 from export.graph.graph import build
-from export.graph.int8_cache import write_int8_cache_graph
+from export.graph.int8_cache import Rounding, write_int8_cache_graph
 from export.quantize.int4 import Int4, quantize_int4
 from export.quantize.kernels import Mixed, make_kernel
 from export.quantize.precision import Arrays, Floats, Int8, Precision
@@ -101,12 +101,18 @@ def test_what_a_build_writes_is_the_description(tmp_path: Path, case: str, has_f
     check_graph(read_model(write(tmp_path, *CASES[case], has_factor=has_factor)))
 
 
+def halves(n_layer: int, n_parts: int, n_head: int, head_dim: int) -> Rounding:
+    """A rounding by steps of a half around a half."""
+    shape = (n_layer, n_parts, n_head, head_dim)
+    return Rounding(np.full(shape, 0.5, np.float32), np.full((n_layer, *shape[2:]), 0.5, np.float32))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_graph_of_an_int8_cache_is_its_description(tmp_path: Path, case: str) -> None:
     write(tmp_path, *CASES[case])
     sizes = SIZES | CASES[case][1]
     shape = (sizes["n_layer"], 2, sizes["n_head"], sizes["n_embd"] // sizes["n_head"])
-    write_int8_cache_graph(tmp_path, np.full(shape, 0.5, np.float32))
+    write_int8_cache_graph(tmp_path, halves(*shape))
     model = read_model(tmp_path / GRAPH_FILES["int8"])
     check_graph(model)
     assert model.locations == {"model.onnx_data"}
@@ -114,7 +120,7 @@ def test_the_graph_of_an_int8_cache_is_its_description(tmp_path: Path, case: str
 
 def test_every_node_inside_a_branch_is_compared(tmp_path: Path) -> None:
     write(tmp_path, *CASES["dense"])
-    write_int8_cache_graph(tmp_path, np.full((2, 2, 4, 32), 0.5, np.float32))
+    write_int8_cache_graph(tmp_path, halves(2, 2, 4, 32))
     model = read_model(tmp_path / GRAPH_FILES["int8"])
     at = next(index for index, node in enumerate(model.nodes) if node.operator == "If")
     node = model.nodes[at]

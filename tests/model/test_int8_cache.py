@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export import build
-from export.graph.int8_cache import MARGIN, measure_scales, write_int8_cache_graph
+from export.graph.int8_cache import MARGIN, measure_rounding, write_int8_cache_graph
 from runtime import load
 from runtime.graph.gpt2 import GRAPH_FILES
 from runtime.graph.reader import read_model
@@ -32,7 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(place / "checkpoint")
     build.main([str(place / "checkpoint"), "--precision", "fp32", *QUICK, "--output", str(place / "model")])
     (place / "model" / "SHA256SUMS").unlink()
-    write_int8_cache_graph(place / "model", 8 * measure_scales(place / "model", [some_ids(60, 257)]))
+    rounding = measure_rounding(place / "model", [some_ids(60, 257)])
+    write_int8_cache_graph(place / "model", rounding._replace(scales=8 * rounding.scales))
     return place
 
 
@@ -43,15 +44,21 @@ def model(place: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def scales(place: Path) -> Any:
-    """[n_layer, 2, n_head, head_dim], read from the graph."""
-    constants = read_model(place / "model" / GRAPH_FILES["int8"]).constants
-    found = [
-        np.frombuffer(constants[f"h.{layer}.attn.{part}_scale"].value or b"", np.float32)
-        for layer in range(TINY["n_layer"])
-        for part in ("key", "value")
-    ]
-    return np.array(found).reshape(TINY["n_layer"], 2, N_HEAD, HEAD_DIM)
+def rounding(place: Path) -> Any:
+    """Scales and centers, each [n_layer, 2, n_head, head_dim], read from the graphs."""
+    graph = read_model(place / "model" / GRAPH_FILES["int8"]).constants
+    shape = (TINY["n_layer"], 2, N_HEAD, HEAD_DIM)
+    names = [f"h.{layer}.attn.{part}_scale" for layer in range(TINY["n_layer"]) for part in ("key", "value")]
+    scales = np.array([np.frombuffer(graph[name].value or b"", np.float32) for name in names]).reshape(shape)
+    centers = np.zeros(shape, np.float32)
+    for layer in range(TINY["n_layer"]):
+        name = f"h.{layer}.attn.c_attn.bias"
+        moved = np.frombuffer(graph[name].value or b"", np.float32)
+        bias = state_of(place)[f"transformer.{name}"].numpy()
+        query, centers[layer, 0], value = (bias - moved).reshape(3, N_HEAD, HEAD_DIM)
+        assert not query.any()
+        assert not value.any()
+    return scales, centers
 
 
 def state_of(place: Path) -> dict[str, torch.Tensor]:
@@ -66,11 +73,11 @@ def state_of(place: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("n_prompt", [1, 2, 40, 60])
 def test_logits_are_those_of_torch_with_rounded_keys_and_values(
-    place: Path, model: Model, scales: Any, n_prompt: int
+    place: Path, model: Model, rounding: Any, n_prompt: int
 ) -> None:
     """Of a prompt in one pass, then of single steps."""
     ids = some_ids(60, 257)
-    expected = logits(state_of(place), ids, N_HEAD, "tanh", scales)
+    expected = logits(state_of(place), ids, N_HEAD, "tanh", rounding)
     cache = model.new_cache(64)
     found = [*cache.extend(ids[:n_prompt], keep=n_prompt)]
     found += [cache.step([id_])[0].copy() for id_ in ids[n_prompt:]]
@@ -90,29 +97,34 @@ def test_a_later_pass_reads_what_the_cache_holds(model: Model) -> None:
     np.testing.assert_allclose(cache.extend(ids[40:], keep=20), whole, atol=0.02 * whole.std())
 
 
-def test_the_cache_holds_rounded_keys_and_values(place: Path, model: Model, scales: Any) -> None:
+def test_the_cache_holds_rounded_keys_and_values(place: Path, model: Model, rounding: Any) -> None:
+    scales, centers = rounding
     ids = some_ids(50, 257)
     held = model.new_cache(64)
     prefill(held, ids)
     with Model(place / "model", cache="fp32") as exact:
         cache = exact.new_cache(64)
         prefill(cache, ids)
-        expected = cache.read_row(0, 50)[0] / scales[0][:, :, None]
+        expected = (cache.read_row(0, 50)[0] - centers[0][:, :, None]) / scales[0][:, :, None]
     found = held.read_row(0, 50)
     assert found.dtype == np.int8
     # The first layer does not depend on attention.
     assert np.abs(found[0] - expected).max() <= 0.5 + 1e-3
 
 
-def test_scales_are_the_largest_values_with_a_margin(place: Path) -> None:
+def test_scales_are_of_the_ranges_with_a_margin(place: Path) -> None:
     texts = [some_ids(40, 257, seed=seed) for seed in range(3)]
-    largest: Any = 0
+    found = []
     with Model(place / "model", cache="fp32") as exact:
         for ids in texts:
             cache = exact.new_cache(40)
             prefill(cache, ids)
-            largest = np.maximum(largest, np.abs(cache.read_row(0, 40)).max(axis=3))
-    np.testing.assert_allclose(measure_scales(place / "model", texts), MARGIN * largest / 127, rtol=1e-6)
+            found.append(cache.read_row(0, 40))
+    keys, values = np.concatenate(found, axis=3).swapaxes(0, 1)
+    scales, centers = measure_rounding(place / "model", texts)
+    np.testing.assert_allclose(centers, (keys.max(axis=2) + keys.min(axis=2)) / 2, atol=1e-6)
+    np.testing.assert_allclose(scales[:, 0], MARGIN * np.ptp(keys, axis=2) / 2 / 127, rtol=1e-5)
+    np.testing.assert_allclose(scales[:, 1], MARGIN * np.abs(values).max(axis=2) / 127, rtol=1e-6)
 
 
 def test_rows_of_a_step_do_not_depend_on_each_other(demo_int8: Model) -> None:

@@ -52,11 +52,12 @@ def logits(
     ids: Sequence[int],
     n_head: int,
     gelu: str,
-    scales: NDArray[np.float32] | None = None,
+    rounding: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> NDArray[np.float32]:
     """[n, n_vocab] for ids [n]; gelu: "none" is exact, "tanh" OpenAI's approximation.
 
-    scales: keys and values are rounded to int8 in units of these, [n_layer, 2, n_head, head_dim].
+    rounding: keys and values are rounded to int8 in units of the first, after the second was subtracted, each
+    [n_layer, 2, n_head, head_dim].
     """
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -66,9 +67,9 @@ def logits(
         weight, bias = state[f"transformer.{name}.weight"], state.get(f"transformer.{name}.bias")
         return functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
 
-    def rounded(x: torch.Tensor, scale: NDArray[np.float32]) -> torch.Tensor:
-        step = torch.from_numpy(scale)[:, None]
-        return (x / step).round().clamp(-128, 127) * step
+    def rounded(x: torch.Tensor, scale: NDArray[np.float32], center: NDArray[np.float32]) -> torch.Tensor:
+        step, middle = torch.from_numpy(scale)[:, None], torch.from_numpy(center)[:, None]
+        return ((x - middle) / step).round().clamp(-128, 127) * step + middle
 
     def attention(x: torch.Tensor, layer: int) -> torch.Tensor:
         n, width = x.shape
@@ -76,8 +77,9 @@ def logits(
             part.reshape(n, n_head, -1).transpose(0, 1)
             for part in linear(x, f"h.{layer}.attn.c_attn").split(width, dim=-1)
         )
-        if scales is not None:
-            key, value = (rounded(part, scale) for part, scale in zip((key, value), scales[layer], strict=True))
+        if rounding is not None:
+            units = zip((key, value), rounding[0][layer], rounding[1][layer], strict=True)
+            key, value = (rounded(part, scale, center) for part, scale, center in units)
         scores = query @ key.transpose(1, 2) / math.sqrt(width // n_head)
         weights = (scores + torch.full((n, n), -math.inf).triu(1)).softmax(-1)
         return linear((weights @ value).transpose(0, 1).reshape(n, width), f"h.{layer}.attn.c_proj")
