@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from export import build
+from export.verify.quality import Quality, Text, Verifier
+from runtime.graph.attention import CacheType
 from tests.conftest import DEMO
 from tests.support import outliers
-from tests.support.building import error_line, run_here
+from tests.support.building import QUICK, error_line, run_here
 from tests.support.checkpoints import Weights, edit_weights
 
 pytestmark = pytest.mark.slow
@@ -28,8 +30,10 @@ MOST_KL = 1.2
 # another function than the demo's, with its own fp32 as reference: 1.16 and 1.18 times, and not as steady
 MOST_KL_LARGE_FIRST = 1.35
 MOST_LOSS = {"dense": 0.3, "block": 0.3, "int4": 1.0}
-# what the peers that are most exact have on the demo: OpenVINO GenAI int8, llama.cpp Q8_0; at int4 none is near
+# The peers that are most exact have 0.0018 (OpenVINO GenAI int8) and 0.0011 (llama.cpp Q8_0); at int4 none is near.
 MOST_KL_OF_DEMO = {"dense": 0.0018, "block": 0.0011, "int4": 0.016}
+# What the int8 key-value cache adds. With the fp32 cache a build is verified at the values above.
+MOST_KL_OF_CACHE = 0.0004
 # a tenth of what llama.cpp Q8_0 has with channels times 30
 MOST_KL_AT_30 = 0.0033
 ALL = ("ln_1", "ln_2", "value", "ln_f")
@@ -56,6 +60,14 @@ class Builder:
         found: dict[str, Any] = json.loads((target / "quality.json").read_text(encoding="utf-8"))
         return found
 
+    def measure_again(self, name: str, kernel: str, cache: CacheType) -> Quality:
+        """The quality of a model that `measure` built from the demo, with this cache."""
+        reference = self.place / "reference"
+        if not reference.exists():
+            build.main([str(DEMO), "--precision", "fp32", *QUICK, "--output", str(reference)])
+        verifier = Verifier(reference, "fp32", Text(DEMO / "evaluation.txt", "the demo's"), self.place)
+        return verifier.measure(self.place / f"{name}-{kernel}", cache)
+
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
@@ -68,7 +80,9 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_demo_is_as_exact_as_the_peers(builder: Builder, kernel: str) -> None:
     measured = builder.measure("demo", kernel)
-    assert measured["mean_kl"] <= MOST_KL_OF_DEMO[kernel]
+    with_fp32_cache = builder.measure_again("demo", kernel, cache="fp32")
+    assert with_fp32_cache.mean_kl <= MOST_KL_OF_DEMO[kernel]
+    assert measured["mean_kl"] <= with_fp32_cache.mean_kl + MOST_KL_OF_CACHE
     assert measured["loss_percent"] <= MOST_LOSS[kernel]
     assert measured["upgraded"] == []
 
