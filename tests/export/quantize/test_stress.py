@@ -87,8 +87,12 @@ def test_the_demo_is_as_exact_as_the_peers(builder: Builder, kernel: str) -> Non
     assert measured["upgraded"] == []
 
 
-@pytest.mark.parametrize("kernel", ["dense", "block"])
-@pytest.mark.parametrize(("factor", "channels", "places"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("factor", "channels", "places", "kernel"),
+    # Dense products suffer most from outliers; blocks are built for the two cases that hold all others.
+    [*((*case, "dense") for case in CASES), (*CASES[1], "block"), (*CASES[-1], "block")],
+    ids=str,
+)
 def test_outlier_channels_cost_nothing(
     builder: Builder, factor: float, channels: int, places: Collection[str], kernel: str
 ) -> None:
