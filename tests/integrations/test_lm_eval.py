@@ -203,7 +203,7 @@ def edge(demo_fp32_folder: Path) -> Any:
 def test_options_of_a_document_share_the_pass_over_its_context(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     caches = []
     new_cache = Model.new_cache
-    monkeypatch.setattr(Model, "new_cache", lambda *given: caches.append(given) or new_cache(*given))
+    monkeypatch.setattr(Model, "new_cache", lambda *given, **named: caches.append(given) or new_cache(*given, **named))
     pairs = [("The old king", " said"), ("A bird", " flew"), ("The old king", " sang a song"), ("", "The")]
     found = edge.loglikelihood(instances("loglikelihood", *pairs))
     assert len(caches) < len(pairs)

@@ -170,7 +170,7 @@ def test_commands_run(place: Path, command: str) -> None:
         command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout or re.search(r"> ?\S+$|--output ", command)
+    assert done.stdout or re.search(r"> ?\S+$|--output |--npy ", command)
 
 
 def test_most_commands_run() -> None:

@@ -64,7 +64,7 @@ SHOWN = {expression: f"reveal_type({expression})" for expression in REVEALED}
 SIGNATURES = {name: f"reveal_type(runtime.{name})" for name in FUNCTIONS}
 MISTAKES = {name: f"print({expression})" for name, expression in WRONG.items()}
 GIVEN = ", ".join(f"{name}={option.default!r}" for name, option in OPTIONS.items())
-PROMPTS = {"stream_many": '["Once"]', "perform": '"summarize", "Once"'}
+PROMPTS = {"stream_many": '["Once"]', "perform": '"summarize", "Once"', "infill": '"Once", " end"'}
 CALLS = {name: f"print(runtime.{name}({PROMPTS.get(name, repr('Once'))}, {GIVEN}))" for name in FUNCTIONS}
 PROGRAMS = {
     "shown.py": lines(SHOWN),
