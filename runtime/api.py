@@ -514,13 +514,13 @@ def stream_many(
         NoTokenError: as `generate` does, after the last piece of all.
 
     Example:
-        >>> prompts = ["Once upon a time", "The old king"]
+        >>> prompts = ["And so they lived happily ever", "The wolf and the"]
         >>> for index, piece in runtime.stream_many(prompts, model=model, max_new_tokens=2):
         ...     print(index, repr(piece))
-        0 ','
-        1 "'s"
-        0 ' the'
-        1 ' son'
+        0 ' after'
+        1 ' wolf'
+        0 '.'
+        1 ','
 
     """
     options = Options(**pick_options(locals()))

@@ -160,7 +160,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 def test_int8_graph_computes_with_the_rounded_weights(tmp_path: Path, checkpoint: Path, block_size: int) -> None:
     """What separates it from fp32 with those weights is the rounding of activations, where the kernels do it."""
     oracle, ids = open_checkpoint(checkpoint), some_ids(64)
-    logits = folder_logits(build_model(checkpoint, "int8", block_size, into=tmp_path), ids)
+    logits = folder_logits(build_model(checkpoint, "int8", block_size, into=tmp_path), ids, cache="fp32")
     weights = round_weights(oracle, block_size)
     by_weights = torch_logits(weights, ids)
     by_both = torch_logits(round_activations(weights, block_size), ids)
