@@ -17,7 +17,7 @@ from export.checkpoint.config import Config
 from export.folder import folder
 from export.graph import graph
 from export.graph.graph import Weights
-from export.graph.int8_cache import measure_rounding, write_int8_cache_graph
+from export.graph.int8_cache import MARGIN, MARGIN_WITHOUT_TEXT, measure_rounding, write_int8_cache_graph
 from export.quantize import texts
 from export.quantize.calibration import Calibration
 from export.quantize.calibration import calibrate as calibrate_products
@@ -62,7 +62,8 @@ def add_int8_cache(checkpoint: Checkpoint, calibration: Calibration | None, targ
     own = [] if calibration is None else calibration.texts[:N_CACHE_TEXTS].tolist()
     length = min(checkpoint.config.n_positions, RANDOM_TEXT_LENGTH)
     others = np.random.default_rng(0).integers(checkpoint.config.vocab_size, size=(2, length)).tolist()
-    write_int8_cache_graph(target, measure_rounding(target, [*own, *others]))
+    margin = MARGIN if own else MARGIN_WITHOUT_TEXT
+    write_int8_cache_graph(target, measure_rounding(target, [*own, *others], margin))
 
 
 def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path, text: Path | None) -> Calibration:

@@ -27,6 +27,8 @@ LARGEST = 127
 """The largest value of int8."""
 MARGIN = 1.05
 """Room for larger keys and values than were measured: those that do not fit cost far more than a coarser scale."""
+MARGIN_WITHOUT_TEXT = 1.4
+"""The same where only random ids were measured, whose ranges are not those of a text."""
 
 
 class Rounding(NamedTuple):
@@ -36,7 +38,7 @@ class Rounding(NamedTuple):
     centers: Floats  # [n_layer, n_head, head_dim]
 
 
-def measure_rounding(folder: Path, texts: Sequence[Sequence[int]]) -> Rounding:
+def measure_rounding(folder: Path, texts: Sequence[Sequence[int]], margin: float = MARGIN) -> Rounding:
     """Centers of keys, and scales of keys and values, from their ranges over the texts.
 
     A constant added to all keys changes no attention: it adds the same to every score of a query. The center of a
@@ -55,7 +57,7 @@ def measure_rounding(folder: Path, texts: Sequence[Sequence[int]]) -> Rounding:
     centers = ((lowest + highest) / 2)[:, 0]
     largest = np.maximum(-lowest, highest)
     largest[:, 0] -= np.abs(centers)
-    scales = np.where(largest > 0, MARGIN * largest / LARGEST, 1)
+    scales = np.where(largest > 0, margin * largest / LARGEST, 1)
     return Rounding(scales.astype(np.float32), centers.astype(np.float32))
 
 

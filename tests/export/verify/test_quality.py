@@ -147,7 +147,7 @@ def test_a_model_made_worse_ends_at_fp32(short_demo: Path, tmp_path: Path) -> No
     report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
     assert {one["kernel"] for one in report["upgraded"]} == {"fp32"}
     # What the int8 cache costs.
-    assert report["mean_kl"] < 1e-3
+    assert report["mean_kl"] < 2e-3
 
 
 @pytest.mark.parametrize(("factor", "perplexity"), [(1e38, "nan"), (1e4, "inf")])
