@@ -52,8 +52,7 @@ def build(options: BuildOptions, before_publication: Callable[[], None] = lambda
         make_reference(checkpoint, options, reference_work / "reference")
 
         announce(3, f"calibration: {options.calibration_text_name}")
-        text = evaluation_text(checkpoint, options)
-        calibration = conversion.calibrate(checkpoint, options, work, text) if options.calibrates else None
+        calibration = calibrate(checkpoint, options, work)
 
         # Steps 4 and 5, model and verification, repeat with more exact kernels while the model loses too much.
         built = make_and_verify(checkpoint, options, calibration, reference_work / "reference", work)
@@ -169,6 +168,14 @@ def make_reference(checkpoint: Checkpoint, options: BuildOptions, target: Path) 
 
 
 Measured = quality.Quality | labels.LabelQuality
+
+
+def calibrate(checkpoint: Checkpoint, options: BuildOptions, work: Path) -> Calibration | None:
+    """Choose how each product is equalized; None for a build without calibration."""
+    if not options.calibrates:
+        return None
+    text = evaluation_text(checkpoint, options) if options.is_classifier else None
+    return conversion.calibrate(checkpoint, options, work, text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from export.graph.onnx_file import fixed_array, inline_tensor, serialize
+from export.graph.onnx_file import fixed_array, inline_tensor, same_bytes_tensor, serialize
 from runtime.graph.architecture import read_architecture
 from runtime.graph.attention import scale_names
 from runtime.graph.check import layout_of
@@ -99,8 +99,4 @@ def _tensor(constant: Constant, weights: dict[str, TensorProto]) -> TensorProto:
         return weights[constant.name]
     if constant.same_bytes is None:
         return inline_tensor(constant.name, fixed_array(constant))
-    tensor = TensorProto()
-    tensor.CopyFrom(weights[constant.same_bytes])
-    tensor.name = constant.name
-    tensor.dims[:] = constant.shape
-    return tensor
+    return same_bytes_tensor(constant, weights[constant.same_bytes])

@@ -49,6 +49,15 @@ def inline_tensor(name: str, array: NDArray[Any]) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
 
 
+def same_bytes_tensor(constant: Constant, source: TensorProto) -> TensorProto:
+    """An initializer that has the bytes of `source` in the shape of the constant."""
+    tensor = TensorProto()
+    tensor.CopyFrom(source)
+    tensor.name = constant.name
+    tensor.dims[:] = constant.shape
+    return tensor
+
+
 def fixed_array(constant: Constant) -> NDArray[Any]:
     """The value of a constant that is the same in every model."""
     if constant.value is None:
@@ -111,11 +120,7 @@ class OnnxFile:
 
     def add_same_bytes(self, constant: Constant) -> None:
         """Store a constant that reads another one's bytes; nothing is written twice."""
-        tensor = TensorProto()
-        tensor.CopyFrom(self._tensors[constant.same_bytes or ""])
-        tensor.name = constant.name
-        tensor.dims[:] = constant.shape
-        self._tensors[constant.name] = tensor
+        self._tensors[constant.name] = same_bytes_tensor(constant, self._tensors[constant.same_bytes or ""])
 
     def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
         self._data.write(bytes(-self._data.tell() % PAGE))

@@ -6,7 +6,7 @@ present are the same memory. Keys and values of a layer are each [batch, n_head,
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from runtime.graph.architecture import Architecture
 from runtime.graph.data import INT32, MICROSOFT, Graph, Value
 
 CacheType = Literal["fp32", "int8"]
+DTYPES: dict[CacheType, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "int8": np.dtype(np.int8)}
+"""Of keys and values, by the type of the cache."""
 PARTS = ("key", "value")
 # The order of dimensions that exchanges positions and heads.
 _SWAPPED = [0, 2, 1, 3]

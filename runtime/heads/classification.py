@@ -15,12 +15,10 @@ from runtime.graph.head import TOKEN, Head
 from runtime.heads.inputs import encode_with_spans, ids_of_text
 from runtime.model.model import Model
 from runtime.scoring.surprisal import write_ids
-from runtime.scoring.windows import groups, padded
+from runtime.scoring.windows import TEXTS_TOGETHER, groups, padded
 from runtime.scoring.words import Span
 
 Scores = NDArray[np.float32]
-# Texts that are labelled together. More would sort more evenly into passes and take more memory.
-TEXTS_TOGETHER = 128
 OUTSIDE = "O"
 """The label of tokens that are part of no span."""
 

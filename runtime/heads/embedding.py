@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from runtime._checks import Prompt, check_choice
 from runtime.heads.inputs import ids_of_text
 from runtime.model.model import Model
-from runtime.scoring.windows import Request, run
+from runtime.scoring.windows import TEXTS_TOGETHER, Request, run
 
 Pooling = Literal["mean", "last"]
 Embedding = NDArray[np.float32]
 """[n_embd]."""
-# Texts that are embedded together. More would sort more evenly into passes and take more memory.
-TEXTS_TOGETHER = 128
 
 
 def check_pooling(pooling: object) -> Pooling:

@@ -23,7 +23,7 @@ def choose_cache_type(folder: Path, names: Collection[str], cache: CacheType | N
     cache: as in `runtime.load`; None takes int8 if the folder has its graph. Raises ModelFolderError if it is int8 and
     the folder has not.
     """
-    if cache is not None and cache == "fp32":
+    if cache == "fp32":
         return cache
     if GRAPH_FILES["int8"] in names:
         return "int8"

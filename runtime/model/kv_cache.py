@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtime.graph.attention import CacheType
+from runtime.graph.attention import DTYPES, CacheType
 from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
 from runtime.model.config import Config
 
@@ -111,7 +111,7 @@ class InPlaceCache:
         n_all = self._n_spare + rows
         # The dimension of 2 is for keys and values.
         shape = (config.n_layer, 2, n_all, config.n_head, capacity, config.head_dim)
-        self._all_buffers = np.zeros(shape, np.int8 if kind == "int8" else np.float32)
+        self._all_buffers = np.zeros(shape, DTYPES[kind])
         self._all_masks = np.zeros((n_all, capacity), np.int64)
         self._all_masks[: self._n_spare, 0] = 1
         self._buffers = self._all_buffers[:, :, self._n_spare :]

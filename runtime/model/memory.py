@@ -16,7 +16,7 @@ from typing import Protocol
 from runtime._checks import check_count
 from runtime._lock import Lock
 from runtime.errors import MemoryBudgetError
-from runtime.graph.attention import CacheType
+from runtime.graph.attention import DTYPES, CacheType
 from runtime.model import integrity
 from runtime.model.cache_type import check_cache_type, choose_cache_type
 from runtime.model.config import Config, read_config
@@ -134,8 +134,7 @@ class CachedModel(Protocol):
 
 def cache_bytes(config: CachedModel, context: int, rows: int, cache: CacheType = "fp32") -> int:
     """Bytes of the keys and values of `rows` rows of `context` positions."""
-    item = 1 if cache == "int8" else FLOAT
-    return 2 * item * config.n_layer * config.n_embd * context * rows
+    return 2 * DTYPES[cache].itemsize * config.n_layer * config.n_embd * context * rows
 
 
 def activation_bytes(config: Config, context: int, rows: int, cache: CacheType = "fp32") -> int:

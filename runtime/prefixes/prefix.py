@@ -23,6 +23,7 @@ import onnxruntime
 
 from runtime._checks import Prompt, check_ids
 from runtime.errors import ContextLengthError, PrefixFileError
+from runtime.graph.attention import DTYPES
 from runtime.model.kv_cache import KeysValues
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, last_line, prefill
@@ -234,7 +235,7 @@ def _prefix_of(model: Model, header: Header) -> Prefix:
         _compare(name, about[name], own)
     if header.shape != shape:
         raise ValueError(f"its tensor is {list(header.shape)}, not {list(shape)}")
-    if (header.dtype == np.int8) != (model.cache == "int8"):
+    if header.dtype != DTYPES[model.cache]:
         raise ValueError(f"its tensor is {header.dtype}, and says that it is {model.cache}")
     _compare("probe", about["probe"], _probe(prefix))
     return prefix

@@ -27,13 +27,11 @@ from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
 from runtime.model.tokenizer.detokenizer import PieceDecoder
-from runtime.scoring.windows import Request, check_stride, run, windows
+from runtime.scoring.windows import TEXTS_TOGETHER, Request, check_stride, run, windows
 from runtime.scoring.words import Beginnings, Span, assign_tokens, find_spans, split_words, vocabulary
 from runtime.tokenization.encode import encode_prompt
 
 Floats = NDArray[np.float64]
-# Texts that are scored together. More would sort more evenly into passes and take more memory.
-TEXTS_TOGETHER = 128
 _LN2 = math.log(2)
 
 

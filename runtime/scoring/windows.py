@@ -14,6 +14,8 @@ from runtime.model.prefill import PREFILL_STEP, cut
 # leave the processor's cache before they are read, and the system provides their memory anew for every pass.
 PASS_SIZE = 160
 PASS_BYTES = 20 << 20
+# Texts that are sorted into passes together. More would sort more evenly and take more memory.
+TEXTS_TOGETHER = 128
 # Positions whose logits are handed on together, so that what is computed from them stays in the processor's cache.
 BLOCK = 16
 

@@ -159,13 +159,13 @@ def note_limits(found: Growth, threads: int) -> None:
     measured["peak"].append(limits.int8_peak(threads))
 
 
-def take_turn(found: Growth, size: str, folder: Path, threads: int, number: int, cache: str | None) -> None:
+def take_turn(found: Growth, size: str, folder: Path, threads: int, number: int, cache: str) -> None:
     """Every measure of one size, once; a size that fails is given up."""
     if size in found["missing"]:
         return
     start = time.monotonic()
     shape = {"prefills": CONTEXTS, "decodes": CONTEXTS, "batches": ROWS, "n_new": N_NEW}
-    options = {"options": {"cache": cache}} if cache else {}
+    options = {"options": {"cache": cache}}
     given = {"folder": str(folder), "threads": threads, "vocab_size": SIZES[size].vocab_size, "seed": number}
     try:
         measured = ask(CONTENDERS[OURS], "measure", **given, **shape, **options)

@@ -257,7 +257,7 @@ def test_a_failed_pass_gives_the_memory_back(server: Running, monkeypatch: pytes
 
 def small_cache(n_blocks: int) -> Any:
     """A cache of a model with one value for a key."""
-    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1)
+    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1, n_embd=1)
     return make_cache(SimpleNamespace(config=config, cache="fp32"), n_blocks)
 
 
@@ -329,7 +329,7 @@ def test_a_prompt_that_has_no_room_is_kept_in_part() -> None:
 def test_models_share_the_memory_and_no_block() -> None:
     from runtime.server.engine.prompt_cache import BlockStore, PromptCache
 
-    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1)
+    config = SimpleNamespace(n_layer=1, n_head=1, head_dim=1, n_embd=1)
     store = BlockStore(3 * 2 * PREFILL_STEP * 4)
     one = PromptCache(SimpleNamespace(config=config, cache="fp32"), store)  # type: ignore[arg-type]
     other = PromptCache(SimpleNamespace(config=config, cache="fp32"), store)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime._lock import Lock
 from runtime.model.kv_cache import KeysValues
+from runtime.model.memory import cache_bytes
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP, last_line
 from runtime.prefixes.prefix import Prefix
@@ -74,11 +75,9 @@ class PromptCache:
 
     def __init__(self, model: Model, store: BlockStore) -> None:
         """`store`: where the blocks are; several models may share one."""
-        config = model.config
-        values = config.n_layer * 2 * config.n_head * PREFILL_STEP * config.head_dim
         self._model = model
         self._store = store
-        self._block_bytes = values * np.dtype(np.int8 if model.cache == "int8" else np.float32).itemsize
+        self._block_bytes = cache_bytes(model.config, PREFILL_STEP, 1, model.cache)
         # Blocks of one prompt.
         self._most = store.max_bytes // self._block_bytes
 
