@@ -26,6 +26,8 @@ Build a model folder from a GPT-2 checkpoint: export, quantize, verify, publish.
   python export/build.py models/demo                    the checkpoint that comes with the repository
   python export/build.py random:gpt2-xl --no-reference  noise of that size, to test a device with
 """
+STATIC = "static"
+"""The value of --activations for one scale for all rows."""
 LEAST_TOKENS = 2000
 """How many tokens the user's text must have at least: the measured quality on a shorter one varies too much."""
 _RANDOM_SIZES = ", ".join(f"{RANDOM}{size}" for size in SIZES)
@@ -36,8 +38,9 @@ class BuildOptions:
     """The options of the command line, under the same names.
 
     kernel: block, dense, or auto, which is dense with blocks for products that lose too much. block_size: None for
-    weights that are not in blocks. max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as
-    the user typed it, for the model card. is_classifier: of the checkpoint, known once it is open.
+    weights that are not in blocks. activations: dynamic, with a scale for each row, or static, with one for all rows
+    that calibration measured. max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as the user
+    typed it, for the model card. is_classifier: of the checkpoint, known once it is open.
     """
 
     checkpoint: str
@@ -46,6 +49,7 @@ class BuildOptions:
     precision: str
     kernel: str
     block_size: int | None
+    activations: str
     no_calibration: bool
     calibration_text: Path | None
     no_reference: bool
@@ -95,7 +99,7 @@ class BuildOptions:
         if self.precision == "fp32":
             return kernels.FP32
         if self.block_size is None:
-            return kernels.DENSE
+            return kernels.STATIC if self.activations == STATIC else kernels.DENSE
         return f"{'int4' if self.precision == 'int4' else 'block'} {self.block_size}"
 
     @property
@@ -146,7 +150,8 @@ class BuildOptions:
         """The precision in words."""
         if self.precision == "fp32":
             return "fp32"
-        blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, dense"
+        dense = "dense, static activations" if self.activations == STATIC else "dense"
+        blocks = f"{self.precision} in blocks of {self.block_size}" if self.block_size else f"{self.precision}, {dense}"
         if self.is_random:
             return blocks
         return (
@@ -159,6 +164,7 @@ def parse(arguments: list[str] | None = None) -> BuildOptions:
     parser = argument_parser()
     given = parser.parse_args(arguments)
     kind = f"{given.precision}-dense" if given.kernel == "dense" else given.precision
+    kind = f"{kind}-static" if given.activations == STATIC else kind
     given.output = (given.output or Path("models") / f"{model_name(given.checkpoint)}-{kind}").resolve()
     given.keep_reference = given.keep_reference and given.keep_reference.resolve()
     for mistake in _mistakes(given):
@@ -185,6 +191,8 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield f"--block-size is {' or '.join(map(str, INT4_BLOCK_SIZES))} with --precision int4"
     if given.kernel == "dense" and (given.precision != "int8" or given.block_size is not None):
         yield "--kernel dense goes with --precision int8 and without --block-size: it has a scale a column"
+    if given.activations == STATIC:
+        yield from _mistakes_of_static(given, is_random)
     if given.no_calibration and given.precision == "fp32":
         yield "--no-calibration goes with --precision int8 or int4: fp32 is not calibrated"
     if given.calibration_text and (given.no_calibration or given.precision == "fp32" or is_random):
@@ -204,6 +212,14 @@ def _mistakes(given: argparse.Namespace) -> Iterator[str]:
         yield f"--allow-pickle reads weights in a pickle, and {given.checkpoint} has none"
     if given.revision is not None and (is_random or Path(given.checkpoint).exists()):
         yield f"--revision goes with a hub id, and {given.checkpoint} is none"
+
+
+def _mistakes_of_static(given: argparse.Namespace, is_random: bool) -> Iterator[str]:
+    is_dense = given.precision == "int8" and given.block_size is None and given.kernel != "block"
+    if not is_dense:
+        yield f"--activations {STATIC} goes with --precision int8 without blocks: the others have a scale for each row"
+    if given.no_calibration or is_random:
+        yield f"--activations {STATIC} takes ranges from calibration, which --no-calibration and {RANDOM}SIZE leave out"
 
 
 def _mistakes_of_bound(option: str, bound: float, verify: str, is_random: bool) -> Iterator[str]:
@@ -260,6 +276,11 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
     about = "of int8: one scale a column, or one a block (default: dense, with blocks for products that lose too much)"
     add("--kernel", choices=["block", "dense"], help=about)
+    about = (
+        "of int8 without blocks: a scale for each row, computed at every token, or one for all rows, measured by "
+        "calibration, which decodes faster and loses twice as much (default: dynamic)"
+    )
+    add("--activations", choices=["dynamic", STATIC], default="dynamic", help=about)
     about = "round without reading a text: quicker, but a model with outlier channels, as GPT-2 is, loses far more"
     add("--no-calibration", action="store_true", help=about)
     about = "your own text to calibrate on, UTF-8, at least 2,000 tokens (default: one that the model writes)"

@@ -22,7 +22,7 @@ from export.quantize import texts
 from export.quantize.calibration import Calibration
 from export.quantize.calibration import calibrate as calibrate_products
 from export.quantize.equalization import OUTPUT, EqualizedTensors, from_weights
-from export.quantize.kernels import DENSE, FP32, Mixed, make_kernel, output_kernel
+from export.quantize.kernels import DENSE, FP32, Mixed, kernel_of_product, make_kernel, output_kernel
 from export.quantize.precision import Precision
 from export.verify import labels, own_writing
 from export.verify.quality import read_text
@@ -48,7 +48,9 @@ def make_model(
     tensors: Weights = checkpoint.tensors
     if calibration is not None:
         tensors = EqualizedTensors(checkpoint.config, tensors, calibration.equalizations)
-    usual = make_kernel(options.usual_kernel, calibration.rounded if calibration else None)
+    usual = make_kernel(options.usual_kernel)
+    if calibration is not None:
+        usual = make_kernel(options.usual_kernel, calibration.rounded, calibration.ranges)
     output = "wte" if checkpoint.config.tie_word_embeddings else "lm_head"
     others = {output if name == OUTPUT else name: make_kernel(kernel) for name, kernel in upgraded.items()}
     convert(checkpoint, Mixed(usual, others), work / "model", tensors)
@@ -113,7 +115,8 @@ def write_texts(checkpoint: Checkpoint, amount: texts.Amount, work: Path) -> tex
 def usual_kernels(config: Config, options: BuildOptions) -> dict[str, str]:
     """The kernel of every product before any is upgraded, the output layer last."""
     matrices = [name for name, shape in config.tensor_shapes().items() if name.startswith("h.") and len(shape) == 2]
-    kernels = {name.removesuffix(".weight"): options.usual_kernel for name in matrices}
+    names = [name.removesuffix(".weight") for name in matrices]
+    kernels = {name: kernel_of_product(options.usual_kernel, name) for name in names}
     return kernels if config.head is not None else kernels | {OUTPUT: output_kernel(options.usual_kernel)}
 
 

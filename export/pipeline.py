@@ -298,6 +298,7 @@ def describe(checkpoint: Checkpoint, options: BuildOptions, built: Built, target
     measured = built.measured
     report: dict[str, Any] = {"verified": measured is not None, "random_weights": checkpoint.is_random}
     report |= {"precision": options.precision, "kernel": options.kernel_kind, "block_size": options.block_size}
+    report |= {"activations": options.activations} if options.kernel_kind == "dense" else {}
     report |= {} if options.is_classifier else {"cache": "int8" if (target / GRAPH_FILES["int8"]).exists() else "fp32"}
     report |= {"calibrated": built.calibration is not None, "upgraded": upgrades(built)}
     report |= {"weights": known.description} if known else {}

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from export.checkpoint.config import Config
 from export.graph.graph import Weights, activation_floor
 from export.quantize.choice import Choice, Errors, choose_output, choose_product
+from export.quantize.dense import Range
 from export.quantize.equalization import OUTPUT, Equalization, EqualizedTensors
 from export.quantize.inputs import Inputs, LayerInputs
 from export.quantize.int4 import Rounded, RoundedFiles, quantize_int4
-from export.quantize.kernels import better_kernels, output_kernel
+from export.quantize.kernels import STATIC, better_kernels, kernel_of_product, output_kernel
 from export.quantize.precision import Floats
 from export.quantize.texts import Ids
 from runtime.graph.kernels import FrequentRows
@@ -26,13 +27,15 @@ class Calibration:
     """The results of calibration, by the name of the product; the output layer is `OUTPUT`.
 
     chosen: the name of the candidate, see `export.quantize.choice`. errors: those of the usual kernel and of more exact
-    kernels. rounded: at int4, the weights that GPTQ has rounded already. texts: the text, ids [n_texts, n_tokens].
+    kernels. rounded: at int4, the weights that GPTQ has rounded already. ranges: with static activations, the lowest
+    and the highest equalized input. texts: the text, ids [n_texts, n_tokens].
     """
 
     equalizations: dict[str, Equalization] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, Errors] = dataclasses.field(default_factory=dict)
     rounded: Rounded | None = None
+    ranges: dict[str, Range] = dataclasses.field(default_factory=dict)
     texts: Ids = dataclasses.field(default_factory=lambda: np.empty((0, 0), np.int64))
 
     def keep(self, name: str, choice: Choice) -> None:
@@ -79,7 +82,10 @@ class _Calibrator:
             # In reverse order: a product absorbs the equalization of the product that reads its output, which must
             # therefore be chosen first.
             for name in reversed(inputs):
-                self._found.keep(name, self._choose(name, inputs[name]))
+                choice = self._choose(name, inputs[name])
+                self._found.keep(name, choice)
+                if next(iter(choice.errors)) == STATIC:
+                    self._found.ranges[name] = choice.equalization.range(inputs[name].lowest, inputs[name].highest)
             if self._is_int4:
                 self._round(inputs)
         # A classifier has no output layer, and its head stays in fp32.
@@ -93,11 +99,12 @@ class _Calibrator:
     def _choose(self, name: str, inputs: Inputs) -> Choice:
         """Choose the equalization of a product in a layer."""
         equalized = EqualizedTensors(self._config, self._tensors, self._found.equalizations)
+        kernel = kernel_of_product(self._kernel, name)
         return choose_product(
             name,
             equalized[f"{name}.weight"],
             inputs,
-            [self._kernel, *self._better(self._kernel)],
+            [kernel, *self._better(kernel)],
             activation_function=self._config.activation_function,
             floor=activation_floor(self._config) if name.endswith("mlp.c_proj") else None,
             is_post_norm=self._config.is_post_norm,

@@ -79,7 +79,9 @@ def choose_product(
         scaled = np.ascontiguousarray(part * equalized.scale[:, None])
         linear = Linear(scaled, np.zeros(part.shape[1], np.float32), floor)
         unshifted = expected - equalized.shift.astype(np.float64) @ part
-        output = trial.run_product(make_kernel(kernel), equalized.apply(inputs.sample), linear)
+        ranges = {trial.PRODUCT: equalized.range(inputs.lowest, inputs.highest)}
+        precision = make_kernel(kernel, ranges=ranges)
+        output = trial.run_product(precision, equalized.apply(inputs.sample), linear)
         return trial.relative_error(output, unshifted, inputs.weights)
 
     can_shift = equalization.can_shift(name, is_post_norm=is_post_norm)

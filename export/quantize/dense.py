@@ -6,13 +6,20 @@ without dot-product instructions: there it dequantizes the weights at every call
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from export.quantize.blocks import TINY
 from export.quantize.precision import Arrays, Floats
-from runtime.graph.kernels import Dense, Kernel
+from runtime.graph.kernels import Dense, Kernel, Static
 
+Range = tuple[float, float]
+"""The lowest and the highest input of a product."""
+LARGEST = 255
+"""Of uint8."""
 # Bounds the memory of temporaries.
 COLUMNS_AT_ONCE = 2048
 
@@ -67,3 +74,33 @@ class DenseInt8:
     def round_linear(self, name: str, weight: Floats) -> Arrays:
         quantized, scales = quantize_columns(weight)
         return {f"{name}.q": quantized, f"{name}.scale": scales}
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticInt8(DenseInt8):
+    """The dense kernel; products with a measured range have one scale for all activations, see `kernels.Static`.
+
+    ranges: by the name of the product.
+    """
+
+    ranges: Mapping[str, Range]
+
+    def kernel_of(self, name: str) -> Kernel:
+        return Static() if name in self.ranges else Dense()
+
+    def round_linear(self, name: str, weight: Floats) -> Arrays:
+        arrays = super().round_linear(name, weight)
+        return arrays | activation_grid(name, *self.ranges[name]) if name in self.ranges else arrays
+
+
+def activation_grid(name: str, lowest: float, highest: float) -> Arrays:
+    """Scale and zero point that map a range, extended to contain 0, to uint8.
+
+    >>> activation_grid("x", -1.0, 1.55)
+    {'x.step': array([0.01], dtype=float32), 'x.middle': array([100], dtype=uint8)}
+    """
+    low = min(lowest, 0.0)
+    high = max(highest, 0.0)
+    # Avoid a division by zero: all inputs are zeros, or so small that they round to zeros.
+    step = max((high - low) / LARGEST, float(TINY))
+    return {f"{name}.step": np.array([step], np.float32), f"{name}.middle": np.array([round(-low / step)], np.uint8)}

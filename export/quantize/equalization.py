@@ -50,6 +50,10 @@ class Equalization:
         equalized: Floats = ((x - self.shift) / self.scale).astype(np.float32)
         return equalized
 
+    def range(self, lowest: Floats, highest: Floats) -> tuple[float, float]:
+        """The lowest and the highest equalized input, from those of each channel before, [n_in]."""
+        return float(self.apply(lowest).min()), float(self.apply(highest).max())
+
     def moments(self, moments: NDArray[np.float64], mean: Floats) -> NDArray[np.float64]:
         """Second moments after equalization, from those before: both [n_in, n_in]. The argument is overwritten.
 

@@ -33,13 +33,15 @@ DAMAGED = (
 class Inputs:
     """Statistics of the inputs x [n_in] of one product over all tokens of the texts.
 
-    size: root mean square of each channel. sample: inputs at the first position of every text and at random others.
-    weights: how much the error of each sampled row counts; they sum to 1. moments: the mean of x x^T; None if it was
-    not measured.
+    size: root mean square of each channel. lowest, highest: of each channel. sample: inputs at the first position of
+    every text and at random others. weights: how much the error of each sampled row counts; they sum to 1. moments: the
+    mean of x x^T; None if it was not measured.
     """
 
     mean: Floats  # [n_in]
     size: Floats  # [n_in]
+    lowest: Floats  # [n_in]
+    highest: Floats  # [n_in]
     sample: Floats  # [n_rows, n_in]
     weights: Doubles  # [n_rows]
     moments: Doubles | None  # [n_in, n_in]
@@ -58,6 +60,8 @@ class _Sums:
     def __init__(self, n_in: int, n_tokens: int, *, moments: bool) -> None:
         self._first = np.zeros(n_in)
         self._second = np.zeros((n_in, n_in)) if moments else np.zeros(n_in)
+        self._lowest = np.full(n_in, np.inf, np.float32)
+        self._highest = np.full(n_in, -np.inf, np.float32)
         self._n_tokens = n_tokens
         self._sample: list[Floats] = []
         self._is_first: list[NDArray[np.bool_]] = []
@@ -67,6 +71,8 @@ class _Sums:
         # fp64, since moments that are summed in fp32 may not be invertible.
         rows = x.astype(np.float64)
         self._first += rows.sum(0)
+        self._lowest = np.minimum(self._lowest, x.min(0))
+        self._highest = np.maximum(self._highest, x.max(0))
         self._sample.append(x[sampled])
         self._is_first.append(sampled == 0)
         rows /= math.sqrt(self._n_tokens)
@@ -81,6 +87,8 @@ class _Sums:
         return Inputs(
             mean=(self._first / self._n_tokens).astype(np.float32),
             size=np.sqrt(squares).astype(np.float32),
+            lowest=self._lowest,
+            highest=self._highest,
             sample=np.concatenate(self._sample),
             weights=_weights(np.concatenate(self._is_first)),
             moments=self._second if has_moments else None,

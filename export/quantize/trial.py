@@ -12,6 +12,9 @@ from runtime.graph.data import Graph, Value
 COLUMNS = 256
 """How many columns of a product are tried at most. Columns are rounded independently, so a sample is enough."""
 
+PRODUCT = "product"
+"""The name of the product that is tried."""
+
 
 def some_columns(n_out: int) -> slice:
     """At most `COLUMNS` columns, evenly spaced."""
@@ -32,9 +35,9 @@ def run_product(precision: Precision, x: Floats, linear: Linear) -> Floats:
     """Compute the quantized product without its bias: x [n, n_in] -> [n, n_out]."""
     graph = Graph()
     sizes = (linear.weight.shape[0], linear.weight.shape[1])
-    out, _ = precision.kernel_of("product").linear(graph, "x", "product", sizes, linear.floor)
-    arrays = precision.round_linear("product", linear.weight)
-    return _run(graph, arrays | {"product.bias": np.zeros_like(linear.bias)}, out, x, sizes[1])
+    out, _ = precision.kernel_of(PRODUCT).linear(graph, "x", PRODUCT, sizes, linear.floor)
+    arrays = precision.round_linear(PRODUCT, linear.weight)
+    return _run(graph, arrays | {f"{PRODUCT}.bias": np.zeros_like(linear.bias)}, out, x, sizes[1])
 
 
 def run_output(precision: Precision, x: Floats, matrix: Floats) -> Floats:

@@ -28,7 +28,7 @@ from runtime.graph.gpt2 import (
     Layout,
     product_sizes,
 )
-from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, FrequentRows, Kernel
+from runtime.graph.kernels import BLOCK_SIZES, Blocks, Dense, Fp32, FrequentRows, Kernel, Static
 from runtime.graph.places import check_places
 from runtime.graph.reader import OnnxModel, Tensor
 
@@ -137,7 +137,9 @@ def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
     packed = model.constants.get(f"{name}.q")
     if packed is None:
         return Fp32()
-    return Dense() if packed.dtype == "int8" else _blocks(model, name, n_in)
+    if packed.dtype != "int8":
+        return _blocks(model, name, n_in)
+    return Static() if not is_matrix and f"{name}.step" in model.constants else Dense()
 
 
 def _blocks(model: OnnxModel, name: str, n_in: int) -> Blocks:

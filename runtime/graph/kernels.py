@@ -286,3 +286,36 @@ class Dense:
         largest = graph.node("ReduceMax", [x, last], [f"{out}.largest"])
         least = np.array([-floor * (255 - FLOORED_ZERO) / FLOORED_ZERO], np.float32)
         return graph.node("Max", [largest, graph.fixed(f"{out}.least", least)], [f"{out}.range"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """The dense kernel with one scale and zero point for all activations of a product, measured by the build.
+
+    Two nodes do what takes seven with a scale for each row: `QuantizeLinear`, and the product with its bias. Inputs
+    outside of the measured range are clipped. Only for products of layers.
+    """
+
+    def store(self, graph: Graph, name: str, sizes: Sizes) -> None:  # noqa: ARG002
+        """Raises AssertionError: the matrix of a vocabulary has another kernel."""
+        raise AssertionError(f"{name} is no product of a layer")
+
+    def embed(self, graph: Graph, name: str, sizes: Sizes, out: str, ids: str = "input_ids") -> str:  # noqa: ARG002
+        """Raises AssertionError, as `store` does."""
+        raise AssertionError(f"{name} is no product of a layer")
+
+    def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:  # noqa: ARG002
+        """Raises AssertionError, as `store` does."""
+        raise AssertionError(f"{name} is no product of a layer")
+
+    def linear(self, graph: Graph, x: str, name: str, sizes: Sizes, floor: float | None = None) -> tuple[str, str]:  # noqa: ARG002
+        """See `Kernel.linear`."""
+        scale = graph.weight(f"{name}.step", "float32", (1,))
+        zero_point = graph.weight(f"{name}.middle", "uint8", (1,))
+        rounded = graph.node("QuantizeLinear", [x, scale, zero_point], [f"{name}.out.rounded"])
+        weight = graph.weight(f"{name}.q", "int8", sizes)
+        scales = graph.weight(f"{name}.scale", "float32", sizes[1:])
+        bias = graph.weight(f"{name}.bias", "float32", sizes[1:])
+        # "" for the zero points of weights, which are 0.
+        inputs = [rounded, weight, scale, scales, zero_point, "", bias]
+        return graph.node("MatMulIntegerToFloat", inputs, [f"{name}.out"], MICROSOFT), ""

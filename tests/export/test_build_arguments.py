@@ -61,6 +61,13 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("gpt2 --precision fp32 --block-size 32", "--block-size goes with"),
         ("gpt2 --precision int4 --block-size 128", "--block-size is 32 or 64 with --precision int4"),
+        (
+            "gpt2 --activations static --precision int4",
+            "--activations static goes with --precision int8 without blocks",
+        ),
+        ("gpt2 --activations static --kernel block", "--activations static goes with --precision int8 without blocks"),
+        ("gpt2 --activations static --no-calibration", "--activations static takes ranges from calibration"),
+        ("random:gpt2 --activations static", "--activations static takes ranges from calibration"),
         ("gpt2 --no-calibration --precision fp32", "--no-calibration goes with --precision int8 or int4"),
         ("gpt2 --calibration-text t --precision fp32", "--calibration-text goes with int8 or int4"),
         ("gpt2 --calibration-text t --no-calibration", "without --no-calibration"),
@@ -119,6 +126,7 @@ def test_a_wrong_option_ends_the_command_with_2(tmp_path: Path) -> None:
         ("gpt2 --no-calibration", "dense"),
         ("random:gpt2", "dense"),
         ("gpt2 --kernel dense", "dense"),
+        ("gpt2 --activations static", "static"),
         ("gpt2 --kernel block", "block 64"),
         ("gpt2 --block-size 32", "block 32"),
         ("gpt2 --precision int4", "int4 32"),

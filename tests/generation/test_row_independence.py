@@ -12,7 +12,7 @@ import pytest
 from export import build as build_command
 from export.checkpoint.config import Config
 from export.graph.graph import build
-from export.quantize.dense import DenseInt8
+from export.quantize.dense import DenseInt8, StaticInt8
 from export.quantize.int4 import Int4
 from export.quantize.precision import BLOCK_SIZES, INT4_BLOCK_SIZES, Float32, Floats, Int8, Precision
 from runtime import complete
@@ -29,6 +29,7 @@ WIDTHS = (64, 256, 768)
 EVERY: dict[str, Precision] = {
     "fp32": Float32(),
     "int8-dense": DenseInt8(),
+    "int8-static": StaticInt8({"h.0.attn.c_attn": (-4, 4), "h.0.attn.c_proj": (-1, 2), "h.0.mlp.c_fc": (-4, 3)}),
     **{f"int8-{size}": Int8(size) for size in BLOCK_SIZES},
     **{f"int4-{size}": Int4(size) for size in INT4_BLOCK_SIZES},
 }

@@ -66,6 +66,7 @@ class EarlierInt4(Int4):
 
 
 MIXED = mixed("dense", h_0_attn__c_attn="block 64", h_1_mlp__c_proj="fp32", h_1_mlp__c_fc="block 32", wte="block 128")
+RANGES = {f"h.{layer}.{name}": (-1.0, 2.0) for layer in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")}
 CASES: dict[str, tuple[Precision, dict[str, Any]]] = {
     **{name: (make_kernel(name), {}) for name in ("fp32", "dense", "block 32", "block 64", "int4 32", "int4 64")},
     "large blocks": (make_kernel("block 256"), {"n_embd": 256}),
@@ -76,6 +77,8 @@ CASES: dict[str, tuple[Precision, dict[str, Any]]] = {
     "int4, its output layer int8": (mixed("int4 32", wte="block 64"), {}),
     "earlier int4 32": (EarlierInt4(32), {}),
     "two tokens": (make_kernel("int4 32"), {"vocab_size": 2}),
+    "static": (make_kernel("static", ranges=RANGES), {}),
+    "one static product": (make_kernel("static", ranges={"h.1.attn.c_proj": (-1.0, 2.0)}), {}),
     "one layer": (make_kernel("dense"), {"n_layer": 1}),
     "scaled by layer": (make_kernel("block 32"), {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}),
     "unscaled": (make_kernel("dense"), {"scale_attn_weights": False, "layer_norm_epsilon": 1e-3}),

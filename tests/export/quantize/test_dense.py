@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 import runtime
 from export import build
 from export.graph.onnx_file import fixed_array, inline_tensor, serialize
-from export.quantize.dense import DenseInt8, quantize_columns
+from export.quantize.dense import DenseInt8, StaticInt8, activation_grid, quantize_columns
 from export.quantize.precision import Linear
 from runtime.diagnostics.check import check_folder
 from runtime.graph.data import Graph, Value
+from runtime.graph.reader import read_model
 from runtime.model.model import Model
 from tests.conftest import DEMO
 from tests.export.checkpoint.test_variants import VARIANTS
@@ -171,13 +172,14 @@ def test_embedding_rows_are_the_dequantized_ones_exactly() -> None:
     assert np.array_equal(rows, dequantized(matrix.T).T[ids])
 
 
-def linear(x: Floats, one: Linear) -> Floats:
+def linear(x: Floats, one: Linear, precision: DenseInt8 | None = None) -> Floats:
     """What the product makes of `x` [batch, sequence, n_in], the bias added."""
+    precision = precision or DenseInt8()
     n_in, n_out = one.weight.shape
     graph = Graph()
-    product, bias = DenseInt8().kernel_of("c").linear(graph, "x", "c", (n_in, n_out), one.floor)
-    graph.node("Add", [product, bias], ["y"])
-    arrays = DenseInt8().round_linear("c", one.weight) | {"c.bias": one.bias}
+    product, bias = precision.kernel_of("c").linear(graph, "x", "c", (n_in, n_out), one.floor)
+    graph.node(*(("Add", [product, bias]) if bias else ("Identity", [product])), ["y"])
+    arrays = precision.round_linear("c", one.weight) | {"c.bias": one.bias}
     return run_graph(graph, arrays, {"x": x}, ("a", "b", n_out))
 
 
@@ -204,6 +206,42 @@ def test_what_has_a_floor_is_rounded_finer() -> None:
     for name, floor in (("symmetric", None), ("floored", -0.17)):
         errors[name] = relative_error(linear(x, Linear(weight, bias, floor)), expected)
     assert errors["floored"] < 0.75 * errors["symmetric"]
+
+
+@given(st.floats(-1e4, 1e4, width=32), st.floats(-1e4, 1e4, width=32))
+def test_an_activation_grid_holds_its_range_and_zero(first: float, second: float) -> None:
+    lowest, highest = sorted((first, second))
+    grid = activation_grid("x", lowest, highest)
+    step, middle = float(grid["x.step"][0]), int(grid["x.middle"][0])
+    assert 0 <= middle <= 255
+    # zero itself is on the grid, and the ends are off by half a step at most
+    assert -middle * step <= min(lowest, 0) + 0.51 * step
+    assert (255 - middle) * step >= max(highest, 0) - 0.51 * step
+
+
+def test_a_static_product_is_that_of_rounded_and_clipped_inputs() -> None:
+    noise = np.random.default_rng(4)
+    weight, bias = noise.standard_normal((64, 24)).astype(np.float32), noise.standard_normal(24).astype(np.float32)
+    x = noise.standard_normal((1, 9, 64)).astype(np.float32)
+    precision = StaticInt8({"c": (-1.5, 2.5)})
+    quantized, scales = quantize_columns(weight)
+    rounded = np.clip(np.rint(x.astype(np.float64) / np.float32(4 / 255)) + 96, 0, 255) - 96
+    expected = rounded @ quantized.astype(np.float64) * (4 / 255) * scales + bias
+    assert relative_error(linear(x, Linear(weight, bias), precision), expected) < 1e-5
+
+
+def test_static_activations_decode_with_fewer_nodes(tmp_path: Path) -> None:
+    """The demo is verified with static ranges, and its twin without calibration is refused by name."""
+    arguments = [str(DEMO), "--activations", "static", "--no-reference", "--output", str(tmp_path / "model")]
+    build.main(arguments)
+    report = json.loads((tmp_path / "model" / "quality.json").read_text(encoding="utf-8"))
+    assert (report["kernel"], report["activations"], report["upgraded"]) == ("dense", "static", [])
+    # twice what a scale for each row costs: 0.0018
+    assert 0.0018 < report["mean_kl"] < 0.005
+    assert check_folder(tmp_path / "model").passed
+    operators = [node.operator for node in read_model(tmp_path / "model" / "model.onnx").nodes]
+    # the symmetric grid of one row remains for the output layer alone; mlp.c_proj has a floor, and no Abs
+    assert operators.count("Abs") == 1
 
 
 def test_the_demo_loses_little_and_checks_and_writes(tmp_path: Path) -> None:

@@ -24,7 +24,12 @@ from tests.support.checkpoints import Weights, edit_weights
 
 pytestmark = pytest.mark.slow
 
-KERNELS = {"dense": [], "block": ["--kernel", "block"], "int4": ["--precision", "int4"]}
+KERNELS = {
+    "dense": [],
+    "static": ["--activations", "static"],
+    "block": ["--kernel", "block"],
+    "int4": ["--precision", "int4"],
+}
 MOST_KL = 1.2
 """Times the demo's own mean KL."""
 # Another function than the demo's, with its own fp32 as reference. All positions attend to the first one, so how its
@@ -79,7 +84,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     return Builder(place)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", MOST_KL_OF_DEMO)
 def test_the_demo_is_as_exact_as_the_peers(builder: Builder, kernel: str) -> None:
     measured = builder.measure("demo", kernel)
     with_fp32_cache = builder.measure_again("demo", kernel, cache="fp32")
@@ -102,6 +107,15 @@ def test_outlier_channels_cost_nothing(
     if not (builder.place / name).exists():
         outliers.write(DEMO, builder.place / name, factor=factor, channels=channels, places=places)
     check(builder, name, "demo", kernel)
+
+
+@pytest.mark.parametrize("factor", [30, 100])
+def test_outlier_channels_cost_nothing_with_static_activations(builder: Builder, factor: float) -> None:
+    """One scale for all rows is set by the largest channel of all, so equalization is needed most here."""
+    outliers.write(DEMO, builder.place / f"static-{factor}", factor=factor, channels=6, places=ALL)
+    usual, stressed = (builder.measure(name, "static") for name in ("demo", f"static-{factor}"))
+    assert stressed["mean_kl"] <= MOST_KL * usual["mean_kl"]
+    assert stressed["upgraded"] == []
 
 
 def test_outlier_channels_cost_nothing_at_int4(builder: Builder) -> None:

@@ -91,6 +91,8 @@ def test_without_calibration_all_upgrade_all() -> None:
         ("int4 32", [96], False, ["block 32", "fp32"]),
         ("frequent 32", [768], False, ["block 64", "block 32", "fp32"]),
         ("frequent 32", [96], False, ["block 32", "fp32"]),
+        ("static", [768], False, ["dense", "block 64", "block 32", "fp32"]),
+        ("static", [768], True, ["dense", "fp32"]),
         ("fp32", [768], False, []),
     ],
 )
