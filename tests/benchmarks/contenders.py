@@ -64,6 +64,9 @@ CONTENDERS = {
     "gpt2-edge-int8-cache-fp32": Contender(
         "gpt2-edge int8, fp32 cache", "edge", (1, 1), source=OURS, converts=False, load={"cache": "fp32"}
     ),
+    "gpt2-edge-int8-static": Contender(
+        "gpt2-edge int8, static activations", "edge", (1, 1), options={"precision": "int8", "activations": "static"}
+    ),
     "gpt2-edge-int8-block": Contender(
         "gpt2-edge int8 in blocks", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8", "kernel": "block"}
     ),

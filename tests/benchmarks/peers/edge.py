@@ -12,14 +12,17 @@ from runtime.model.prefill import cut, prefill
 MOST_LAYERS_VERIFIED = 12  # gpt2; verification of the larger ones takes long, and changes no speed
 
 
-def convert(source: Path, folder: Path, precision: str, kernel: str | None = None) -> None:
+def convert(
+    source: Path, folder: Path, precision: str, kernel: str | None = None, activations: str | None = None
+) -> None:
     """Build as a user does: equalized, calibrated on the model's own text and, up to gpt2, verified.
 
-    kernel: the build's default unless it is said.
+    kernel, activations: the build's default unless it is said.
     """
     from export import build
 
     kind = ["--precision", precision, *(["--kernel", kernel] if kernel else [])]
+    kind += ["--activations", activations] if activations else []
     n_layer = json.loads((source / "config.json").read_text(encoding="utf-8"))["n_layer"]
     verify = "quality" if n_layer <= MOST_LAYERS_VERIFIED else "none"
     build.main([str(source), "--no-reference", "--verify", verify, *kind, "--output", str(folder)])
