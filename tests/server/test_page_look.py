@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.browsing import browser as browser
-from tests.support.browsing import browser_only, expect, generate, open_page, slide
+from tests.support.browsing import browser_only, colors_of, contrast, expect, generate, luminance, open_page, slide
 from tests.support.browsing import server as server
 from tests.support.serving import Running
 
@@ -49,27 +49,11 @@ def test_no_screen_is_too_narrow(browser: Any, server: Running, width: int) -> N
 def test_text_stands_out(browser: Any, server: Running, scheme: str) -> None:
     """Contrast of at least 4.5, WCAG 2.2's level AA, for what is read."""
     for page in open_page(browser, server, color_scheme=scheme):
-        colors = page.evaluate(
-            "() => ['body', 'header p', '#go', '#prompt', '#status'].map((name) => {"
-            "const style = getComputedStyle(document.querySelector(name));"
-            "let at = document.querySelector(name);"
-            "while (getComputedStyle(at).backgroundColor === 'rgba(0, 0, 0, 0)') at = at.parentElement;"
-            "return [style.color, getComputedStyle(at).backgroundColor]; })"
-        )
+        places = ("body", "header p", "#go", "#prompt", "#status")
+        colors = [colors_of(page.locator(name).first) for name in places]
         assert min(contrast(*pair) for pair in colors) >= 4.5
         backgrounds = {background for _, background in colors}
         assert (luminance(colors[0][1]) < 0.1) == (scheme == "dark"), backgrounds
-
-
-def contrast(one: str, other: str) -> float:
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(color: str) -> float:
-    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @browser_only

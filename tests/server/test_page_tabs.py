@@ -201,7 +201,7 @@ def with_labels(browser: Any, server: Running) -> Iterator[Any]:
 
 
 @browser_only
-def test_a_model_with_labels_classifies(with_labels: Any) -> None:
+def test_a_model_with_labels_classifies(with_labels: Any, demo_int8: Model) -> None:
     page = with_labels
     asked: list[Any] = []
 
@@ -214,7 +214,7 @@ def test_a_model_with_labels_classifies(with_labels: Any) -> None:
     page.get_by_label("Text to classify").fill("A rocket.")
     page.get_by_label("Text to classify").press("Control+Enter")
     expect(page.locator("#labels .label")).to_have_text(LABELS[1])
-    assert asked == [{"input": "A rocket."}]
+    assert asked == [{"model": demo_int8.folder.name, "input": "A rocket."}]
     assert page.locator("#labels dt").all_text_contents() == [LABELS[1], LABELS[0]]
     assert page.locator("#labels dd:not(.bar)").all_text_contents() == ["75 %", "25 %"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -69,3 +70,26 @@ def generate(page: Any) -> str:
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     text: str = page.locator("#output").text_content()
     return text
+
+
+def colors_of(locator: Any) -> tuple[str, str]:
+    """The color of an element's text, and that of what is behind it."""
+    text, background = locator.evaluate(
+        "(element) => { let at = element;"
+        "while (getComputedStyle(at).backgroundColor === 'rgba(0, 0, 0, 0)') at = at.parentElement;"
+        "return [getComputedStyle(element).color, getComputedStyle(at).backgroundColor]; }"
+    )
+    return text, background
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colors as a browser writes them: from 1 to 21, as WCAG 2.2 has it."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    """The relative luminance: from 0, black, to 1, white."""
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

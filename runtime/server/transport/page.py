@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Response
 
-SCRIPTS = ("client.js", "sheet.js", "tabs.js", "page.js", "surprisal.js", "classify.js")
+SCRIPTS = ("client.js", "sheet.js", "tabs.js", "models.js", "page.js", "surprisal.js", "classify.js")
 router = APIRouter(include_in_schema=False)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

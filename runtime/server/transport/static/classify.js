@@ -11,10 +11,10 @@ async function classify() {
   $("classify-status").textContent = "";
   const start = performance.now();
   try {
-    const reply = await ask("classify", JSON.stringify({ input: text }), control.signal, "Classify");
+    const reply = await ask("classify", JSON.stringify({ model: modelId, input: text }), control.signal, "Classify");
     const [result] = (await reply.json()).results;
     $("labels").replaceChildren(...(result.scores ? ofText(result) : ofTokens(text, result.spans)));
-    $("classify-status").textContent = `${((performance.now() - start) / 1000).toFixed(1)} s`;
+    $("classify-status").textContent = byModel(`${((performance.now() - start) / 1000).toFixed(1)} s`);
   } catch (error) {
     if (control === classifying) $("labels").replaceChildren();
     if (!control.signal.aborted) $("labels").append(make("span", { className: "wrong", textContent: error.message }));

@@ -21,9 +21,7 @@ const TASKS = {
   read: ["Passage", "Paste a passage, and ask about it below."],
   choose: ["Text with a blank _", "The trophy does not fit in the case because the _ is too big."],
 };
-const NO_SERVER_YET = "The server does not answer. It may have been stopped: start it again, and load this page anew.";
 const touched = new Set(); // sliders moved by hand: a task has values of its own for the others
-let modelId = null;
 let running = null; // the AbortController of a request under way
 let sheet = null; // what is written on
 
@@ -116,6 +114,11 @@ function goOn() {
   generate({ prompt: sheet.prompt, words: sheet.shown.map(([shown]) => shown), text: sheet.text, n: sheet.n });
 }
 
+/** End what is under way, on every tab. */
+function stopAll() {
+  for (const control of [running, measuring, classifying]) if (control) control.abort();
+}
+
 // copying ------------------------------------------------------------------------------------------------------------
 
 function asCurl() {
@@ -155,12 +158,14 @@ async function copy(button, text) {
 function addSliders() {
   for (const [name, min, max, step, value] of SLIDERS) {
     const input = make("input", { type: "range", id: name });
-    Object.assign(input, { min, max, step, defaultValue: value, value });
+    // wanted: what was set; the limit of a chosen model may lower the value for as long as it is chosen
+    Object.assign(input, { min, max, step, defaultValue: value, value, wanted: value });
     const output = make("output", { htmlFor: name });
     const label = make("label", { htmlFor: name }, make("code", { textContent: name }));
     $("sliders").append(make("div", { className: "slider" }, label, output, input));
     input.addEventListener("input", () => {
       touched.add(name);
+      input.wanted = input.value;
       showSliders();
     });
   }
@@ -195,28 +200,16 @@ function showTask() {
 
 function reset() {
   touched.clear();
-  for (const [name, , , , value] of SLIDERS) $(name).value = value;
+  for (const [name, , , , value] of SLIDERS) Object.assign($(name), { value, wanted: value });
   $("seed").value = $("stop-text").value = "";
   showSliders();
-}
-
-async function greet() {
-  const reply = await fetch("v1/models", { headers: headers() });
-  $("key-row").hidden = reply.ok && !$("key").value;
-  if (!reply.ok) return say(reply.status === 401 ? "This server asks for a key: give it among the options." : NO_SERVER_YET);
-  const [model] = (await reply.json()).data;
-  modelId = model.id;
-  $("model").textContent = model.id;
-  offerTabs(model.labels);
-  limitTokens(Math.min(model.max_model_len - 1, model.max_tokens));
-  return say("Ready.");
 }
 
 /** The slider asks for no more than the server and the model's context allow. */
 function limitTokens(most) {
   const slider = $("max_tokens");
   const step = most < 16 ? 1 : 8;
-  Object.assign(slider, { step, min: Math.min(step, most), max: most - (most % step) });
+  Object.assign(slider, { step, min: Math.min(step, most), max: most - (most % step), value: slider.wanted });
   showSliders();
 }
 
@@ -228,7 +221,6 @@ $("form").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => running && running.abort());
 $("reset").addEventListener("click", reset);
-$("key").addEventListener("change", greet);
 $("tasks").addEventListener("change", showTask);
 $("copy-text").addEventListener("click", (event) => copy(event.currentTarget, sheet ? sheet.whole : ""));
 $("copy-python").addEventListener("click", (event) => copy(event.currentTarget, asPython()));
@@ -240,8 +232,7 @@ addEventListener("keydown", (event) => {
     start();
   } else if (event.key === "Escape") {
     leaveTip();
-    for (const control of [running, measuring, classifying]) if (control) control.abort();
+    stopAll();
   }
 });
 listen($("output"));
-addEventListener("DOMContentLoaded", () => greet().catch(() => say(NO_SERVER_YET)));

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 /** The sheet that is written on: the prompt, the words that a branch keeps, and a word for each token. */
 class Sheet {
   constructor(prompt, branch) {
+    this.model = modelId;
     this.prompt = prompt;
     this.text = "";
     this.end = null;
@@ -86,8 +87,8 @@ class Sheet {
     if (ended) this.showAnswer(ended);
     if (!this.text && !(ended && ended.answer)) this.note("empty", "Nothing: the model ended the text at once.");
     const why = { eos: "end of text", stop: "stop", length: "max_tokens", context: "end of the context", deadline: "time" };
-    if (ended && ended.probabilities) return say(`${seconds} s`);
-    return say(told || `${this.n} tokens in ${seconds} s; ended by ${why[ended && ended.finish_reason] || "the server"}`);
+    if (ended && ended.probabilities) return this.tell(`${seconds} s`);
+    return this.tell(told || `${this.n} tokens in ${seconds} s; ended by ${why[ended && ended.finish_reason] || "the server"}`);
   }
 
   showAnswer(ended) {
@@ -118,7 +119,12 @@ class Sheet {
     const canGoOn = error instanceof ConnectionError && this.branches && this.text;
     this.note("wrong", error.message === LOST && this.text ? `${LOST} What it wrote until then is above.` : error.message);
     if (canGoOn) $("output").append(make("button", { type: "button", className: "go-on", textContent: "Go on from here", onclick: goOn }));
-    say(canGoOn ? "The connection was lost." : "That did not work.");
+    this.tell(canGoOn ? "The connection was lost." : "That did not work.");
+  }
+
+  /** How it ended. Another model may have been chosen since, which ends it, too. */
+  tell(text) {
+    say(byModel(text, this.model));
   }
 
   note(className, textContent) {

@@ -17,7 +17,7 @@ async function measure() {
   showWait($("measured"), "Measuring …");
   const start = performance.now();
   try {
-    const body = JSON.stringify({ input: text, top: N_LIKELIEST, stream: true });
+    const body = JSON.stringify({ model: modelId, input: text, top: N_LIKELIEST, stream: true });
     const reply = await ask("surprisal", body, control.signal, "Measure");
     for await (const event of events(reply.body)) {
       if (event.queued) showWait($("measured"), inLine(event.queued));
@@ -72,7 +72,7 @@ function showMeasured(result, seconds) {
   }
   $("measured").replaceChildren(...nodes, letters.slice(at).join(""));
   const n = result.tokens.length;
-  $("measure-status").textContent = `${counted(n, "token")} in ${seconds.toFixed(1)} s, ${round(n / seconds)} tokens/s`;
+  $("measure-status").textContent = byModel(`${counted(n, "token")} in ${seconds.toFixed(1)} s, ${round(n / seconds)} tokens/s`);
   $("summary").classList.remove("idle");
   showNumbers(result);
   showHistogram(result.words);

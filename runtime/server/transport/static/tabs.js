@@ -14,7 +14,7 @@ function showTab(chosen) {
 
 function chooseTab(tab) {
   const name = tab.getAttribute("aria-controls");
-  history.replaceState(null, "", name === "write" ? location.pathname : `#${name}`);
+  history.replaceState(null, "", name === "write" ? location.pathname + location.search : `#${name}`);
   showTab(tab);
 }
 
