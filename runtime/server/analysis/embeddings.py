@@ -15,10 +15,10 @@ from runtime.server.analysis.inputs import SeveralIds, Texts, as_texts, check_re
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, Ids
 from runtime.server.openai.reply import ERRORS
-from runtime.server.transport.json_route import JsonRoute
 
 router = APIRouter(route_class=JsonRoute)
 # Bytes of one number in the reply, at most.
