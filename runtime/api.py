@@ -19,7 +19,7 @@ from runtime._lock import importing
 from runtime.errors import NoTokenizerError, OptionError
 from runtime.generation import loop as generation
 from runtime.generation.completion import Completion
-from runtime.generation.proposers import open_draft
+from runtime.generation.speculation.proposers import open_draft
 from runtime.model.integrity import Verify
 from runtime.model.model import Model
 from runtime.model.resolve import ModelOrPath, check_path, find, resolve
@@ -192,7 +192,7 @@ def generate(
             `prefix`.
         draft: a smaller model of the same vocabulary that proposes tokens (speculative decoding), so that the text
             comes in fewer passes. At fp32 the text is the same, unless two tokens are equally likely to the last
-            bits; at int8 and int4 some texts differ: see `runtime.generation.speculative`. (transformers:
+            bits; at int8 and int4 some texts differ: see `runtime.generation.speculation.step`. (transformers:
             assistant_model; llama.cpp: --model-draft)
         max_new_tokens: generate at most this many tokens. (llama.cpp: --predict)
         min_new_tokens: do not end by eos_token_id or stop_ids before this many tokens; stop strings still end the text.

@@ -21,7 +21,7 @@ from runtime.cli.interactive import ask, is_at_terminal
 from runtime.cli.output import as_json, as_table, print_line, say, say_speed, show_progress, to_json
 from runtime.generation.completion import Completion
 from runtime.generation.loop import generate_pieces, make_rows
-from runtime.generation.proposers import open_draft
+from runtime.generation.speculation.proposers import open_draft
 from runtime.model.model import Model
 from runtime.model.prefill import PREFILL_STEP
 from runtime.model.resolve import find

@@ -17,12 +17,12 @@ import numpy as np
 from runtime._checks import Prompt
 from runtime._math import likeliest, log_softmax
 from runtime.errors import OptionError
-from runtime.generation.banned import make_banned
 from runtime.generation.chooser import check_numbers
 from runtime.generation.completion import Completion, FinishReason
 from runtime.generation.context_window import fit_prompt, tokenize
-from runtime.generation.history import TokenHistory
-from runtime.generation.penalties import find_penalties
+from runtime.generation.logits.banned import make_banned
+from runtime.generation.logits.history import TokenHistory
+from runtime.generation.logits.penalties import find_penalties
 from runtime.generation.stopping import Interruption
 from runtime.generation.streaming import TextStream
 from runtime.model.kv_cache import Logits

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime._lock import importing
-from runtime.generation.banned import make_banned
 from runtime.generation.completion import FinishReason
 from runtime.generation.context_window import FittedPrompt
-from runtime.generation.logits_processor import process
-from runtime.generation.penalties import find_penalties
-from runtime.generation.sampling import Sampler
+from runtime.generation.logits.banned import make_banned
+from runtime.generation.logits.logits_processor import process
+from runtime.generation.logits.penalties import find_penalties
+from runtime.generation.logits.sampling import Sampler
 from runtime.generation.stopping import Interrupted, Interruption
 from runtime.model.model import Model
 from runtime.options import Options

@@ -41,7 +41,7 @@ def generate_pieces(
 ) -> Events:
     """Decode all rows, at most `batch_size` at a time; text as it becomes certain, with its row.
 
-    A draft proposes ids for every row: see `runtime.generation.speculative`.
+    A draft proposes ids for every row: see `runtime.generation.speculation.step`.
     """
     batch = _make_batch(model, rows, min(batch_size, len(rows)), draft)
     waiting = deque(rows)
@@ -67,6 +67,6 @@ def _make_batch(model: Model, rows: Sequence[Row], n_slots: int, draft: Model | 
         return Batch(model, capacity, n_slots)
     with importing:
         # Imported only where it is used: importing the package stays quick.
-        from runtime.generation.speculative import SpeculativeStep
+        from runtime.generation.speculation.step import SpeculativeStep
 
     return Batch(model, capacity, n_slots, SpeculativeStep(model, capacity, draft))

@@ -10,9 +10,9 @@ from runtime.errors import NoTokenError
 from runtime.generation.chooser import Logits, TokenChooser
 from runtime.generation.completion import Completion, FinishReason, Place
 from runtime.generation.context_window import fit
-from runtime.generation.logits_processor import ProcessorFailed
+from runtime.generation.logits.logits_processor import ProcessorFailed
+from runtime.generation.logits.sampling import draw_seed, make_sampler
 from runtime.generation.record import Record
-from runtime.generation.sampling import draw_seed, make_sampler
 from runtime.generation.stopping import Interrupted, Interruption
 from runtime.generation.streaming import TextStream
 from runtime.model.model import Model

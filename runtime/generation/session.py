@@ -24,8 +24,8 @@ from runtime._lock import Lock
 from runtime._math import log_softmax
 from runtime.errors import ContextLengthError, NoTokenError
 from runtime.generation.chooser import check_numbers
-from runtime.generation.penalties import make_penalties
-from runtime.generation.sampling import draw_seed, make_sampler
+from runtime.generation.logits.penalties import make_penalties
+from runtime.generation.logits.sampling import draw_seed, make_sampler
 from runtime.model.kv_cache import Logits
 from runtime.model.model import Model
 from runtime.model.prefill import cut

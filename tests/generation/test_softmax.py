@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from runtime import _math
 from runtime._math import likeliest, log_softmax, perplexity, softmax
-from runtime.generation import history, proposers
+from runtime.generation.logits import history
+from runtime.generation.speculation import proposers
 
 LOGITS = arrays.arrays(
     np.float32,

@@ -6,6 +6,8 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 from tests.support.building import REPOSITORY
 
 # The packages of one line may not import each other, except those of the first line. `runtime` is its __init__.
@@ -79,11 +81,37 @@ def test_packages_import_only_what_comes_before_them() -> None:
     assert not wrong
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def assert_no_circle(graph: dict[str, set[str]]) -> None:
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(f"a circle of imports: {' -> '.join(reversed(error.args[1]))}") from None
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert_no_circle(IMPORTS)
+
+
+def imports_inside(parent: str) -> dict[str, set[str]]:
+    """What the modules and sub-packages of a package import of each other, a sub-package counted as one."""
+
+    def part(name: str) -> str:
+        return ".".join(name.split(".")[: parent.count(".") + 2])
+
+    graph: dict[str, set[str]] = {}
+    for name, targets in IMPORTS.items():
+        if name.startswith(f"{parent}."):
+            inside = {part(target) for target in targets if target.startswith(f"{parent}.")}
+            graph.setdefault(part(name), set()).update(inside - {part(name)})
+    return graph
+
+
+PARENTS = sorted({name.rpartition(".")[0] for name in MODULES if name.startswith("runtime.")})
+
+
+@pytest.mark.parametrize("parent", PARENTS)
+def test_no_packages_inside_another_import_each_other_in_a_circle(parent: str) -> None:
+    assert_no_circle(imports_inside(parent))
 
 
 def test_the_order_names_only_packages_that_exist() -> None:

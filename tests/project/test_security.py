@@ -36,6 +36,6 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_limit_of_a_template_is_that_of_the_code() -> None:
-    from runtime.server.openai import template_limits
+    from runtime.server.chat_templates import template_limits
 
     assert f"A template has {template_limits.MAX_SECONDS:g} seconds" in TEXT

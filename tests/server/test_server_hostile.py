@@ -16,10 +16,9 @@ import runtime
 from runtime.generation.batch import Batch
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
-from runtime.server import errors
+from runtime.server import errors, json_route
 from runtime.server.engine import form_time
 from runtime.server.engine.cancellable_model import CancellableModel
-from runtime.server.transport import json_route
 from tests.support.serving import Running, running, wait_until
 
 PROMPT = "Once upon a time"

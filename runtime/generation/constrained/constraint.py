@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.errors import OptionError
 from runtime.generation.constrained.completion_search import FEW, Effort, WaySearch
 from runtime.generation.constrained.grammar import Way, vocabulary
-from runtime.generation.sampling import Sampler
+from runtime.generation.logits.sampling import Sampler
 from runtime.model.model import Model
 from runtime.options import Form, Options
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from runtime.errors import NoTokenizerError
 from runtime.model.model import Model
+from runtime.server.chat_templates.chat_template import open_chat
 from runtime.server.engine.cancellable_model import CancellableModel
 from runtime.server.engine.job import Job
 from runtime.server.engine.metrics import ModelGauges, ServerMetrics
@@ -21,7 +22,6 @@ from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import TokenNames
 from runtime.server.engine.turns import Turns
 from runtime.server.errors import ApiError, contain, server_error
-from runtime.server.openai.chat_template import open_chat
 from runtime.server_settings import Settings
 
 DEFAULT_ROWS = 8

@@ -26,7 +26,7 @@ class Engines:
         names = model_names(models, settings.aliases)
         blocks = BlockStore(settings.prompt_cache_bytes)
         self.metrics = ServerMetrics()
-        # Large requests are parsed one after the other: see `runtime.server.transport.json_route`.
+        # Large requests are parsed one after the other: see `runtime.server.json_route`.
         self.reading = asyncio.Lock()
         self._engines = {
             name: Engine(model, name, settings, blocks, self.metrics) for name, model in zip(names, models, strict=True)

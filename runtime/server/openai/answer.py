@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from runtime.api import BEST_OF
+from runtime.server.chat_templates.chat_template import ChatTemplate
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.job import Job
 from runtime.server.engine.served_row import ServedRow
 from runtime.server.engine.token_names import read_prompt
 from runtime.server.errors import preparing
 from runtime.server.openai import task_plan
-from runtime.server.openai.chat_template import ChatTemplate
 from runtime.server.openai.delta import Choice, Delta, Details, End
 from runtime.server.openai.exchange import decode, stopped
 from runtime.server.openai.fields import ChatRequest, CompletionRequest

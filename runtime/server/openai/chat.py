@@ -6,15 +6,15 @@ import contextlib
 
 from fastapi import APIRouter, Request, Response
 
+from runtime.server.chat_templates.chat_template import ChatTemplate
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.answer import ChatAnswer
-from runtime.server.openai.chat_template import ChatTemplate
 from runtime.server.openai.fields import ChatRequest
 from runtime.server.openai.reply import STREAMED, ChatReply, chat_writer
 from runtime.server.openai.respond import respond
-from runtime.server.transport.json_route import JsonRoute
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -11,6 +11,7 @@ from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.engine.job import Job
 from runtime.server.errors import ApiError, preparing
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai import task_plan
 from runtime.server.openai.answer import (
     Answer,
@@ -25,7 +26,6 @@ from runtime.server.openai.fields import CompletionRequest
 from runtime.server.openai.plan import as_prompts
 from runtime.server.openai.reply import STREAMED, CompletionReply, completion_writer
 from runtime.server.openai.respond import respond
-from runtime.server.transport.json_route import JsonRoute
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 
 import runtime
 from runtime.model.model import Model
+from runtime.server.analysis import classify, embeddings, surprisal, tokens
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import Engines, find_engine
 from runtime.server.errors import add_handlers, server_error
-from runtime.server.openai import chat, classify, completions, embeddings, surprisal, tokens
+from runtime.server.openai import chat, completions
 from runtime.server.openai.reply import ERRORS
 from runtime.server.transport import page
 from runtime.server.transport.guard import Guard

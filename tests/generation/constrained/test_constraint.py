@@ -15,8 +15,8 @@ from runtime._math import softmax
 from runtime.generation.batch import Batch
 from runtime.generation.completion import Place
 from runtime.generation.constrained.constraint import Constraint
+from runtime.generation.logits.sampling import uniform
 from runtime.generation.row import Row
-from runtime.generation.sampling import uniform
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import encode

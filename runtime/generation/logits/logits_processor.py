@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation.penalties import settle
+from runtime.generation.logits.penalties import settle
 from runtime.options import LogitsProcessor
 
 Logits = NDArray[np.float32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.generation.speculative import PATIENCE, Pace
+from runtime.generation.speculation.step import PATIENCE, Pace
 
 
 def test_the_pace_rises_with_success_and_falls_to_nothing() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 import runtime
 from runtime.errors import OptionError
-from runtime.generation.dry import make_dry
-from runtime.generation.history import TokenHistory
+from runtime.generation.logits.dry import make_dry
+from runtime.generation.logits.history import TokenHistory
 from runtime.model.model import Model
 from runtime.options import DRY_BREAKERS, Options
 from runtime.tokenization.encode import encode_prompt

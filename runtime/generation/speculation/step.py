@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runtime.generation.batch import Events, plain_step
-from runtime.generation.proposers import Draft, Lookup, Proposer
 from runtime.generation.row import Row
+from runtime.generation.speculation.proposers import Draft, Lookup, Proposer
 from runtime.model.kv_cache import Cache
 from runtime.model.model import Model
 

@@ -12,8 +12,8 @@ import pytest
 
 import runtime
 from runtime.model.model import Model
+from runtime.server.analysis.surprisal import MAX_CHARACTERS
 from runtime.server.engine.turns import WORK_SECONDS, Turns
-from runtime.server.openai.surprisal import MAX_CHARACTERS
 from tests.support.serving import Running, running
 
 TEXTS = ["The old king slept in his bed.", "¿Qué tal, señor 🙂?  Two\n\nparagraphs."]

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import complete, stream, stream_many
-from runtime.generation import speculative as speculation
 from runtime.generation.completion import Completion
-from runtime.generation.speculative import Pace
+from runtime.generation.speculation import step as speculation
+from runtime.generation.speculation.step import Pace
 from runtime.model.model import Model
 from runtime.tokenization.encode import encode
 from tests.support.checkpoints import TINY, build_model, write_checkpoint

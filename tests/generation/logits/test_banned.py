@@ -14,7 +14,7 @@ from transformers.generation.logits_process import NoBadWordsLogitsProcessor
 
 import runtime
 from runtime.errors import NoTokenError, OptionError
-from runtime.generation.banned import BannedPhrases, PhraseIndex, TokenTexts
+from runtime.generation.logits.banned import BannedPhrases, PhraseIndex, TokenTexts
 from runtime.model.model import Model
 from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.options import Options

@@ -12,11 +12,11 @@ from runtime.model.tokenizer.detokenizer import Detokenizer
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError, context_error, preparing
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, TokenId
 from runtime.server.openai.plan import ENTRY_BYTES
 from runtime.server.openai.reply import ERRORS
-from runtime.server.transport.json_route import JsonRoute
 from runtime.tokenization.encode import encode, encode_whole
 
 router = APIRouter(route_class=JsonRoute)

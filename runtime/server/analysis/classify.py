@@ -7,13 +7,13 @@ from pydantic import BaseModel, Field
 
 from runtime.graph.head import TOKEN
 from runtime.heads.classification import as_json, classify
+from runtime.server.analysis.inputs import SeveralIds, Texts, as_texts, check_reply_size, reading_input
 from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, Ids
-from runtime.server.openai.inputs import SeveralIds, Texts, as_texts, check_reply_size, reading_input
 from runtime.server.openai.reply import ERRORS
-from runtime.server.transport.json_route import JsonRoute
 
 router = APIRouter(route_class=JsonRoute)
 # Bytes of one score or one token in the reply, without its label, at most.

@@ -34,7 +34,7 @@ PROMPT = "user: Who are you?\nassistant: A wolf.\nuser: And where do you live?\n
 
 def template_of(model: Model) -> Any:
     """The chat template, which is there; imported here, since the server is an extra."""
-    from runtime.server.openai.chat_template import find_chat_template
+    from runtime.server.chat_templates.chat_template import find_chat_template
 
     template = find_chat_template(model)
     assert template
@@ -223,7 +223,7 @@ def test_a_template_is_no_program(tmp_path: Path, demo_int8_folder: Path) -> Non
 @pytest.fixture(scope="module")
 def render(tmp_path_factory: pytest.TempPathFactory, demo_int8_folder: Path) -> Iterator[Any]:
     """What a template makes of messages."""
-    from runtime.server.openai.chat_template import ChatTemplate
+    from runtime.server.chat_templates.chat_template import ChatTemplate
 
     with Model(demo_int8_folder, verify="off") as model:
         yield lambda source, messages=MESSAGES: ChatTemplate(source, model).render(messages)
@@ -302,7 +302,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_template_has_little_time_and_memory(render: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from runtime.server.openai import template_limits
+    from runtime.server.chat_templates import template_limits
 
     monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.5)
     begin = time.monotonic()
@@ -359,7 +359,7 @@ def test_what_no_load_checked_is_not_read(tmp_path: Path, demo_int8_folder: Path
     folder = Path(shutil.copytree(demo_int8_folder, tmp_path / "model"))
     with runtime.load(folder) as model:
         (folder / "chat_template.jinja").write_text("later", encoding="utf-8")
-        from runtime.server.openai.chat_template import find_chat_template
+        from runtime.server.chat_templates.chat_template import find_chat_template
 
         assert find_chat_template(model) is None
     with pytest.raises(ValueError, match=r"chat_template\.jinja is not listed"):

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation.dry import Dry, make_dry
-from runtime.generation.history import Ids, TokenHistory
+from runtime.generation.logits.dry import Dry, make_dry
+from runtime.generation.logits.history import Ids, TokenHistory
 from runtime.model.model import Model
 from runtime.options import Options
 

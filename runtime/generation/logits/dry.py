@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime._lock import Lock
-from runtime.generation.history import Ids, TokenHistory
+from runtime.generation.logits.history import Ids, TokenHistory
 from runtime.model.model import Model
 from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.options import DRY_BREAKERS as BREAKERS

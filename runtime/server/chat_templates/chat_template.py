@@ -10,7 +10,7 @@ from runtime._json import shown
 from runtime.model.integrity import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from runtime.model.model import Model
 from runtime.model.tokenizer import calls
-from runtime.server.openai.template_limits import LimitedEnvironment, metered
+from runtime.server.chat_templates.template_limits import LimitedEnvironment, metered
 from runtime.tokenization.roles import roles_of
 
 # A private character of Unicode, which no special token has.
@@ -36,7 +36,7 @@ class ChatTemplate:
         """The prompt that asks for the next reply.
 
         Raises ValueError for messages that the template refuses, for special tokens in any part of a message, and for a
-        template that takes more time or memory than `runtime.server.openai.template_limits` allows.
+        template that takes more time or memory than `runtime.server.chat_templates.template_limits` allows.
         """
         for index, message in enumerate(messages):
             self._check(index, message)

@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process as processors
 
 from runtime import complete, generate
-from runtime.generation.history import TokenHistory
-from runtime.generation.penalties import Penalties, make_penalties
+from runtime.generation.logits.history import TokenHistory
+from runtime.generation.logits.penalties import Penalties, make_penalties
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import encode
@@ -169,7 +169,7 @@ def test_scores_before_the_draw_are_those_of_transformers(demo_fp32: Model, monk
         seen.append(probabilities.copy())
         return int(probabilities.argmax())
 
-    monkeypatch.setattr("runtime.generation.sampling.draw", likeliest)
+    monkeypatch.setattr("runtime.generation.logits.sampling.draw", likeliest)
     [got] = complete(PROMPT, model=demo_fp32, max_new_tokens=8, seed=0, **options)
     ids = encode(demo_fp32, PROMPT)
     process: Any = chain(options | {"do_sample": True}, len(ids))

@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 import runtime
 from runtime.errors import OptionError
-from runtime.generation.logits_processor import ProcessorFailed, process
+from runtime.generation.logits.logits_processor import ProcessorFailed, process
 from runtime.model.model import Model
 from runtime.options import Options
 from runtime.tokenization.encode import encode_prompt

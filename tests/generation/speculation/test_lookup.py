@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runtime import complete, generate, perform, stream, stream_many
 from runtime.cli import parser as cli
 from runtime.generation.completion import Completion
-from runtime.generation.proposers import Lookup
+from runtime.generation.speculation.proposers import Lookup
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
 from tests.generation.test_generation import text_of

@@ -16,8 +16,8 @@ from transformers.generation import logits_process as warpers
 
 from runtime import generate
 from runtime._math import softmax
-from runtime.generation import sampling
-from runtime.generation.sampling import (
+from runtime.generation.logits import sampling
+from runtime.generation.logits.sampling import (
     draw,
     keep_min_p,
     keep_top_k,

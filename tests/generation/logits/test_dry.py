@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.generation.dry import BREAKERS, Dry, SequenceBreakers, make_dry
-from runtime.generation.history import TokenHistory
-from runtime.generation.penalties import Penalties
+from runtime.generation.logits.dry import BREAKERS, Dry, SequenceBreakers, make_dry
+from runtime.generation.logits.history import TokenHistory
+from runtime.generation.logits.penalties import Penalties
 from runtime.model.model import Model
 from runtime.model.tokenizer.token_bytes import TokenBytes
 from runtime.options import Options

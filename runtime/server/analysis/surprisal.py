@@ -19,12 +19,12 @@ from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.engine.job import Job
 from runtime.server.errors import CONTEXT_LENGTH, ApiError, contain, preparing
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.events import as_events
 from runtime.server.openai.exchange import EventStream, json_response, while_connected
 from runtime.server.openai.fields import MAX_ALTERNATIVES, MAX_ENTRIES, Fields
 from runtime.server.openai.plan import ENTRY_BYTES
 from runtime.server.openai.reply import STREAMED
-from runtime.server.transport.json_route import JsonRoute
 from runtime.tokenization.encode import encode
 
 MAX_CHARACTERS = 2**17  # of all texts; as many as a prompt of GPT-2 may have, where a prompt may not have more

@@ -11,14 +11,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from runtime.heads.embedding import Embedding, embed_ids
 from runtime.heads.inputs import ids_of_text
+from runtime.server.analysis.inputs import SeveralIds, Texts, as_texts, check_reply_size, reading_input
 from runtime.server.engine.engine import Engine
 from runtime.server.engine.engines import find_engine
 from runtime.server.errors import ApiError
+from runtime.server.json_route import JsonRoute
 from runtime.server.openai.exchange import json_response, while_connected
 from runtime.server.openai.fields import Fields, Ids
-from runtime.server.openai.inputs import SeveralIds, Texts, as_texts, check_reply_size, reading_input
 from runtime.server.openai.reply import ERRORS
-from runtime.server.transport.json_route import JsonRoute
 
 router = APIRouter(route_class=JsonRoute)
 # Bytes of one number in the reply, at most.

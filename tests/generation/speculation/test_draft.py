@@ -11,7 +11,7 @@ import pytest
 
 from runtime import complete, generate, stream, stream_many
 from runtime.cli import parser as cli
-from runtime.generation.proposers import Draft
+from runtime.generation.speculation.proposers import Draft
 from runtime.model.kv_cache import InPlaceCache
 from runtime.model.model import Model
 from tests.conftest import DEMO

@@ -1,0 +1,1 @@
+"""Speculative decoding: ids are proposed, and a step verifies several of them in one pass."""

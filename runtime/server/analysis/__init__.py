@@ -1,0 +1,1 @@
+"""Endpoints that analyse texts and generate none: token ids, surprisal, embeddings, labels."""
