@@ -39,8 +39,8 @@ class BuildOptions:
 
     kernel: block, dense, or auto, which is dense with blocks for products that lose too much. block_size: None for
     weights that are not in blocks. activations: dynamic, with a scale for each row, or static, with one for all rows.
-    max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as the user typed it, for the model
-    card. is_classifier: of the checkpoint, known once it is open.
+    max_loss: in per cent of perplexity. max_kl: mean KL divergence in nats. command: as the user typed it, for the
+    model card. is_classifier: of the checkpoint, known once it is open.
     """
 
     checkpoint: str

@@ -258,7 +258,8 @@ class Session:
         """Another session with the same tokens, which goes its own way. Nothing is computed again.
 
         Both share keys and values. The first that appends goes on in the shared cache; another that appends copies
-        what it holds first, 8 * n_layer * n_embd bytes a token. One that is closed, or no longer used, holds nothing.
+        what it holds first: 2 * n_layer * n_embd bytes a token, with an fp32 cache four times as much. One that is
+        closed, or no longer used, holds nothing.
         Raises ValueError for a closed session.
         """
         self._check_open()

@@ -6,6 +6,9 @@ and no text has to be taken back. Only the continuation counts: a phrase that be
 In a byte-level vocabulary the text is the bytes of its tokens, one after the other, and the tokens that complete a
 phrase are found by these bytes alone. In any other vocabulary the text of a token depends on its neighbours. There the
 same search, without regard to white space, finds the tokens that might complete a phrase, and decoding tells which do.
+A run of byte tokens (`<0xE4>`) is decoded as a whole: while it is not valid UTF-8 it decodes to replacement characters,
+and the byte that makes it valid may show a phrase that ends before this byte. So after a byte token all byte tokens are
+candidates.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class TokenTexts:
         self.is_known = self.is_exact or all(_only_spaces(step) for step in calls.decoder_steps(tokenizer))
         texts = token_bytes.of_texts(n_vocab)
         self.of_id = texts if self.is_exact else _bare_texts(tokenizer, texts, token_bytes.byte_ids)
+        self.byte_ids: Ids = np.array(sorted(token_bytes.byte_ids & set(range(n_vocab))), np.int64)
         # In the order of their bytes: those with the same beginning stand together.
         order = sorted(range(n_vocab), key=self.of_id.__getitem__)
         self.order: Ids = np.array(order, np.int64)
@@ -134,7 +138,14 @@ class BannedPhrases:
             # The first token of a text is decoded in a way of its own.
             return self._confirm(texts.order, new_ids)
         found = self._index.completing(self._written(new_ids, first))
+        if texts.byte_ids.size and self._is_in_byte_run(new_ids):
+            found = np.union1d(found, texts.byte_ids)
         return found if texts.is_exact and (new_ids or not self._hidden) else self._confirm(found, new_ids)
+
+    def _is_in_byte_run(self, new_ids: Sequence[int]) -> bool:
+        """Whether the text so far ends with a byte token."""
+        last = self._detokenizer.last_shown([*self._context, *new_ids], 1)
+        return bool(last) and last[-1] in self._detokenizer.byte_ids
 
     def _find_first(self, new_ids: Sequence[int]) -> int | None:
         """Where the first id stands that is part of the text."""

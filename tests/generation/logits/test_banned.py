@@ -64,6 +64,15 @@ def test_exactly_the_tokens_that_complete_a_phrase_are_found(kind: str, data: st
     assert banned.completing(new).tolist() == expected
 
 
+def test_a_byte_that_makes_a_run_valid_shows_phrases_that_end_before_it() -> None:
+    """A run of byte tokens decodes to replacement characters until it is valid UTF-8."""
+    tokenizer = TOKENIZERS["byte-fallback"]
+    byte_of = {byte: tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    new = [byte_of[byte] for byte in b"\xe1\x80\x80\xc3"]
+    banned = BannedPhrases(PhraseIndex(TEXTS["byte-fallback"], ["\u1000"]), Detokenizer(tokenizer), [0])
+    assert banned.completing(new).tolist() == sorted(byte_of[byte] for byte in range(0x80, 0xC0))
+
+
 def continue_at_random(kind: str, phrases: Sequence[str], n: int, seed: int) -> list[int]:
     """Ids drawn from those that are left."""
     random = np.random.default_rng(seed)
