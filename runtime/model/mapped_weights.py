@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _MAP_FIXED = 0x10
+_MADV_HUGEPAGE = 14
 _MAPS = Path("/proc/self/maps")
 # How much is replaced at a time: the pages of the file and their copy are in memory together.
 _CHUNK = 4 << 20  # bytes
@@ -44,6 +45,7 @@ def detach(descriptors: Iterable[int], before: Mappings) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for descriptor, places in find(descriptors).items():
         size = os.fstat(descriptor).st_size
         for begin, end, offset in places:
@@ -52,6 +54,8 @@ def detach(descriptors: Iterable[int], before: Mappings) -> bool:
             for at in range(begin, end, _CHUNK):
                 length = min(_CHUNK, end - at)
                 _replace(libc, at, length)
+                # Huge pages are filled in half the time. Where the system has none, the memory stays on small ones.
+                libc.madvise(at, length, _MADV_HUGEPAGE)
                 _fill(descriptor, at, min(length, size - (offset + at - begin)), offset + at - begin)
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,19 @@ _opening = Lock()
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
     """A session of this process. In a fork every run raises RuntimeError: the fork lacks the session's threads."""
 
-    def __init__(self, path: Path, threads: int | None, prepack: bool, data: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None,
+        prepack: bool,
+        data: Sequence[int] = (),
+        before_opening: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open a graph.
 
         data: descriptors of the files of its weights. With `prepack`, weights that stay mapped from them are moved into
             the memory of the process if the system allows it; `reads_from_file` says whether not.
+        before_opening: called just before onnxruntime takes over, which releases the interpreter to other threads.
         Raises ValueError, naming the file, for a graph that onnxruntime cannot open.
         """
         options = onnxruntime.SessionOptions()
@@ -49,6 +57,7 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
         try:
             with _opening:
                 mapped = mapped_weights.find(data)
+                before_opening()
                 super().__init__(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER)
                 self.reads_from_file = not (prepack and mapped_weights.detach(data, mapped))
             self.metadata: dict[str, str] = self.get_modelmeta().custom_metadata_map

@@ -166,7 +166,11 @@ def timed_answer(contender: Contender, task: str, **arguments: Any) -> tuple[flo
     limit = CONVERSION_LIMIT if task == "convert" else LIMIT
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
-        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=errors, text=True, encoding="utf-8") as process:
+        # An installed package has bytecode, whatever this environment says.
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        with subprocess.Popen(
+            command, env=environ, stdin=-1, stdout=-1, stderr=errors, text=True, encoding="utf-8"
+        ) as process:
             assert process.stdin and process.stdout
             timer = threading.Timer(limit, process.kill)
             timer.start()
