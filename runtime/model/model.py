@@ -111,14 +111,14 @@ class Model:
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory, self.cache)
         data = [files.descriptor(name) for name in self._verified.data]
 
-        graph = self._verified.graph
-        self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
         # onnxruntime releases the interpreter while it opens the graph, which takes longer than reading the tokenizer.
         # The tokenizer waits for that, since its parsers keep the interpreter to themselves for long.
         is_opening = threading.Event()
 
         def open_graph() -> Session:
             try:
+                graph = self._verified.graph
+                self._check_pass: Callable[[int], None] = check_graph(graph) if graph is not None else lambda _: None
                 return Session(path, threads, prepack, data, before_opening=is_opening.set)
             finally:
                 is_opening.set()
