@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -109,11 +110,23 @@ class Model:
         self._texts = {name: files.read(name) for name in integrity.KEPT if name in files.opened}
         self.config: Config = read_config(files.place)
         self._budget = None if max_memory is None else Budget(files.place, self.config, max_memory, self.cache)
-        data = [files.descriptor(name) for name in self._verified.data]
+        with self._open_graph(files, path, threads, prepack) as opening:
+            self._tokenizer: Tokenizer | None = self._read_tokenizer(files, how)
+        self._session: Session | None = opening.result()
+        self._read_metadata(path, opening.result())
+        return files
 
-        # onnxruntime releases the interpreter while it opens the graph, which takes longer than reading the tokenizer.
-        # The tokenizer waits for that, since its parsers keep the interpreter to themselves for long.
+    @contextlib.contextmanager
+    def _open_graph(
+        self, files: ModelFolder, path: Path, threads: int | None, prepack: bool
+    ) -> Iterator[InThread[Session]]:
+        """Check the graph and open it in a thread, which has ended at the end of the `with`.
+
+        onnxruntime releases the interpreter while it opens the graph, which takes longer than reading the tokenizer.
+        The body of the `with` begins only then, since the tokenizer's parsers keep the interpreter for long.
+        """
         is_opening = threading.Event()
+        data = [files.descriptor(name) for name in self._verified.data]
 
         def open_graph() -> Session:
             try:
@@ -125,9 +138,10 @@ class Model:
 
         with InThread(open_graph) as opening:
             is_opening.wait()
-            self._tokenizer: Tokenizer | None = self._read_tokenizer(files, how)
-        session = opening.result()
-        self._session: Session | None = session
+            yield opening
+
+    def _read_metadata(self, path: Path, session: Session) -> None:
+        """What the graph says of itself."""
         metadata = session.metadata
         format_ = metadata.get(FORMAT_KEY)
         check_format(path, format_)
@@ -139,7 +153,6 @@ class Model:
         default = str(int(self.kernel == "block"))
         self.needs_even_rows: bool = metadata.get(EVEN_ROWS_KEY, default) != "0"
         check_interface(path, session, self.config, is_fused=self.is_fused, cache=self.cache)
-        return files
 
     def _read_tokenizer(self, files: ModelFolder, how: Verify | None) -> Tokenizer | None:
         if not self._verified.has_tokenizer:
