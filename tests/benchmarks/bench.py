@@ -77,7 +77,8 @@ def write_documents(results: Results, columns: list[Column]) -> None:
     """Put the tables between their markers."""
     documents.replace(documents.BENCHMARKS, "ratios", targets.ratio_table(results))
     documents.replace(documents.BENCHMARKS, "speed", results.markdown(columns))
-    documents.replace(documents.README, "speed", results.summary(max(results.samples), README_COLUMNS))
+    without = {contender.title for contender in CONTENDERS.values() if contender.is_variant}
+    documents.replace(documents.README, "speed", results.summary(max(results.samples), README_COLUMNS, without))
 
 
 def parse() -> argparse.Namespace:

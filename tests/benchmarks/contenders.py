@@ -45,6 +45,7 @@ class Contender:
     converts: bool = True  # False: it opens its source as it is
     load: dict[str, str] = field(default_factory=dict)  # options of `Peer`
     shares: str = ""  # the peer whose environment it runs in; "": its own
+    is_variant: bool = False  # of another contender: README leaves it out
 
     @property
     def environment(self) -> str:
@@ -62,10 +63,20 @@ OPENVINO = "openvino-int8"
 CONTENDERS = {
     OURS: Contender("gpt2-edge int8", "edge", (1, 1), options={"precision": "int8"}),
     "gpt2-edge-int8-cache-fp32": Contender(
-        "gpt2-edge int8, fp32 cache", "edge", (1, 1), source=OURS, converts=False, load={"cache": "fp32"}
+        "gpt2-edge int8, fp32 cache",
+        "edge",
+        (1, 1),
+        source=OURS,
+        converts=False,
+        load={"cache": "fp32"},
+        is_variant=True,
     ),
     "gpt2-edge-int8-static": Contender(
-        "gpt2-edge int8, static activations", "edge", (1, 1), options={"precision": "int8", "activations": "static"}
+        "gpt2-edge int8, static activations",
+        "edge",
+        (1, 1),
+        options={"precision": "int8", "activations": "static"},
+        is_variant=True,
     ),
     "gpt2-edge-int8-block": Contender(
         "gpt2-edge int8 in blocks", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8", "kernel": "block"}
@@ -89,6 +100,7 @@ CONTENDERS = {
         source=OPENVINO,
         converts=False,
         shares="openvino",
+        is_variant=True,
     ),
     "executorch-int8": Contender("ExecuTorch XNNPACK int8", "executorch", (1, 1)),
     "torchao-int8": Contender("torch.compile, torchao int8", "torchao", (1, 1), options={"precision": "int8"}),

@@ -75,6 +75,8 @@ def statistics(inputs: Floats) -> Inputs:
     return Inputs(
         mean=inputs.mean(0, dtype=np.float64).astype(np.float32),
         size=root_mean_square(inputs, 0),
+        lowest=inputs.min(0),
+        highest=inputs.max(0),
         sample=inputs,
         weights=np.where(is_first, share[True], share[False]),
         moments=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -99,15 +99,19 @@ class Results:
         parts += [f"Missing: {title}: {reason}" for title, reason in self.missing.items()]
         return "\n\n".join(parts)
 
-    def summary(self, threads: int, columns: Sequence[Column]) -> str:
-        """One table of medians, and where they come from."""
-        return f"{self._table(threads, columns, ranges=False)}\n\n{self.title}, {threads} threads: {self.machine}."
+    def summary(self, threads: int, columns: Sequence[Column], without: Container[str] = ()) -> str:
+        """One table of medians, and where they come from. without: titles of contenders that are left out."""
+        title = self.title.replace(" (range)", "")
+        shown = self._table(threads, columns, ranges=False, without=without)
+        return f"{shown}\n\n{title}, {threads} threads: {self.machine}."
 
-    def _table(self, threads: int, columns: Sequence[Column], *, ranges: bool = True) -> str:
+    def _table(
+        self, threads: int, columns: Sequence[Column], *, ranges: bool = True, without: Container[str] = ()
+    ) -> str:
         found = {
             title: samples | {measure: [value] for measure, value in self.quality.get(title, {}).items()}
             for title, samples in self.samples[threads].items()
-            if title != BANDWIDTH
+            if title != BANDWIDTH and title not in without
         }
         best = {column: self._best(column, found) for column in columns}
         rows = []

@@ -199,7 +199,7 @@ def test_a_text_of_the_users_is_named_with_its_hash_and_what_was_measured(
     recorded = json.loads(Path("model", "quality.json").read_text(encoding="utf-8"))
     card = " ".join(Path("model", "README.md").read_text(encoding="utf-8").split())
     settings = {"verified", "random_weights", "precision", "kernel", "block_size", "versions"}
-    settings |= {"calibrated", "upgraded", "cache"}
+    settings |= {"activations", "calibrated", "upgraded", "cache"}
     assert recorded.keys() == settings | {field.name for field in dataclasses.fields(Quality)}
     assert recorded["versions"].keys() == {"onnx", "onnxruntime", "numpy", "tokenizers"}
     assert (recorded["verified"], recorded["text"]) == (True, "mine.txt")
