@@ -72,6 +72,13 @@ def generate(page: Any) -> str:
     return text
 
 
+def point_at(word: Any) -> None:
+    """Hover over a word of the sheet. It is in view first: scrolling hides the tip, one frame later."""
+    word.scroll_into_view_if_needed()
+    word.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    word.hover()
+
+
 def colors_of(locator: Any) -> tuple[str, str]:
     """The color of an element's text, and that of what is behind it."""
     text, background = locator.evaluate(

@@ -19,7 +19,7 @@ from runtime.model.model import Model
 from runtime.tasks.library import TASKS
 from tests.conftest import REPOSITORY
 from tests.support.browsing import browser as browser
-from tests.support.browsing import browser_only, expect, generate, open_page, slide
+from tests.support.browsing import browser_only, expect, generate, open_page, point_at, slide
 from tests.support.browsing import server as server
 from tests.support.serving import Running, running, wait_until
 
@@ -103,7 +103,7 @@ def test_a_token_shows_what_else_was_likely(page: Any, demo_int8: Model) -> None
     generate(page)
     (known,) = runtime.complete(PROMPT, model=demo_int8, max_new_tokens=16, logprobs=8)
     words, tip = page.locator("#output b"), page.locator("#tip")
-    words.nth(4).hover()
+    point_at(words.nth(4))
     expect(tip).to_be_visible()
     shown = [name.replace("·", " ").replace("↵", "\n") for name in tip.locator("dt").all_text_contents()]
     assert shown == [demo_int8.tokenizer.decode([id_]) for id_ in known.top_logprobs[4]]
@@ -133,7 +133,7 @@ def test_a_character_of_several_tokens_is_one_word(page: Any) -> None:
     expect(page.locator("#status")).to_contain_text("ended by")
     assert page.locator("#output b").all_text_contents() == [" a", "🙂", "!🙂", " b", "\n"]
     expect(page.locator("#output .wrong")).to_have_count(0)
-    page.locator("#output b").last.hover()  # nothing but the end of a line can be pointed at, too
+    point_at(page.locator("#output b").last)  # nothing but the end of a line can be pointed at, too
     expect(page.locator("#tip")).to_be_visible()
 
 
@@ -249,7 +249,7 @@ def test_an_alternative_is_gone_on_from(page: Any, demo_int8: Model, by: str) ->
     other = demo_int8.tokenizer.decode([list(known.top_logprobs[4])[1]])
     word = page.locator("#output b").nth(4)
     if by == "mouse":
-        word.hover()
+        point_at(word)
         page.locator("#tip button").nth(1).click()
     else:
         word.focus()
@@ -259,7 +259,7 @@ def test_an_alternative_is_gone_on_from(page: Any, demo_int8: Model, by: str) ->
     rest = runtime.generate(PROMPT + kept + other, model=demo_int8, max_new_tokens=16)
     assert page.locator("#output").text_content() == PROMPT + kept + other + rest
     expect(page.locator("#tip")).to_be_hidden()
-    page.locator("#output b").nth(4).hover()  # it shows what it took the place of, and goes on from that
+    point_at(page.locator("#output b").nth(4))  # it shows what it took the place of, and goes on from that
     shown = [name.replace("·", " ").replace("↵", "\n") for name in page.locator("#tip dt").all_text_contents()]
     assert shown[:2] == [demo_int8.tokenizer.decode([id_]) for id_ in list(known.top_logprobs[4])[:2]]
     expect(page.locator("#tip dt.chosen")).to_have_text(other.replace(" ", "·").replace("\n", "↵"))
@@ -286,7 +286,7 @@ def test_what_is_no_text_is_not_offered(page: Any) -> None:
     body = f"data: {json.dumps(one)}\n\ndata: [DONE]\n\n"
     page.route("**/v1/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
     generate(page)
-    page.locator("#output b").first.hover()
+    point_at(page.locator("#output b").first)
     assert page.locator("#tip dt").all_text_contents() == ["·a", "<|endoftext|>", "bytes:\\xf0"]
     assert page.locator("#tip button").all_text_contents() == ["·a"]
 
@@ -295,7 +295,7 @@ def test_what_is_no_text_is_not_offered(page: Any) -> None:
 def test_a_task_has_no_branches(page: Any) -> None:
     page.get_by_role("radio", name="Answer").check(force=True)
     generate(page)
-    page.locator("#output b").first.hover()
+    point_at(page.locator("#output b").first)
     expect(page.locator("#tip")).to_be_visible()
     assert page.locator("#tip button").count() == 0
 

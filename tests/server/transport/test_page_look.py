@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from tests.support.browsing import browser as browser
-from tests.support.browsing import browser_only, colors_of, contrast, expect, generate, luminance, open_page, slide
+from tests.support.browsing import (
+    browser_only,
+    colors_of,
+    contrast,
+    expect,
+    generate,
+    luminance,
+    open_page,
+    point_at,
+    slide,
+)
 from tests.support.browsing import server as server
 from tests.support.serving import Running
 
@@ -38,7 +48,7 @@ def test_no_screen_is_too_narrow(browser: Any, server: Running, width: int) -> N
         slide(page, "max_tokens", 40)
         generate(page)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        page.locator("#output b").last.hover()
+        point_at(page.locator("#output b").last)
         box = page.locator("#tip").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width

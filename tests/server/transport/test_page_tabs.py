@@ -15,7 +15,7 @@ import pytest
 import runtime
 from runtime.model.model import Model
 from tests.support.browsing import browser as browser
-from tests.support.browsing import browser_only, expect, open_page
+from tests.support.browsing import browser_only, expect, open_page, point_at
 from tests.support.browsing import server as server
 from tests.support.serving import Running
 
@@ -71,7 +71,7 @@ def test_every_word_is_tinted_by_its_bits(page: Any, demo_int8: Model) -> None:
 def test_a_word_shows_its_rank_and_what_was_likelier(page: Any, demo_int8: Model) -> None:
     measure(page)
     found = runtime.surprisal(TEXT, model=demo_int8, top=8)
-    page.locator("#measured b").nth(2).hover()
+    point_at(page.locator("#measured b").nth(2))
     tip = page.locator("#tip")
     (token,) = found.tokens[slice(*found.words[2].tokens)]
     expect(tip).to_contain_text(f"rank {token.rank}")
