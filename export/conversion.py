@@ -46,10 +46,9 @@ def make_model(
     calibration: None for a model that is not calibrated. upgraded: the products that have another kernel than usual.
     """
     tensors: Weights = checkpoint.tensors
-    if calibration is not None:
-        tensors = EqualizedTensors(checkpoint.config, tensors, calibration.equalizations)
     usual = make_kernel(options.usual_kernel)
     if calibration is not None:
+        tensors = EqualizedTensors(checkpoint.config, tensors, calibration.equalizations)
         usual = make_kernel(options.usual_kernel, calibration.rounded, calibration.ranges)
     output = "wte" if checkpoint.config.tie_word_embeddings else "lm_head"
     others = {output if name == OUTPUT else name: make_kernel(kernel) for name, kernel in upgraded.items()}

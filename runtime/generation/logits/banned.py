@@ -144,7 +144,7 @@ class BannedPhrases:
 
     def _is_in_byte_run(self, new_ids: Sequence[int]) -> bool:
         """Whether the text so far ends with a byte token."""
-        last = self._detokenizer.last_shown([*self._context, *new_ids], 1)
+        last = self._detokenizer.last_shown(new_ids, 1) or self._context
         return bool(last) and last[-1] in self._detokenizer.byte_ids
 
     def _find_first(self, new_ids: Sequence[int]) -> int | None:
