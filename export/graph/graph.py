@@ -27,6 +27,7 @@ from runtime.graph.gpt2 import (
     Layout,
     product_sizes,
 )
+from runtime.graph.kernels import Dense
 
 HEADS = ("score", "classifier")
 """The layers of classifiers, in fp32 at every precision."""
@@ -66,6 +67,8 @@ def build(
     format_: an earlier one writes what earlier versions wrote.
     """
     kernels = {name: precision.kernel_of(name) for name in product_sizes(config)}
+    if format_ != FORMAT:
+        kernels = {name: Dense(by_gemm=True) if kernel == Dense() else kernel for name, kernel in kernels.items()}
     has_factor = tensors.embedding_factor is not None
     has_hidden_factor = tensors.hidden_factor is not None
     graph = describe_any(config, Layout(kernels, has_factor, has_hidden_factor, format=format_))

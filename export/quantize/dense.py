@@ -69,6 +69,7 @@ class DenseInt8:
         quantized, scales = quantize_columns(matrix.T)
         # Stored as [n_vocab, n_embd], so that a lookup of the embedding reads one contiguous row.
         rounded: Arrays = {f"{name}.q": quantized.T, f"{name}.scale": scales}
+        # Zero points, which only graphs of earlier formats have.
         return rounded | {f"{name}.zero": np.zeros(len(matrix), np.int8)}
 
     def round_linear(self, name: str, weight: Floats) -> Arrays:

@@ -17,6 +17,8 @@ CacheType = Literal["fp32", "int8"]
 DTYPES: dict[CacheType, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "int8": np.dtype(np.int8)}
 """Of keys and values, by the type of the cache."""
 PARTS = ("key", "value")
+N_GROUPS = 2
+"""In how many groups of heads a prompt attends over an int8 cache."""
 # The order of dimensions that exchanges positions and heads.
 _SWAPPED = [0, 2, 1, 3]
 
@@ -71,8 +73,18 @@ class Int8Cache:
 
     A single token attends by `GroupQueryAttention`, which reads the int8 cache as it is. Several tokens attend by
     `Attention` in fp32, since the former takes twice as long for them. Both read keys and values that are rounded, so
-    the logits of a token are the same in either pass, up to the order of additions.
+    the logits of a token are the same in either pass, up to the order of additions. Several tokens attend in groups of
+    heads, one group after the other, since the scores of all heads would take most of the memory of a pass.
+
+    is_earlier: as in formats before 3, without groups of heads.
     """
+
+    def __init__(self, n_head: int, *, is_earlier: bool = False) -> None:
+        self.is_earlier = is_earlier
+        self.n_groups = 1 if is_earlier else min(N_GROUPS, n_head)
+        # Of each group: the first head, and the head past its end. `Split` divides heads in the same way.
+        size = -(-n_head // self.n_groups)
+        self.groups = [(i * size, min((i + 1) * size, n_head)) for i in range(self.n_groups)]
 
     def prepare(self, graph: Graph) -> None:
         """See `Attention.prepare`."""
@@ -86,7 +98,8 @@ class Int8Cache:
         node("Shape", ["past_key_values.0.key"], ["capacity"], start=2, end=3)
         node("Squeeze", ["capacity"], ["total"])
         node("Cast", ["total"], ["total_sequence_length"], to=INT32)
-        node("Shape", ["input_ids"], ["n_ids"], start=1, end=2)
+        ids = "input_ids" if self.is_earlier else "position_ids"
+        node("Shape", [ids], ["n_ids"], start=1, end=2)
         node("Equal", ["n_ids", one], ["is_step"])
         # [batch]: the position of the first token of the pass, and that after its last.
         node("Gather", ["position_ids", graph.fixed("first", np.array(0, np.int64))], ["begin"], axis=1)
@@ -95,7 +108,14 @@ class Int8Cache:
         node("Gather", ["end_of_pass", graph.fixed("zero", np.array([0], np.int64))], ["n_held"])
         graph.fixed("unit", np.array(1, np.float32))
         graph.fixed("int8_zero", np.array(0, np.int8))
-        graph.fixed("position_axis", np.array([2], np.int64))
+        if self.n_groups == 1:
+            graph.fixed("position_axis", np.array([2], np.int64))
+            return
+        graph.fixed("head_and_position_axes", np.array([1, 2], np.int64))
+        for i, (begin, end) in enumerate(self.groups):
+            graph.fixed(f"group.{i}.begin", np.array([begin, 0], np.int64))
+            graph.fixed(f"group.{i}.last_head", np.array([end], np.int64))
+            node("Concat", [f"group.{i}.last_head", "n_held"], [f"group.{i}.end"], axis=0)
 
     def attend(self, graph: Graph, architecture: Architecture, layer: int, qkv: str) -> str:
         """See `Attention.attend`."""
@@ -131,8 +151,9 @@ class Int8Cache:
         key_scale, value_scale = (f"{scale}.flat" for scale in scale_names(layer))
         node("Split", [qkv], [f"{here}.query", f"{here}.key", f"{here}.value"], axis=-1, num_outputs=3)
         # The scales of keys go to the query, and those of values to the result.
-        query = node("Mul", [f"{here}.query", key_scale], [f"{here}.query.scaled"])
-        read = [_heads_apart(branch, query, heads)]
+        node("Mul", [f"{here}.query", key_scale], [f"{here}.query.scaled"])
+        query = _heads_apart(branch, f"{here}.query.scaled", heads)
+        read = []
         for part, scale, new, old in zip(
             PARTS, (key_scale, value_scale), present, _tensors("past_key_values", layer), strict=True
         ):
@@ -141,16 +162,33 @@ class Int8Cache:
             node("QuantizeLinear", [f"{name}.units", "unit", "int8_zero"], [f"{name}.rounded"])
             rounded = _heads_apart(branch, f"{name}.rounded", heads)
             node("TensorScatter", [old, rounded, "begin"], [new], axis=2)
-            node("Slice", [new, "zero", "n_held", "position_axis"], [f"{name}.held"])
-            read.append(node("DequantizeLinear", [f"{name}.held", "unit", "int8_zero"], [f"{name}.all"]))
-        # With the number of tokens held, the last query attends to the last of them.
-        inputs = [*read, "", "", "", "end_of_pass"]
-        node("Attention", inputs, [f"{here}.heads"], is_causal=1, scale=architecture.attention_scale(layer))
+            if self.n_groups == 1:
+                read.append(_read_held(branch, name, new, ["zero", "n_held", "position_axis"]))
+        scores_scale = architecture.attention_scale(layer)
+        if self.n_groups == 1:
+            _attend_to(branch, [query, *read], f"{here}.heads", scores_scale)
+        else:
+            self._attend_in_groups(branch, here, query, present, scores_scale)
         node("Transpose", [f"{here}.heads"], [f"{here}.heads.beside"], perm=_SWAPPED)
         width = graph.fixed("width", np.array([0, 0, architecture.n_embd], np.int64))
         node("Reshape", [f"{here}.heads.beside", width], [f"{here}.joined"])
         node("Mul", [f"{here}.joined", value_scale], [attended])
         return branch
+
+    def _attend_in_groups(self, branch: Graph, here: str, query: str, present: list[str], scale: float) -> None:
+        """Attend with one group of heads after the other, and put their results side by side."""
+        queries = [f"{here}.query.group.{i}" for i in range(self.n_groups)]
+        branch.node("Split", [query], queries, axis=1, num_outputs=self.n_groups)
+        results = []
+        for i, one in enumerate(queries):
+            suffix = f".group.{i}"
+            held = [f"group.{i}.begin", f"group.{i}.end", "head_and_position_axes"]
+            read = [
+                _read_held(branch, f"{here}.{part}", buffer, held, suffix)
+                for part, buffer in zip(PARTS, present, strict=True)
+            ]
+            results.append(_attend_to(branch, [one, *read], f"{here}.heads{suffix}", scale))
+        branch.node("Concat", results, [f"{here}.heads"], axis=1)
 
 
 def _read_mask(graph: Graph) -> None:
@@ -169,6 +207,22 @@ def _read_mask(graph: Graph) -> None:
     node("Shape", ["attention_mask"], ["mask_length"], start=1, end=2)
     node("Squeeze", ["mask_length"], ["total"])
     node("Cast", ["total"], ["total_sequence_length"], to=INT32)
+
+
+def _read_held(branch: Graph, name: str, buffer: str, held: list[str], suffix: str = "") -> str:
+    """Keys or values in fp32, without their scales: the part of a buffer that holds tokens.
+
+    held: begin, end and axes of that part. suffix: of the names of its values.
+    """
+    branch.node("Slice", [buffer, *held], [f"{name}.held{suffix}"])
+    return branch.node("DequantizeLinear", [f"{name}.held{suffix}", "unit", "int8_zero"], [f"{name}.all{suffix}"])
+
+
+def _attend_to(branch: Graph, query_key_value: list[str], out: str, scale: float) -> str:
+    """Causal attention, each [batch, heads, positions, head_dim]."""
+    # With the number of tokens held, the last query attends to the last of them.
+    inputs = [*query_key_value, "", "", "", "end_of_pass"]
+    return branch.node("Attention", inputs, [out], is_causal=1, scale=scale)
 
 
 def _branch(graph: Graph, outputs: list[str]) -> Graph:

@@ -20,9 +20,9 @@ from runtime.graph.gpt2 import (
     ACTIVATIONS,
     EVEN_ROWS_KEY,
     FACTOR,
-    FIRST_FORMAT,
     FORMAT,
     FORMAT_KEY,
+    FORMATS,
     HIDDEN_FACTOR,
     KERNEL_KEY,
     Layout,
@@ -79,10 +79,8 @@ def _check_layers(model: OnnxModel, architecture: Architecture) -> None:
 
 def check_format(path: object, format_: str | None) -> None:
     """Raise ValueError for one of our graphs that a later version wrote. format_: None for a plain export."""
-    if format_ not in (None, FIRST_FORMAT, FORMAT):
-        raise ModelFolderError(
-            f"{path} has format {format_}, this runtime reads {FIRST_FORMAT} and {FORMAT}: upgrade gpt2-edge"
-        )
+    if format_ is not None and format_ not in FORMATS:
+        raise ModelFolderError(f"{path} has format {format_}, this runtime reads up to {FORMAT}: upgrade gpt2-edge")
 
 
 def check_layers(path: object, inputs: Sequence[str], n_layer: int) -> None:
@@ -117,7 +115,7 @@ def _refuse(model: OnnxModel, what: str) -> NoReturn:
 
 def layout_of(model: OnnxModel, architecture: Architecture) -> Layout:
     """The kernel of each product in this file, and what else the graph depends on."""
-    kernels = {name: _kernel(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
+    kernels = {name: kernel_of(model, name, sizes) for name, sizes in product_sizes(architecture).items()}
     has_int8_cache = any(value.dtype == "int8" for value in model.inputs)
     return Layout(
         kernels,
@@ -128,7 +126,8 @@ def layout_of(model: OnnxModel, architecture: Architecture) -> Layout:
     )
 
 
-def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
+def kernel_of(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
+    """The kernel of a product or a matrix in this file; sizes: of `product_sizes`."""
     is_matrix = "." not in name
     # A matrix [n_vocab, n_embd] is stored as it is, a weight [n_in, n_out] is stored transposed.
     n_in = sizes[1] if is_matrix else sizes[0]
@@ -139,7 +138,9 @@ def _kernel(model: OnnxModel, name: str, sizes: tuple[int, int]) -> Kernel:
         return Fp32()
     if packed.dtype != "int8":
         return _blocks(model, name, n_in)
-    return Static() if not is_matrix and f"{name}.step" in model.constants else Dense()
+    if not is_matrix and f"{name}.step" in model.constants:
+        return Static()
+    return Dense(by_gemm=f"{name}.zero" in model.constants)
 
 
 def _blocks(model: OnnxModel, name: str, n_in: int) -> Blocks:

@@ -11,7 +11,10 @@
     last_hidden_state                [batch_size, hidden_length, n_embd]   what the output layer reads
 
 This is the interface of `model.onnx`. A folder may have a second graph over the same weights, `model_int8_cache.onnx`,
-whose keys and values are int8 and which has no mask: see `runtime.graph.attention`.
+for this runtime alone. Its keys and values are int8 and it has no mask: see `runtime.graph.attention`. In place of
+input_ids it takes
+
+    token_embeddings [batch_size, sequence_length, n_embd]   rows of the embedding, see `runtime.model.embedding_rows`
 
 GPT has post-norm blocks: LayerNorm follows each residual sum, what it puts out is the next residual too, and no `ln_f`
 follows the last layer.
@@ -34,14 +37,17 @@ from runtime.graph.kernels import Kernel
 FORMAT_KEY = "gpt2_edge_format"
 KERNEL_KEY = "gpt2_edge_kernel"
 EVEN_ROWS_KEY = "gpt2_edge_needs_even_rows"
-FORMAT = "2"
+FORMAT = "3"
 """The value of FORMAT_KEY; it tells the runtime that past and present may share memory."""
+FORMATS = ("1", "2", FORMAT)
+"""The formats that are read."""
 GRAPH_FILES: dict[CacheType, str] = {"fp32": "model.onnx", "int8": "model_int8_cache.onnx"}
 """The file of the graph by the type of its cache."""
 FIRST_FORMAT = "1"
 """The format of graphs without `last_hidden_state` and `num_hidden_to_keep`."""
 HIDDEN = "last_hidden_state"
 KEEP_HIDDEN = "num_hidden_to_keep"
+TOKEN_EMBEDDINGS = "token_embeddings"
 PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 FACTOR = "wte.factor"
 HIDDEN_FACTOR = f"{HIDDEN}.factor"
@@ -86,7 +92,8 @@ class Layout:
     kernels: by the name of the product, such as h.0.attn.c_attn, and for wte and lm_head. has_factor: rows of the
     embedding are multiplied by `wte.factor` after the lookup, see `export.quantize.equalization`. has_hidden_factor:
     `last_hidden_state` is what the output layer reads, multiplied by a factor, since that is equalized. cache: the type
-    of keys and values. format: with FIRST_FORMAT there is no `last_hidden_state`.
+    of keys and values. format: with FIRST_FORMAT there is no `last_hidden_state`; before FORMAT the graph of an int8
+    cache takes ids.
     """
 
     kernels: Mapping[str, Kernel]
@@ -94,6 +101,11 @@ class Layout:
     has_hidden_factor: bool = False
     cache: CacheType = "fp32"
     format: str = FORMAT
+
+    @property
+    def takes_embeddings(self) -> bool:
+        """Whether the graph takes rows of the embedding in place of ids."""
+        return self.cache == "int8" and self.format == FORMAT
 
 
 def product_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
@@ -132,16 +144,22 @@ class Description:
         self.layout = layout
         self.sizes = product_sizes(architecture)
         self.graph = Graph(metadata={FORMAT_KEY: layout.format})
+        row = ("batch_size", "sequence_length")
+        tokens = Value("input_ids", "int64", row)
+        if layout.takes_embeddings:
+            tokens = Value(TOKEN_EMBEDDINGS, "float32", (*row, architecture.n_embd))
         self.graph.inputs += [
-            Value("input_ids", "int64", ("batch_size", "sequence_length")),
-            Value("position_ids", "int64", ("batch_size", "sequence_length")),
+            tokens,
+            Value("position_ids", "int64", row),
             Value("num_logits_to_keep", "int64", (1,)),
         ]
         self.has_hidden = layout.format != FIRST_FORMAT
         if self.has_hidden:
             self.graph.inputs.append(Value(KEEP_HIDDEN, "int64", (1,)))
         self.graph.outputs.append(Value("logits", "float32", ("batch_size", "kept_length", architecture.vocab_size)))
-        self.attention: Attention = Int8Cache() if layout.cache == "int8" else Fp32Cache()
+        self.attention: Attention = Fp32Cache()
+        if layout.cache == "int8":
+            self.attention = Int8Cache(architecture.n_head, is_earlier=layout.format != FORMAT)
         # The input of each product.
         self.read: dict[str, str] = {}
 
@@ -173,7 +191,9 @@ class Description:
         architecture = self.architecture
         kernel = self.layout.kernels["wte"]
         kernel.store(graph, "wte", self.sizes["wte"])
-        tokens = kernel.embed(graph, "wte", self.sizes["wte"], "tokens")
+        tokens = TOKEN_EMBEDDINGS
+        if not self.layout.takes_embeddings:
+            tokens = kernel.embed(graph, "wte", self.sizes["wte"], "tokens")
         if self.layout.has_factor:
             factor = graph.weight(FACTOR, "float32", (architecture.n_embd,))
             tokens = graph.node("Mul", [tokens, factor], ["tokens.restored"])

@@ -220,8 +220,12 @@ class Dense:
     Each row is divided by its row scale, quantized with a fixed scale and zero point, and its product is multiplied by
     the row scale again. `DynamicQuantizeMatMul` would choose one scale for the whole tensor, so that a row would depend
     on its neighbours.
+
+    by_gemm: the output layer is a `QGemm`, as formats before 3 have it. That operator keeps a transposed copy of the
+    matrix in memory until activations need the room.
     """
 
+    by_gemm: bool = False
     _last: ClassVar[np.ndarray] = np.array([-1], np.int64)
 
     def store(self, graph: Graph, name: str, sizes: Sizes) -> None:
@@ -239,9 +243,24 @@ class Dense:
         return graph.node("Mul", [f"{out}.cast", f"{out}.scales"], [out])
 
     def logits(self, graph: Graph, x: str, name: str, sizes: Sizes, out: str) -> str:
-        """See `Kernel.logits`. `QGemm` reads the matrix as the embedding has it, but x must have two dimensions."""
-        n_vocab, n_embd = sizes
+        """See `Kernel.logits`. onnxruntime transposes the stored matrix once, when it opens the graph."""
         quantized = self._quantize(graph, x, out)
+        if self.by_gemm:
+            product = self._gemm(graph, x, quantized, name, sizes, out)
+        else:
+            graph.node("Transpose", [f"{name}.q"], [f"{name}.columns"], perm=[1, 0])
+            weights = [f"{name}.columns", quantized.scale, f"{name}.scale"]
+            inputs = [quantized.x, *weights, quantized.zero_point]
+            product = graph.node("MatMulIntegerToFloat", inputs, [f"{out}.units"], MICROSOFT)
+        return graph.node("Mul", [product, quantized.row_scale], [out])
+
+    @staticmethod
+    def _gemm(graph: Graph, x: str, quantized: _Quantized, name: str, sizes: Sizes, out: str) -> str:
+        """The product of the output layer by `QGemm`, which reads the matrix as it is stored.
+
+        Its x must have two dimensions.
+        """
+        n_vocab, n_embd = sizes
         flat = graph.fixed(f"{out}.flat", np.array([-1, n_embd], np.int64))
         graph.node("Reshape", [quantized.x, flat], [f"{out}.rounded_rows"])
         weights = [f"{name}.q", f"{name}.scale", graph.weight(f"{name}.zero", "int8", (n_vocab,))]
@@ -250,8 +269,7 @@ class Dense:
         graph.node("Shape", [x], [f"{out}.places"], end=2)
         width = graph.fixed(f"{out}.width", np.array([n_vocab], np.int64))
         graph.node("Concat", [f"{out}.places", width], [f"{out}.shape"], axis=0)
-        graph.node("Reshape", [f"{out}.unit_rows", f"{out}.shape"], [f"{out}.units"])
-        return graph.node("Mul", [f"{out}.units", quantized.row_scale], [out])
+        return graph.node("Reshape", [f"{out}.unit_rows", f"{out}.shape"], [f"{out}.units"])
 
     def linear(self, graph: Graph, x: str, name: str, sizes: Sizes, floor: float | None = None) -> tuple[str, str]:
         """See `Kernel.linear`."""

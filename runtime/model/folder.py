@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import stat
 import time
@@ -83,6 +84,8 @@ class ModelFolder:
         self._files: dict[str, int] = {}
         self._states: dict[str, FileState] = {}
         self._contents: dict[str, bytes] = {}
+        # Of `read_at`; they end with the last reference.
+        self._maps: dict[str, mmap.mmap] = {}
         self._descriptors: list[int] = []
         self._close = weakref.finalize(self, _close_all, self._descriptors)
         self.place = self._open_folder() or self._real
@@ -174,6 +177,22 @@ class ModelFolder:
         with self.stream(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes of an open file. Raises ModelFolderError for a file that ends before them."""
+        if hasattr(os, "pread"):
+            content = os.pread(self._files[name], size, offset)
+        else:
+            # Windows: threads would share the position of the descriptor.
+            content = self._map(name)[offset : offset + size]
+        if len(content) != size:
+            raise ModelFolderError(f"{self.folder / name} became shorter after it was opened; {COPY_AGAIN}")
+        return content
+
+    def _map(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            self._maps[name] = mmap.mmap(self._files[name], 0, access=mmap.ACCESS_READ)
+        return self._maps[name]
+
     def descriptor(self, name: str) -> int:
         """The descriptor of an open file; it stays open until `close`."""
         return self._files[name]
@@ -212,9 +231,17 @@ class ModelFolder:
 
         Changes of its owner, mode or name do not count.
         """
-        now = state_of(os.fstat(self._files[name]))
+        now = os.fstat(self._files[name])
         then = self._states[name]
-        return (now.size, now.modified) != (then.size, then.modified)
+        return now.st_size != then.size or now.st_mtime_ns != then.modified
+
+    def check_unwritten(self, name: str) -> None:
+        """Raise ModelFolderError if the content of an open file was changed in place since it was opened."""
+        if self.was_written(name):
+            raise ModelFolderError(
+                f"{self.folder / name} was written to after the model was loaded; load it again, and replace model "
+                "folders as a whole, as a build does"
+            )
 
     def keep_open(self, names: Iterable[str]) -> None:
         """Close every other file, and the folder; `place` cannot be used any more."""
@@ -226,6 +253,7 @@ class ModelFolder:
 
     def close(self) -> None:
         """Close every file. `read` still returns content that it has read before."""
+        self._maps.clear()
         self._files.clear()
         self._close()
 

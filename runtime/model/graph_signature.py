@@ -9,7 +9,7 @@ from typing import Any
 from runtime.errors import ModelFolderError
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_layers
-from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
+from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN, TOKEN_EMBEDDINGS
 from runtime.graph.head import SEQUENCE
 from runtime.model.config import Config
 from runtime.model.kv_cache import tensor_names
@@ -27,7 +27,8 @@ Values = dict[str, tuple[str, Dimensions]]
 def check_interface(path: Path, session: Session, config: Config, *, is_fused: bool, cache: CacheType = "fp32") -> None:
     """Raise ValueError, naming the file, unless names, types and shapes are those that config.json implies.
 
-    cache: the type of keys and values. The graph of an int8 cache has no mask.
+    cache: the type of keys and values. The graph of an int8 cache has no mask, and may take rows of the embedding in
+    place of ids.
     """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
@@ -43,7 +44,10 @@ def check_interface(path: Path, session: Session, config: Config, *, is_fused: b
     past = (None, config.n_head, None, config.head_dim)
     of_cache = (_INT8 if cache == "int8" else _FLOATS, past)
     expected: Values = {name.format("past_key_values"): of_cache for name in names}
-    expected |= {"input_ids": (_IDS, (None, None))}
+    if TOKEN_EMBEDDINGS in inputs:
+        expected |= {TOKEN_EMBEDDINGS: (_FLOATS, (None, None, config.n_embd))}
+    else:
+        expected |= {"input_ids": (_IDS, (None, None))}
     if cache == "fp32":
         expected |= {"attention_mask": (_IDS, (None, None))}
     optional: Values = {"position_ids": (_IDS, (None, None))}

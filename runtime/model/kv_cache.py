@@ -11,8 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.graph.attention import DTYPES, CacheType
-from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN
+from runtime.graph.gpt2 import HIDDEN, KEEP_HIDDEN, TOKEN_EMBEDDINGS
 from runtime.model.config import Config
+from runtime.model.embedding_rows import Embedding
 
 Logits = NDArray[np.float32]
 KeysValues = NDArray[np.float32 | np.int8]
@@ -92,17 +93,21 @@ class InPlaceCache:
         rows: int = 1,
         *,
         kind: CacheType = "fp32",
+        embedding: Embedding | None = None,
         needs_even_rows: bool = False,
         hidden: bool = False,
     ) -> None:
         """Allocate memory for `capacity` tokens in each of `rows` rows.
 
-        kind: the type of the session's keys and values. needs_even_rows: compute a step of an odd number of rows with a
-            spare row, whose only token is id 0. hidden: passes return the hidden states of the last layer,
-            [.., n_embd], in place of logits [.., n_vocab].
+        kind: the type of the session's keys and values.
+        embedding: what reads the rows of the embedding, for a graph that takes them; None for one that takes ids.
+        needs_even_rows: compute a step of an odd number of rows with a spare row, whose only token is id 0.
+        hidden: passes return the hidden states of the last layer, [.., n_embd], in place of logits [.., n_vocab].
         """
         self._session = session
+        self._embedding = embedding
         self._n_vocab = config.vocab_size
+        self._n_embd = config.n_embd
         self._width = config.n_embd if hidden else config.vocab_size
         self.lengths = [0] * rows
         # The spare row is the first in memory, and so beside any number of first rows. It takes little memory: the
@@ -124,7 +129,8 @@ class InPlaceCache:
         # With hidden states, logits are computed for one position.
         self._fixed = [_share(_ONE)] if hidden else []
         kept = ["num_logits_to_keep", KEEP_HIDDEN] if hidden else ["num_logits_to_keep"]
-        self._feed_names = [*kept, "input_ids", "position_ids", *masks, *past]
+        tokens = "input_ids" if embedding is None else TOKEN_EMBEDDINGS
+        self._feed_names = [*kept, tokens, "position_ids", *masks, *past]
         self._fetch_names = [HIDDEN if hidden else "logits", *present]
         # The tensors of decoding steps by their number of rows.
         self._steps: dict[int, _Pass] = {}
@@ -238,26 +244,34 @@ class InPlaceCache:
         ids = np.zeros((n_rows, n_ids), np.int64)
         positions = np.zeros((n_rows, n_ids), np.int64)
         kept = np.array([keep], np.int64)
+        embeddings = None if self._embedding is None else np.empty((n_rows, n_ids, self._n_embd), np.float32)
         logits = np.empty((n_rows, keep, self._width), np.float32)
         values = [_share(part[rows]) for layer in self._all_buffers for part in layer]
         masks = [self._all_masks[rows]] if self._takes_mask else []
-        feeds = (*self._fixed, *map(_share, (kept, ids, positions, *masks)), *values)
+        tokens = ids if embeddings is None else embeddings
+        feeds = (*self._fixed, *map(_share, (kept, tokens, positions, *masks)), *values)
         binding = self._session.io_binding()
         for name, value in zip(self._feed_names, feeds, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._fetch_names, (_share(logits), *values), strict=True):
             binding.bind_ortvalue_output(name, value)
-        return _Pass(ids, positions, kept, logits, binding)
+        return _Pass(ids, embeddings, positions, kept, logits, binding)
 
     def _run(self, one: _Pass) -> None:
+        if self._embedding is not None and one.embeddings is not None:
+            self._embedding.read(one.ids, one.embeddings)
         with named_failure():
             self._session.run_with_iobinding(one.binding)
 
 
 class _Pass(NamedTuple):
-    """Inputs and outputs of a pass. The arrays stay here because the OrtValues share their memory without owning it."""
+    """Inputs and outputs of a pass. The arrays stay here because the OrtValues share their memory without owning it.
+
+    embeddings: the rows of the embedding for `ids`, where the graph takes them in place of ids.
+    """
 
     ids: NDArray[np.int64]  # [n_rows, n_ids]
+    embeddings: NDArray[np.float32] | None  # [n_rows, n_ids, n_embd]
     positions: NDArray[np.int64]  # [n_rows, n_ids]
     keep: NDArray[np.int64]  # [1]
     logits: Logits  # [n_rows, keep, n_vocab]

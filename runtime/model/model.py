@@ -20,15 +20,17 @@ from runtime._json import parse_json
 from runtime._threads import InThread
 from runtime.errors import ModelFolderError, NoModelError, NoTokenizerError
 from runtime.graph.attention import CacheType
-from runtime.graph.check import check_format, check_graph
-from runtime.graph.gpt2 import EVEN_ROWS_KEY, FIRST_FORMAT, FORMAT_KEY, GRAPH_FILES, KERNEL_KEY
+from runtime.graph.check import check_format, check_graph, kernel_of
+from runtime.graph.gpt2 import EVEN_ROWS_KEY, FIRST_FORMAT, FORMAT_KEY, GRAPH_FILES, KERNEL_KEY, TOKEN_EMBEDDINGS
 from runtime.graph.head import CLASSIFIERS, Head
+from runtime.graph.reader import read_model
 from runtime.hardware.cpu_features import advice, suitable_kernel
 from runtime.hardware.threads import MAX_THREADS
 from runtime.model import integrity
 from runtime.model.cache_type import check_cache_type, choose_cache_type
 from runtime.model.config import Config, read_config
 from runtime.model.dynamic_kv_cache import GrowingCache
+from runtime.model.embedding_rows import Embedding
 from runtime.model.folder import ModelFolder, load_unchanged
 from runtime.model.graph_signature import check_interface
 from runtime.model.integrity import Verify
@@ -114,7 +116,17 @@ class Model:
             self._tokenizer: Tokenizer | None = self._read_tokenizer(files, how)
         self._session: Session | None = opening.result()
         self._read_metadata(path, opening.result())
+        self._embedding = self._open_embedding(path, files) if self.cache == "int8" else None
         return files
+
+    def _open_embedding(self, path: Path, files: ModelFolder) -> Embedding | None:
+        """The rows of the embedding, for a graph that takes them; None for a graph that takes ids."""
+        # With verify="off" the graph was not read before.
+        graph = self._verified.graph or read_model(path)
+        if all(value.name != TOKEN_EMBEDDINGS for value in graph.inputs):
+            return None
+        kernel = kernel_of(graph, "wte", (self.config.vocab_size, self.config.n_embd))
+        return Embedding(graph, kernel, files)
 
     @contextlib.contextmanager
     def _open_graph(
@@ -277,11 +289,7 @@ class Model:
         if files is None:
             raise ValueError(f"the model {self.folder} is closed; load it again")
         for name in names:
-            if files.was_written(name):
-                raise ModelFolderError(
-                    f"{self.folder / name} was written to after the model was loaded; load it again, and replace "
-                    "model folders as a whole, as a build does"
-                )
+            files.check_unwritten(name)
         return files
 
     def new_cache(self, capacity: int, rows: int = 1, *, hidden: bool = False) -> Cache:
@@ -312,7 +320,16 @@ class Model:
         if not self.is_fused:
             return GrowingCache(session, self.config, self._check_pass)
         even = self.needs_even_rows
-        return InPlaceCache(session, self.config, capacity, rows, kind=self.cache, needs_even_rows=even, hidden=hidden)
+        return InPlaceCache(
+            session,
+            self.config,
+            capacity,
+            rows,
+            kind=self.cache,
+            embedding=self._embedding,
+            needs_even_rows=even,
+            hidden=hidden,
+        )
 
     def run_classifier(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
         """The logits of labels of rows that are padded on the right; ids and mask are [n_rows, length].

@@ -24,7 +24,7 @@ from runtime import load
 from runtime.graph.attention import CacheType
 from runtime.graph.check import check_graph
 from runtime.graph.data import Attribute, Node
-from runtime.graph.gpt2 import ACTIVATIONS, FIRST_FORMAT, FORMAT, GRAPH_FILES
+from runtime.graph.gpt2 import ACTIVATIONS, FORMAT, GRAPH_FILES
 from runtime.graph.head import read_head
 from runtime.graph.kernels import Blocks, Kernel
 from runtime.graph.reader import OnnxModel, Place, Tensor, read_model
@@ -137,22 +137,35 @@ def test_every_node_inside_a_branch_is_compared(tmp_path: Path) -> None:
                 assert "node" in refused(model, nodes=changed_nodes)
 
 
-# SHA-256 of model.onnx of the first format, as it was written before there was a description
+# SHA-256 of model.onnx, and of the graph of an int8 cache, as earlier formats had them. The first had no such graph.
 EARLIER = {
-    "dense": "0c8bc2eb2c3ca491",
-    "mixed": "f6bdfcb538193124",
-    "earlier int4 32": "ed164447a9f04e49",
-    "untied": "749ed938aa105216",
-    "fp32 relu": "70b626ff694b2016",
+    ("1", "dense"): ("0c8bc2eb2c3ca491", ""),
+    ("1", "mixed"): ("f6bdfcb538193124", ""),
+    ("1", "earlier int4 32"): ("ed164447a9f04e49", ""),
+    ("1", "untied"): ("749ed938aa105216", ""),
+    ("1", "fp32 relu"): ("70b626ff694b2016", ""),
+    ("2", "dense"): ("b42a546a5cf22dae", "5bd73abe7f449de3"),
+    ("2", "mixed"): ("9f958922673468d0", "151423c5a3cf0970"),
+    ("2", "int4 32"): ("6c96cb7d239630f0", "ae551bc5cf20aebb"),
+    ("2", "untied"): ("130e90bf48937935", "2db08b63325b6c79"),
+    ("2", "static"): ("296b3fc06a409689", "aa526a5bf93edb2f"),
 }
 
 
-@pytest.mark.parametrize("case", EARLIER)
-def test_graphs_have_the_bytes_that_earlier_versions_wrote(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(("format_", "case"), EARLIER)
+def test_graphs_have_the_bytes_that_earlier_versions_wrote(tmp_path: Path, format_: str, case: str) -> None:
     """So that models which they built still load."""
-    graph = write(tmp_path, *CASES[case], has_factor=case == "mixed", format_=FIRST_FORMAT)
-    check_graph(read_model(graph))
-    assert hashlib.sha256(graph.read_bytes()).hexdigest()[:16] == EARLIER[case]
+
+    def digest(graph: Path) -> str:
+        check_graph(read_model(graph))
+        return hashlib.sha256(graph.read_bytes()).hexdigest()[:16]
+
+    graph = write(tmp_path, *CASES[case], has_factor=case == "mixed", format_=format_)
+    expected, with_int8_cache = EARLIER[format_, case]
+    assert digest(graph) == expected
+    if with_int8_cache:
+        write_int8_cache_graph(tmp_path, halves(2, 2, 4, 32))
+        assert digest(tmp_path / GRAPH_FILES["int8"]) == with_int8_cache
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +287,7 @@ def test_both_parts_of_an_int4_vocabulary_are_compared(
         ({"opsets": {"": 18, "com.microsoft": 1, "other": 1}}, "other"),
         ({"inputs": []}, "no input 'past_key_values"),
         ({"outputs": []}, "output none is there"),
-        ({"metadata": {"gpt2_edge_format": "3"}}, "has format 3, this runtime reads 1 and 2: upgrade gpt2-edge"),
+        ({"metadata": {"gpt2_edge_format": "4"}}, "has format 4, this runtime reads up to 3: upgrade gpt2-edge"),
         ({"metadata": {"gpt2_edge_format": "1"}}, "input ('num_hidden_to_keep', "),
         ({"metadata": {"gpt2_edge_format": "2", "more": "1"}}, "metadata says '1' of 'more'"),
         ({"metadata": {"gpt2_edge_format": "2", "gpt2_edge_kernel": "odd"}}, "metadata says 'odd'"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime import generate, load
+from runtime import ModelFolderError, Session, generate, load
 from runtime.model import folder as folder_module
 from runtime.model import integrity, mapped_weights, model
 from runtime.model.folder import FolderChangedError, ModelFolder, load_unchanged
@@ -25,6 +25,7 @@ from tests.support.damaging import whole as whole
 
 STAGES = ("_find_graph", "read_config", "read_tokenizer", "Session", "check_interface")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the list of mappings is Linux's")
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows truncates no mapped file")
 OFTEN = 4
 
 
@@ -178,13 +179,29 @@ def truncate(path: Path) -> None:
 @linux_only
 @pytest.mark.parametrize("spoil", [overwrite, truncate])
 def test_what_happens_to_the_files_changes_no_model_that_is_loaded(folder: Path, spoil: Callable[[Path], None]) -> None:
-    with load(folder) as opened:
+    with load(folder, cache="fp32") as opened:
         expected = generate("One", model=opened, max_new_tokens=8)
         assert not opened.session.reads_from_file
         for name in ("model.onnx", "model.onnx_data", "tokenizer.json", "config.json"):
             spoil(folder / name)
         assert generate("One", model=opened, max_new_tokens=8) == expected
         assert generate("Two", model=opened, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("has_pread", [True, False])
+@pytest.mark.parametrize("spoil", [overwrite, pytest.param(truncate, marks=posix_only)])
+def test_rows_of_the_embedding_are_not_read_from_a_file_that_was_written_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], has_pread: bool
+) -> None:
+    """Also in the middle of a text. The graph of the fp32 cache has a copy of the rows."""
+    if not has_pread:
+        monkeypatch.delattr(os, "pread", raising=False)
+    with load(folder) as opened, Session(opened) as session:
+        session.append("One")
+        id_ = session.sample()
+        spoil(folder / "model.onnx_data")
+        with pytest.raises(ModelFolderError, match=r"model\.onnx_data was written to after the model was loaded"):
+            session.append([id_])
 
 
 @linux_only
@@ -209,7 +226,7 @@ def test_mappings_of_others_stay(folder: Path) -> None:
         assert generate("One", model=mapped, max_new_tokens=4) == expected
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows truncates no mapped file")
+@posix_only
 @pytest.mark.parametrize("spoil", [overwrite, truncate])
 def test_where_weights_stay_mapped_a_change_is_told_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
