@@ -16,7 +16,7 @@ from typing import Protocol
 from runtime._checks import check_count
 from runtime._lock import Lock
 from runtime.errors import MemoryBudgetError
-from runtime.graph.attention import DTYPES, CacheType
+from runtime.graph.attention import DTYPES, N_GROUPS, CacheType
 from runtime.model import integrity
 from runtime.model.cache_type import check_cache_type, choose_cache_type
 from runtime.model.config import Config, read_config
@@ -24,13 +24,14 @@ from runtime.model.kv_cache import Cache
 from runtime.model.prefill import PREFILL_STEP
 
 # The interpreter with numpy, onnxruntime and tokenizers imported.
-PROCESS = 56_500_000
+PROCESS = 57_500_000
 # Code and data of onnxruntime that are loaded with the first session.
-LIBRARIES = 10_500_000
+LIBRARIES = 21_000_000
 # The tables of an open tokenizer, for each byte of tokenizer.json.
 PER_TOKENIZER_BYTE = 9.5
-# Pages of the file that stay in memory, for each weight of a quantized embedding, and as much again during the load.
-PER_EMBEDDING = 0.7
+# For each weight of a quantized embedding: rows that stay in memory for the graph of an fp32 cache. An int8 cache takes
+# them from the file; there as much is needed during the load, for the matrix of the output layer in another order.
+PER_EMBEDDING = 0.9
 # Floats for each position of a pass and each channel: qkv, the feed-forward layer, sums, int8 copies.
 PER_WIDTH = 30
 FLOAT = 4  # bytes
@@ -105,16 +106,17 @@ def estimate(
         )
     # The embedding and the output layer share wte.
     embedding = config.vocab_size * config.n_embd
+    rows_of_embedding = int(PER_EMBEDDING * embedding)
     n_weights = _n_weights(config)
     is_quantized = weights < _FLOATS_FROM * n_weights
-    quantized = int(PER_EMBEDDING * embedding)
+    resident = 0 if kind == "int8" else rows_of_embedding
     scales = int(PER_INT4 * n_weights) if weights < _HALF_SCALES_BELOW * n_weights else 0
     return Estimate(
         process=PROCESS + LIBRARIES,
         tokenizer=int(PER_TOKENIZER_BYTE * tokenizer.stat().st_size) if has_tokenizer else 0,
-        # The output layer has a rearranged copy, while the embedding reads the original.
-        weights=weights + scales + (quantized if is_quantized else FLOAT * embedding),
-        loading=quantized if is_quantized else 0,
+        # The output layer has a rearranged copy, beside the rows of the embedding.
+        weights=weights + scales + (resident if is_quantized else FLOAT * embedding),
+        loading=rows_of_embedding if is_quantized and kind == "int8" else 0,
         cache=cache_bytes(config, context, check_count("rows", rows), kind),
         activations=activation_bytes(config, context, rows, kind),
     )
@@ -140,9 +142,13 @@ def cache_bytes(config: CachedModel, context: int, rows: int, cache: CacheType =
 def activation_bytes(config: Config, context: int, rows: int, cache: CacheType = "fp32") -> int:
     """Bytes of the largest pass of a batch: a chunk of one row's prompt, or a step of all rows, and the logits."""
     n_ids = min(PREFILL_STEP, context)
-    scores = config.n_head * n_ids * context
-    # Prefill reads an int8 cache as fp32, layer by layer.
-    dequantized = 2 * config.n_embd * context if cache == "int8" else 0
+    n_heads = config.n_head
+    dequantized = 0
+    # Prefill reads an int8 cache as fp32, one group of heads of a layer after the other.
+    if cache == "int8":
+        n_heads = -(-config.n_head // N_GROUPS)
+        dequantized = 2 * n_heads * config.head_dim * context
+    scores = n_heads * n_ids * context
     return int(FLOAT * (scores + dequantized + PER_WIDTH * n_ids * config.n_embd + rows * config.vocab_size))
 
 
