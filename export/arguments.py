@@ -14,7 +14,7 @@ from export.checkpoint.random_weights import SIZES
 from export.checkpoint.sources import RANDOM
 from export.folder import layout
 from export.quantize import kernels
-from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES, MAX_ANY_ROWS_BLOCK_SIZES
+from export.quantize.precision import BLOCK_SIZES, DEFAULT_BLOCK_SIZES, INT4_BLOCK_SIZES
 from export.verify import quality
 from export.verify.labels import LABELS_PER_LOSS
 from runtime.cli.arguments import Parser
@@ -271,8 +271,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--precision", choices=sorted(quality.BOUNDS), default="int8", help="of the weights (default: int8)")
     defaults = ", ".join(f"{size} at {precision}" for precision, size in DEFAULT_BLOCK_SIZES.items())
-    alone = " and ".join(f"above {size} at {precision}" for precision, size in MAX_ANY_ROWS_BLOCK_SIZES.items())
-    about = f"weights that share a scale (default: {defaults}); {alone} one row decodes at the speed of two"
+    about = f"weights that share a scale: small blocks are more exact, large ones faster (default: {defaults})"
     add("--block-size", type=int, choices=BLOCK_SIZES, help=about)
     about = "of int8: one scale a column, or one a block (default: dense, with blocks for products that lose too much)"
     add("--kernel", choices=["block", "dense"], help=about)

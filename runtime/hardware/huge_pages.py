@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ _MADV_COLLAPSE = 25
 _PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 # Smaller ranges are stacks, or weights that fit into the processor's caches.
 LEAST = 16 << 20  # bytes
+DELAY = 0.5  # seconds
+"""Until pages are moved. A pass that runs meanwhile takes several times as long, so the first token comes before it."""
 Range = tuple[int, int]
 """The first address, and the address past the end."""
 
@@ -36,7 +39,7 @@ def _range(text: bytes) -> Range:
 
 
 def collapse_what_is_new(since: list[Range]) -> threading.Thread | None:
-    """Move memory that is not in `since` to huge pages, in a thread.
+    """Move memory that is not in `since` to huge pages, in a thread, after DELAY.
 
     Returns the thread; None if there are no huge pages, or no large new memory.
     """
@@ -64,6 +67,7 @@ def _without(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
 
 def _collapse(ranges: Iterable[Range]) -> None:
     """Ask the system for huge pages. If it refuses, the memory stays on small pages."""
+    time.sleep(DELAY)
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for begin, end in ranges:

@@ -81,6 +81,13 @@ CONTENDERS = {
     "gpt2-edge-int8-block": Contender(
         "gpt2-edge int8 in blocks", "edge", (1 + 4 / 64, 1 + 4 / 64), options={"precision": "int8", "kernel": "block"}
     ),
+    "gpt2-edge-int8-block-256": Contender(
+        "gpt2-edge int8 in blocks of 256",
+        "edge",
+        (1 + 4 / 256, 1 + 4 / 256),
+        options={"precision": "int8", "kernel": "block", "block_size": "256"},
+        is_variant=True,
+    ),
     # Blocks of 32 have a scale of two bytes, at int4 half a byte of zero point. A third of the output layer is int8.
     "gpt2-edge-int4": Contender(
         "gpt2-edge int4",

@@ -13,16 +13,22 @@ MOST_LAYERS_VERIFIED = 12  # gpt2; verification of the larger ones takes long, a
 
 
 def convert(
-    source: Path, folder: Path, precision: str, kernel: str | None = None, activations: str | None = None
+    source: Path,
+    folder: Path,
+    precision: str,
+    kernel: str | None = None,
+    activations: str | None = None,
+    block_size: str | None = None,
 ) -> None:
     """Build as a user does: equalized, calibrated on the model's own text and, up to gpt2, verified.
 
-    kernel, activations: the build's default unless it is said.
+    kernel, activations, block_size: the build's default unless it is said.
     """
     from export import build
 
     kind = ["--precision", precision, *(["--kernel", kernel] if kernel else [])]
     kind += ["--activations", activations] if activations else []
+    kind += ["--block-size", block_size] if block_size else []
     n_layer = json.loads((source / "config.json").read_text(encoding="utf-8"))["n_layer"]
     verify = "quality" if n_layer <= MOST_LAYERS_VERIFIED else "none"
     build.main([str(source), "--no-reference", "--verify", verify, *kind, "--output", str(folder)])
