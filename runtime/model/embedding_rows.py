@@ -119,7 +119,6 @@ class _BlockRows:
     """Rows of blocks of 8-bit or 4-bit integers, one scale a block, and at 4 bits one zero point a block."""
 
     def __init__(self, model: OnnxModel, name: str, kernel: Blocks, files: ModelFolder) -> None:
-        self._kernel = kernel
         self._weights = _Table(model, f"{name}.q", files)
         self.n_rows, n_blocks, _ = model.constants[f"{name}.q"].shape
         self.n_embd = n_blocks * kernel.size

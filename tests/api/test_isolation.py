@@ -90,7 +90,7 @@ def test_nothing_foreign_is_loaded_run_or_asked_for(model: Path, tmp_path: Path)
 def test_the_wheel_is_the_runtime_and_nothing_else(wheel: Path) -> None:
     assert wheel.name.startswith("gpt2_edge-")
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert wheel.stat().st_size < 300_000
+    assert wheel.stat().st_size < 320_000
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
