@@ -63,12 +63,12 @@ def write(place: Path, precision: Precision, **sizes: Any) -> None:
     build(config, Noise(config), precision, place)
 
 
-def opened(place: Path) -> Embedding:
+def opened(place: Path, sizes: tuple[int, int] = (N_VOCAB, N_EMBD)) -> Embedding:
     model = read_model(place / GRAPH_FILES["fp32"])
     files = ModelFolder(place)
     for location in model.locations:
         files.open(location)
-    return Embedding(model, kernel_of(model, "wte", (N_VOCAB, N_EMBD)), files)
+    return Embedding(model, kernel_of(model, "wte", sizes), files)
 
 
 def looked_up(place: Path, ids: NDArray[np.int64]) -> Floats:
@@ -150,13 +150,9 @@ def test_threads_share_them(folder: Path) -> None:
 
 def test_a_small_matrix_is_in_the_graph_itself(tmp_path: Path) -> None:
     write(tmp_path, make_kernel("dense"), vocab_size=3, n_embd=32)
-    model = read_model(tmp_path / GRAPH_FILES["fp32"])
-    assert model.constants["wte.q"].place is None
-    files = ModelFolder(tmp_path)
-    for location in model.locations:
-        files.open(location)
+    assert read_model(tmp_path / GRAPH_FILES["fp32"]).constants["wte.q"].place is None
     rows = np.empty((3, 32), np.float32)
-    Embedding(model, kernel_of(model, "wte", (3, 32)), files).read(np.arange(3), rows)
+    opened(tmp_path, (3, 32)).read(np.arange(3), rows)
     assert np.unique(rows).size > 32
 
 
